@@ -1,0 +1,21 @@
+"""What happens beside training: the start report, dashboards, predictions, frozen layers, checkpoints."""
+
+from resnet_pl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from resnet_pl.callbacks.dashboard import Dashboard
+from resnet_pl.callbacks.freeze import Freeze
+from resnet_pl.callbacks.metrics_csv import MetricsCSV
+from resnet_pl.callbacks.predictions import PredictionWriter
+from resnet_pl.callbacks.terminal import ProgressBar, StartReport
+from resnet_pl.callbacks.throughput import Throughput
+
+__all__ = [
+    "BestCheckpoint",
+    "Dashboard",
+    "Freeze",
+    "LastCheckpoint",
+    "MetricsCSV",
+    "PredictionWriter",
+    "ProgressBar",
+    "StartReport",
+    "Throughput",
+]

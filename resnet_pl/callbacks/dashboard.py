@@ -1,0 +1,156 @@
+"""TensorBoard: what the net sees, its mistakes, its hyper-parameters with the real metric, its graph."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from resnet_pl.data.loaders import Batch
+from resnet_pl.reports.pictures import confusion_matrix, contact_sheet
+
+
+class Dashboard(Callback):
+    """Draws pictures for TensorBoard.
+
+    Args:
+        images: pictures on a sheet; 0 draws none.
+        every_seconds: least time between two drawings after validations, so that short epochs are not held up;
+            the last validation is always drawn.
+        graph: whether the net's graph is drawn.
+    """
+
+    def __init__(self, images: NonNegativeInt = 16, every_seconds: NonNegativeFloat = 60, graph: bool = True) -> None:
+        self.images, self.every_seconds, self.graph = images, every_seconds, graph
+        self._drawn_at = -float("inf")
+        self._worst: list[tuple[float, int, int, int]] = []
+        self._drawing = False
+
+    # ------------------------------------------------------------------------------------ start
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hyper-parameters with the metric they are judged by, and the graph."""
+        logger = _tensorboard(trainer)
+        if logger is None:
+            return
+        best = {"hp/best_val_top1": 0.0} if "val" in trainer.datamodule.splits else {}
+        logger.log_hyperparams(_flat(pl_module.config or {}), best)
+        if self.graph:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                size = trainer.datamodule.image_size
+                example = torch.zeros(1, 3, size, size, device=pl_module.device)
+                logger.experiment.add_graph(_Untrained(pl_module), example)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """The first batch as the net sees it, after all augmentation and before normalisation."""
+        logger = _tensorboard(trainer)
+        if logger is None or trainer.global_step > 0 or batch_idx > 0 or not self.images:
+            return
+        images = batch.images[: self.images].float().clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        labels = batch.labels[: self.images].cpu()
+        captions = [_label(label, pl_module.class_names) for label in labels]
+        _draw(logger, "train/first_batch", contact_sheet(list(images), captions), 0)
+
+    # ------------------------------------------------------------------------------------ validation
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decides whether this validation is drawn."""
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        due = last or time.monotonic() - self._drawn_at >= self.every_seconds
+        self._drawing = due and not trainer.sanity_checking and trainer.state.fn == "fit"
+        self._worst = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: dict[str, torch.Tensor],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the worst mistakes so far: (probability of the truth, image, truth, prediction)."""
+        if not self._drawing or not self.images:
+            return
+        probabilities = outputs["probabilities"]
+        truth, predicted = probabilities.gather(1, batch.labels[:, None]).squeeze(1), probabilities.argmax(1)
+        wrong = (predicted != batch.labels).nonzero().squeeze(1)
+        worst = wrong[truth[wrong].argsort()[: self.images]]
+        columns = truth[worst], batch.indices.to(worst.device)[worst], batch.labels[worst], predicted[worst]
+        mistakes = zip(*(column.tolist() for column in columns), strict=True)
+        self._worst = sorted([*self._worst, *mistakes])[: self.images]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Confusion matrix, worst mistakes and the best score so far."""
+        logger = _tensorboard(trainer)
+        if logger is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        scores = [c.best_model_score for c in trainer.checkpoint_callbacks if c.monitor == "val/top1"]
+        best = max([pl_module.results["top1"], *(float(score) for score in scores if score is not None)])
+        logger.experiment.add_scalar("hp/best_val_top1", best, trainer.global_step)
+        if not self._drawing:
+            return
+        self._drawn_at = time.monotonic()
+        names, step = pl_module.class_names, trainer.global_step
+        _draw(logger, "val/confusion", confusion_matrix(pl_module.results["confusion"].numpy(), names), step)
+        if self._worst:
+            images = trainer.datamodule.splits["val"]
+            pictures = [images.picture(index).permute(1, 2, 0).numpy() for _, index, _, _ in self._worst]
+            captions = [f"{names[p]}\nis {names[t]} ({share:.0%})" for share, _, t, p in self._worst]
+            _draw(logger, "val/worst_mistakes", contact_sheet(pictures, captions, ["wrong"] * len(pictures)), step)
+
+
+class _Untrained(torch.nn.Module):
+    """The net as the graph's tracer may call it: evaluation mode inside, so that BatchNorm learns nothing from it."""
+
+    def __init__(self, pl_module: LightningModule) -> None:
+        super().__init__()
+        self.net = pl_module
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        training = self.net.training
+        self.net.eval()
+        try:
+            return self.net(images)
+        finally:
+            self.net.train(training)
+
+
+def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
+    """The logger that draws, in the process that writes."""
+    if not trainer.is_global_zero:
+        return None
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+
+def _draw(logger: TensorBoardLogger, tag: str, picture: np.ndarray, step: int) -> None:
+    logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+
+
+def _label(label: torch.Tensor, names: list[str]) -> str:
+    """A class, or the shares of a mixed label."""
+    if label.ndim == 0:
+        return names[int(label)]
+    shares, classes = label.topk(2)
+    return "\n".join(f"{names[i]} {share:.0%}" for i, share in zip(classes.tolist(), shares.tolist(), strict=True))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Net, data and seed of a configuration as one level of plain values, for the table of runs."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key not in ("model", "data", "seed_everything", "trainer"):
+            continue
+        name = f"{prefix}{key}".replace("init_args.", "")
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.".replace("init_args.", ""))
+        elif isinstance(value, str | int | float):
+            flat[name] = value
+        elif value:
+            flat[name] = str(value)
+    return flat

@@ -1,0 +1,65 @@
+"""Transfer learning: part of the backbone stays as it is, for the whole run or until an epoch."""
+
+from __future__ import annotations
+
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import nn
+from torch.optim import Optimizer
+
+from resnet_pl.errors import UserError
+from resnet_pl.models.weights import find_head
+
+
+class Freeze(BaseFinetuning):
+    """Freezes the backbone, but never its head; frozen BatchNorm layers keep their statistics.
+
+    Args:
+        up_to: the last stage that is frozen, such as `layer2`; the whole backbone if not given.
+        unfreeze_at_epoch: epoch, from 0, at which everything is trained; never if not given.
+    """
+
+    def __init__(self, up_to: str | None = None, unfreeze_at_epoch: NonNegativeInt | None = None) -> None:
+        super().__init__()
+        self.up_to, self.unfreeze_at_epoch = up_to, unfreeze_at_epoch
+
+    def _frozen(self, backbone: nn.Module) -> list[nn.Module]:
+        """The children of the backbone that are frozen, without the head."""
+        names = [name for name, _ in backbone.named_children()]
+        if self.up_to is not None and self.up_to not in names:
+            raise UserError(
+                f"Freeze.up_to: {self.up_to} is no stage of the backbone\nits stages are {', '.join(names)}"
+            )
+        head = find_head(backbone)[1]
+        last = names.index(self.up_to) if self.up_to is not None else len(names)
+        children = [child for _, child in backbone.named_children()][: last + 1]
+        return [part for child in children for part in _without(child, head)]
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        """See Lightning's BaseFinetuning."""
+        for part in self._frozen(pl_module.backbone):
+            part.requires_grad_(False)
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        """Unfreezes when it is time; the optimiser has held all parameters from the start."""
+        if self.unfreeze_at_epoch is not None and epoch >= self.unfreeze_at_epoch:
+            pl_module.backbone.requires_grad_(True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning's Callback."""
+        super().on_train_epoch_start(trainer, pl_module)
+        pl_module.backbone.train()
+        if self.unfreeze_at_epoch is None or trainer.current_epoch < self.unfreeze_at_epoch:
+            for part in self._frozen(pl_module.backbone):
+                # In training mode BatchNorm would go on changing its statistics, and dropout would drop.
+                part.eval()
+
+
+def _without(module: nn.Module, head: nn.Module) -> list[nn.Module]:
+    """The parts of a module, cut no finer than needed to leave the head out."""
+    if module is head:
+        return []
+    if not any(part is head for part in module.modules()):
+        return [module]
+    return [part for child in module.children() for part in _without(child, head)]

@@ -1,0 +1,87 @@
+"""What the terminal shows of training: what is about to start, told once, and how far it has come."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, without the version number, which the start report tells."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float]:
+        """See Lightning's ProgressBar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class StartReport(Callback):
+    """Prints net, data, batch, learning rate, precision and device before the first step.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: object) -> None:
+        self.run = run
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning's Callback."""
+        rows = {
+            "run": f"{self.run}" + (f", going on from step {trainer.global_step:,}" if trainer.global_step else ""),
+            "net": _net(pl_module),
+            "data": _data(trainer),
+            "batch": _batch(trainer, pl_module),
+            "training": _training(trainer, pl_module),
+            "device": _device(trainer),
+        }
+        for name, text in rows.items():
+            print(f"{name:<10}{text}")
+
+
+def _net(pl_module: LightningModule) -> str:
+    spec = pl_module.hparams.get("backbone") or {}
+    name = spec.get("class_path", type(pl_module.backbone).__name__) if isinstance(spec, dict) else str(spec)
+    name = name.removeprefix("resnet_pl.models.")
+    depth = (spec.get("init_args") or {}).get("depth") if isinstance(spec, dict) else None
+    total = sum(p.numel() for p in pl_module.parameters())
+    trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+    frozen = "" if trained == total else f", {trained:,} of them trained"
+    return f"{name}{'' if depth is None else f' {depth}'}, {total:,} parameters{frozen}"
+
+
+def _data(trainer: Trainer) -> str:
+    data = trainer.datamodule
+    counts = " + ".join(f"{len(images):,} {part}" for part, images in data.splits.items())
+    return f"{data.describe()}: {counts} images, {len(data.classes)} classes"
+
+
+def _batch(trainer: Trainer, pl_module: LightningModule) -> str:
+    size, paper = pl_module.effective_batch_size, trainer.datamodule.paper_batch_size
+    parts = [f"{trainer.datamodule.batch_size} images"]
+    parts += [f"{trainer.world_size} processes"] if trainer.world_size > 1 else []
+    parts += [f"{trainer.accumulate_grad_batches} accumulated"] if trainer.accumulate_grad_batches > 1 else []
+    told = f"{size}" + (f" ({' × '.join(parts)})" if len(parts) > 1 else "")
+    return told if size == paper else f"{told}; the paper's is {paper}"
+
+
+def _training(trainer: Trainer, pl_module: LightningModule) -> str:
+    optimizer, schedule = trainer.optimizers[0], pl_module.schedule
+    rates = [config.scheduler.base_lrs[0] for config in trainer.lr_scheduler_configs]
+    warmup = f" after {schedule.warmup:g} {schedule.unit} of warm-up" if schedule.warmup else ""
+    length = trainer.estimated_stepping_batches
+    steps = f"{length:,} iterations" if length != float("inf") else "no set end"
+    epochs = f"{trainer.max_epochs} epochs, " if trainer.max_epochs not in (None, -1) else ""
+    rate = rates[0] if rates else optimizer.param_groups[0]["lr"]
+    return f"{type(optimizer).__name__}, learning rate {rate:g}, {schedule.shape}{warmup}, {epochs}{steps}"
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{trainer.world_size} × {name}, precision {trainer.precision}"

@@ -1,0 +1,34 @@
+"""How fast training goes: images a second and seconds an epoch."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs `images_per_second` of all processes and `epoch_seconds` after each training epoch, validation apart."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._start = self._end = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning's Callback."""
+        self._images, self._start = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """See Lightning's Callback."""
+        self._images += len(batch.indices)
+        # The clock is read before validation starts, which is part of the training epoch to Lightning.
+        self._end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning's Callback."""
+        seconds = max(self._end - self._start, 1e-9)
+        pl_module.log("epoch_seconds", seconds)
+        pl_module.log("images_per_second", self._images * trainer.world_size / seconds)

@@ -1,0 +1,254 @@
+"""The LightningModule: a backbone with its loss, metrics, optimiser and predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt, restricted_number_type
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from resnet_pl import checkpoint as ckpt
+from resnet_pl.console import tell
+from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.loaders import Batch
+from resnet_pl.errors import UserError
+from resnet_pl.evaluation.metrics import Evaluation
+from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
+from resnet_pl.optim import Schedule, ScheduledLR, parameter_groups
+
+Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
+
+
+class Normalize(nn.Module):
+    """Turns images into what the backbone takes; mean and standard deviation are buffers, kept in the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 1, 1))
+        self.register_buffer("std", torch.ones(1, 1, 1))
+
+    def set(self, mean: Tensor, std: Tensor) -> None:
+        """Takes `(C, 1, 1)` or `(C, H, W)` statistics of images in [0, 1]."""
+        self.mean, self.std = mean.to(self.mean), std.to(self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8, or float in [0, 1], to normalised float."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return (images - self.mean) / self.std
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # A value a channel or a whole mean image: the checkpoint knows the shape.
+        for name in ("mean", "std"):
+            if (value := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ImageClassifier(LightningModule):
+    """Classifies images with any backbone.
+
+    Args:
+        backbone: any classification net; its last layer is replaced where its width differs from the classes.
+        weights: what the backbone starts from: a torchvision name such as IMAGENET1K_V1, a URL, or a .pth,
+            .safetensors or .ckpt file. Not read where a checkpoint is given.
+        num_classes: number of classes; taken from the data if not given.
+        class_names: a name for each class; taken from the data if not given.
+        optimizer: any torch optimiser.
+        schedule: learning rate over the run.
+        base_batch_size: batch size that the optimiser's `lr` is meant for; it is then scaled with the effective batch.
+        decay_norm_and_bias: whether weight decay applies to normalisation layers and biases too, as in the paper.
+        loss: training loss of (logits, labels); cross-entropy if not given. Evaluation is always by cross-entropy.
+        label_smoothing: share of each training label that is spread over all classes.
+        channels_last: memory layout that convolutions are faster in.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        weights: str | None = None,
+        num_classes: PositiveInt | None = None,
+        class_names: list[str] | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
+        schedule: Schedule = Schedule(),  # noqa: B008 - never changed, and its values are --help's defaults
+        base_batch_size: PositiveInt | None = None,
+        decay_norm_and_bias: bool = True,
+        loss: nn.Module | None = None,
+        label_smoothing: Share = 0.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if self.hparams.backbone is backbone:
+            # Built from Python: keep a description of the backbone, not the backbone, in the hyper-parameters.
+            self._set_hparams(ckpt.plain_arguments(self.hparams))
+            self._hparams_initial = self._hparams
+        self.backbone, self.normalize = backbone, Normalize()
+        self.optimizer, self.schedule, self.base_batch_size = optimizer, schedule, base_batch_size
+        self.weights, self.decay_norm_and_bias, self.channels_last = weights, decay_norm_and_bias, channels_last
+        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        # Filled by the command line: the whole resolved configuration, which the checkpoint carries.
+        self.config: dict[str, Any] | None = None
+        self.evaluation: Evaluation | None = None
+        self.results: dict[str, Any] = {}
+        # Set by the command line where a checkpoint will be restored: nothing pretrained is then read.
+        self.restoring = False
+        self._seen: Tensor | None = None
+
+    # ------------------------------------------------------------------------------------ the net
+    @property
+    def class_names(self) -> list[str]:
+        """A name for each class."""
+        return self.hparams.class_names or [str(i) for i in range(self.hparams.num_classes or 0)]
+
+    def configure_model(self) -> None:
+        """Fits the net to the classes of the data, or of the checkpoint, and loads the weights it starts from.
+
+        Lightning calls this once the data is known and before a checkpoint is restored; some callbacks call it earlier.
+        """
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None:
+            self._take_classes(data)
+        if self.evaluation is not None:
+            return
+        num_classes = self._count_classes()
+        set_num_classes(self.backbone, num_classes)
+        if self.channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        self.evaluation = Evaluation(num_classes)
+        if self._trainer is None or not self._trainer.training or self.restoring:
+            return
+        if self.weights is not None:
+            tell(load_weights(self.backbone, self.weights, fetch_weights))
+        if data is not None:
+            self.normalize.set(*data.normalization())
+
+    def _take_classes(self, data: ImageDataModule) -> None:
+        names = data.class_names
+        if self.hparams.class_names is None and not self._trainer.predicting:
+            self.hparams.class_names = list(names)
+        elif list(names) != list(self.hparams.class_names or []) and not self._trainer.predicting:
+            raise UserError(
+                f"{data.describe()} has the {len(names)} classes {_few(names)}, but the net was trained on the "
+                f"{len(self.class_names)} classes {_few(self.class_names)}\n"
+                "give data with the same classes, or train a new net"
+            )
+
+    def _count_classes(self) -> int:
+        names, number = self.hparams.class_names, self.hparams.num_classes
+        if names and number and len(names) != number:
+            raise UserError(
+                f"model.num_classes is {number}, but the data has {len(names)} classes\n"
+                "leave model.num_classes out: it is taken from the data"
+            )
+        if not names and not number:
+            return find_head(self.backbone)[1].weight.shape[0]
+        self.hparams.num_classes = number or len(names)
+        return self.hparams.num_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(N, 3, H, W)` uint8, or float in [0, 1], to logits `(N, num_classes)`."""
+        images = self.normalize(images)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.backbone(images)
+
+    # ------------------------------------------------------------------------------------ training
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch; what is logged stays on the device until a logging step."""
+        logits = self(batch.images)
+        loss = self.loss(logits, batch.labels)
+        with torch.no_grad():
+            labels = batch.labels.argmax(1) if batch.labels.ndim > 1 else batch.labels
+            correct = (logits.argmax(1) == labels).sum()
+            size = len(labels)
+            seen = torch.stack([loss.detach().float() * size, correct.float(), correct.new_full((), size).float()])
+            self._seen = seen if self._seen is None else self._seen + seen
+        if self.trainer._logger_connector.should_update_logs:
+            self._log_training()
+        return loss
+
+    def _log_training(self) -> None:
+        """Mean loss and top-1 since they were logged last, over this process's images."""
+        total, correct, count = self._seen.unbind()
+        self.log("train/loss", total / count, prog_bar=True)
+        self.log("train/top1", correct / count)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self._seen = None
+
+    def on_train_epoch_end(self) -> None:
+        """Logs what the last logging step left over, so that no epoch goes by without a line."""
+        if self._seen is not None:
+            self._log_training()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser named in the configuration, and the schedule that follows every batch."""
+        try:
+            optimizer = self.optimizer(parameter_groups(self, self.decay_norm_and_bias))
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        if self.base_batch_size is not None:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.effective_batch_size / self.base_batch_size
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches
+        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        schedule = ScheduledLR(optimizer, self.schedule, total, per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Images behind one step of the optimiser: over processes and accumulated batches."""
+        trainer = self.trainer
+        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+    # ------------------------------------------------------------------------------------ evaluation
+    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        probabilities = self(batch.images).float().softmax(1)
+        self.evaluation.update(probabilities, batch.labels)
+        return {"probabilities": probabilities}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns `probabilities` `(N, K)`."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns `probabilities` `(N, K)`."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns `probabilities` `(N, K)`, `labels` and `indices` `(N,)`."""
+        probabilities = self(batch.images).float().softmax(1)
+        return {"probabilities": probabilities, "labels": batch.labels, "indices": batch.indices}
+
+    def _finish(self, stage: str) -> None:
+        self.results = self.evaluation.compute()
+        self.evaluation.reset()
+        shown = {key: self.results[key] for key in ("loss", "top1", "top5") if self.results[key] is not None}
+        for name, value in shown.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation's figures and tells the schedule."""
+        self._finish("val")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            for config in self.trainer.lr_scheduler_configs:
+                config.scheduler.observe(self.results["top1"])
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test's figures."""
+        self._finish("test")
+
+    # ------------------------------------------------------------------------------------ checkpoints
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the whole story into the checkpoint: configuration, data, versions, all plain types."""
+        data = getattr(self._trainer, "datamodule", None)
+        provenance = data.provenance() if isinstance(data, ImageDataModule) else None
+        checkpoint[ckpt.KEY] = ckpt.story(self.config, provenance)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,0 +1,11 @@
+"""LightningDataModules and what they are made of."""
+
+from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.cifar import CIFAR10, CIFAR100
+from resnet_pl.data.digits import Digits
+from resnet_pl.data.flowers import Flowers
+from resnet_pl.data.folder import ImageFolder
+from resnet_pl.data.imagenet import ImageNet
+from resnet_pl.data.tensors import TensorDataModule
+
+__all__ = ["CIFAR10", "CIFAR100", "Digits", "Flowers", "ImageDataModule", "ImageFolder", "ImageNet", "TensorDataModule"]

@@ -1,0 +1,263 @@
+"""CIFAR-10 and CIFAR-100: 60,000 images of 32×32 pixels, from the official binary archives or an .npz of arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jsonargparse.typing import PositiveInt
+
+from resnet_pl.archives import extract
+from resnet_pl.data.base import Mean, Std
+from resnet_pl.data.tensors import TensorDataModule, TensorImages
+from resnet_pl.data.transforms import BatchTransform, PadCrop, RandomFlip
+from resnet_pl.download import fetch
+from resnet_pl.errors import UserError
+
+PIXELS = 3 * 32 * 32
+
+
+class _CIFAR(TensorDataModule):
+    """What both sets share: the paper's augmentation and normalisation, 5,000 images held out for validation.
+
+    Args:
+        root: folder that holds the .npz or the unpacked binary files.
+        download: whether to fetch the archive when the images are not there.
+        val_split: share (below 1) or number of the training images held out for validation; 0 trains on all.
+        mean: what is subtracted from images in [0, 1]; the mean image of the training split by default, as in §4.2.
+        std: what images are divided by; nothing by default.
+        batch_transforms: augmentation of whole batches; pad by 4, crop and mirror by default, as in §4.2.
+    """
+
+    paper_batch_size = 128
+    url: ClassVar[str]
+    checksum: ClassVar[str]
+    npz: ClassVar[str]
+    binaries: ClassVar[dict[str, list[str]]]
+    # Bytes before each image in the binary files; the last of them is the label.
+    label_bytes: ClassVar[int]
+    names: ClassVar[list[str]]
+
+    def __init__(
+        self,
+        root: str,
+        download: bool = True,
+        batch_size: PositiveInt = 128,
+        image_size: PositiveInt = 32,
+        mean: Mean = "pixel",
+        std: Std = None,
+        batch_transforms: list[BatchTransform] | None = None,
+        val_split: int | float = 5000,
+        **kwargs: Any,
+    ) -> None:
+        if image_size != 32:
+            raise ValueError(f"{type(self).__name__}: image_size is {image_size}, but the images have 32 pixels a side")
+        if batch_transforms is None:
+            batch_transforms = [PadCrop(4), RandomFlip()]
+        super().__init__(
+            batch_size=batch_size,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            batch_transforms=batch_transforms,
+            val_split=val_split,
+            **kwargs,
+        )
+        self.root, self.download = Path(root), download
+
+    def _binaries(self, part: str) -> list[Path] | None:
+        """The binary files of a part, in the root or one folder down, if all are there."""
+        for folder in (self.root, *sorted(path for path in self.root.glob("*") if path.is_dir())):
+            paths = [folder / name for name in self.binaries[part]]
+            if all(path.is_file() for path in paths):
+                return paths
+        return None
+
+    def prepare_data(self) -> None:
+        """Downloads the archive if no images are there."""
+        if (self.root / self.npz).is_file() or self._binaries("train") or not self.download:
+            return
+        hint = f"or put {self.npz} or the unpacked .bin files into {self.root}"
+        archive = fetch([self.url], self.root / Path(self.url).name, self.checksum, what=type(self).__name__, hint=hint)
+        extract(archive, self.root)
+        archive.unlink()
+
+    def read(self) -> dict[str, TensorImages]:
+        """See `TensorDataModule.read`."""
+        self.classes = list(self.names)
+        if (self.root / self.npz).is_file():
+            return self._read_npz(self.root / self.npz)
+        return {part: self._read_binaries(part) for part in ("train", "test")}
+
+    def _read_npz(self, path: Path) -> dict[str, TensorImages]:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {part: self._part(part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")}
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(
+                f"cannot read {path}: {str(error).splitlines()[0]}\n"
+                "it must hold the uint8 arrays x_train, x_test (N, 32, 32, 3) and the labels y_train, y_test"
+            ) from error
+
+    def _read_binaries(self, part: str) -> TensorImages:
+        paths = self._binaries(part)
+        if paths is None:
+            raise UserError(
+                f"{type(self).__name__} is not in {self.root}: looked for {self.npz} and {self.binaries[part][0]}\n"
+                f"let it be downloaded (--data.download true), or unpack {self.url} there"
+            )
+        record = self.label_bytes + PIXELS
+        data = np.concatenate([np.fromfile(path, dtype=np.uint8) for path in paths])
+        if len(data) % record:
+            raise UserError(f"{paths[0].parent} holds a truncated file of {type(self).__name__}\nunpack it again")
+        data = data.reshape(-1, record)
+        images = data[:, self.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return self._part(part, images, data[:, self.label_bytes - 1])
+
+    def _part(self, part: str, images: np.ndarray, labels: np.ndarray) -> TensorImages:
+        labels = labels.reshape(-1).astype(np.int64)
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+            raise ValueError(f"x_{part} is {images.dtype} of shape {images.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            raise ValueError(f"y_{part} has the label {labels.max()}, there are {len(self.classes)} classes")
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return TensorImages(pixels, torch.from_numpy(labels), [f"{part}/{i:05d}" for i in range(len(labels))])
+
+
+class CIFAR10(_CIFAR):
+    """CIFAR-10, downloaded (170 MB) when it is not there.
+
+    Args:
+        root: folder that holds cifar10.npz or the unpacked binary files.
+    """
+
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    checksum = "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    npz = "cifar10.npz"
+    binaries = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+    label_bytes = 1
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+    def __init__(self, root: str = "data/cifar10", **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)
+
+
+class CIFAR100(_CIFAR):
+    """CIFAR-100 with its fine labels, downloaded (169 MB) when it is not there.
+
+    Args:
+        root: folder that holds cifar100.npz or the unpacked binary files.
+    """
+
+    url = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+    checksum = "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+    npz = "cifar100.npz"
+    binaries = {"train": ["train.bin"], "test": ["test.bin"]}
+    label_bytes = 2
+    names = [
+        "apple",
+        "aquarium_fish",
+        "baby",
+        "bear",
+        "beaver",
+        "bed",
+        "bee",
+        "beetle",
+        "bicycle",
+        "bottle",
+        "bowl",
+        "boy",
+        "bridge",
+        "bus",
+        "butterfly",
+        "camel",
+        "can",
+        "castle",
+        "caterpillar",
+        "cattle",
+        "chair",
+        "chimpanzee",
+        "clock",
+        "cloud",
+        "cockroach",
+        "couch",
+        "crab",
+        "crocodile",
+        "cup",
+        "dinosaur",
+        "dolphin",
+        "elephant",
+        "flatfish",
+        "forest",
+        "fox",
+        "girl",
+        "hamster",
+        "house",
+        "kangaroo",
+        "keyboard",
+        "lamp",
+        "lawn_mower",
+        "leopard",
+        "lion",
+        "lizard",
+        "lobster",
+        "man",
+        "maple_tree",
+        "motorcycle",
+        "mountain",
+        "mouse",
+        "mushroom",
+        "oak_tree",
+        "orange",
+        "orchid",
+        "otter",
+        "palm_tree",
+        "pear",
+        "pickup_truck",
+        "pine_tree",
+        "plain",
+        "plate",
+        "poppy",
+        "porcupine",
+        "possum",
+        "rabbit",
+        "raccoon",
+        "ray",
+        "road",
+        "rocket",
+        "rose",
+        "sea",
+        "seal",
+        "shark",
+        "shrew",
+        "skunk",
+        "skyscraper",
+        "snail",
+        "snake",
+        "spider",
+        "squirrel",
+        "streetcar",
+        "sunflower",
+        "sweet_pepper",
+        "table",
+        "tank",
+        "telephone",
+        "television",
+        "tiger",
+        "tractor",
+        "train",
+        "trout",
+        "tulip",
+        "turtle",
+        "wardrobe",
+        "whale",
+        "willow_tree",
+        "wolf",
+        "woman",
+        "worm",
+    ]
+
+    def __init__(self, root: str = "data/cifar100", **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)

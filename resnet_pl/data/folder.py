@@ -1,0 +1,172 @@
+"""Any folder of class folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from resnet_pl.console import progress, tell
+from resnet_pl.data.base import ImageDataModule, Mean, Std
+from resnet_pl.data.images import BadImage, list_images, scan_image
+from resnet_pl.data.photos import Photos
+from resnet_pl.data.splits import content_digests
+from resnet_pl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, BatchTransform, Crop, PCAColor, RandomFlip, ScaleCrop
+from resnet_pl.errors import UserError
+
+# What people call the folders of a data set that comes split.
+SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
+Listing = dict[str, str]  # path relative to the root -> class
+
+
+class ImageFolder(ImageDataModule):
+    """Photos in folders named after their classes: root/CLASS/*, or root/{train,val,test}/CLASS/*.
+
+    Args:
+        root: folder of the class folders.
+        crop: which part of a photo is trained on; the paper's scale augmentation by default.
+        transforms: further transforms of single uint8 images in the workers, such as
+            torchvision.transforms.v2.TrivialAugmentWide.
+        scan: whether every file is checked quickly before the first step.
+        mean: what is subtracted from images in [0, 1]: a value a channel (ImageNet's by default), or measured on the
+            training split, `channel` by channel or `pixel` by pixel.
+        std: what images are divided by: a value a channel, measured (`channel`), or nothing (null).
+        batch_transforms: augmentation of whole batches on the device; mirroring and PCA colour by default.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/photos",
+        crop: Crop | None = None,
+        transforms: list[nn.Module] | None = None,
+        scan: bool = False,
+        mean: Mean = IMAGENET_MEAN,
+        std: Std = IMAGENET_STD,
+        batch_transforms: list[BatchTransform] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if batch_transforms is None:
+            batch_transforms = [RandomFlip(), PCAColor()]
+        super().__init__(mean=mean, std=std, batch_transforms=batch_transforms, **kwargs)
+        self.root = Path(root)
+        self.crop, self.transforms, self.scan = crop or ScaleCrop(), transforms or [], scan
+
+    # ------------------------------------------------------------------------------------ splits
+    def find_splits(self) -> dict[str, Photos]:
+        """See `ImageDataModule.find_splits`."""
+        if not self.root.is_dir():
+            raise UserError(f"data.root: there is no folder {self.root}\n{self.where_to_get()}")
+        folders = {part: folder for part in SPLIT_FOLDERS if (folder := self._part_folder(part))}
+        listings = {part: self._list(folder) for part, folder in folders.items()}
+        listings = listings if "train" in listings or self._provenance else {}
+        if self._provenance is None:
+            self._name_classes(listings.get("train"))
+            listings = self._split(listings)
+        else:
+            self.classes = list(self._provenance["classes"])
+            listings = self._stored(listings)
+        if self.scan:
+            self._scan(listings)
+        return {part: self._photos(part, listing) for part, listing in listings.items() if listing}
+
+    def where_to_get(self) -> str:
+        """The way out when there is no such folder, in a line."""
+        return "give the folder that holds one folder for each class with --data.root FOLDER"
+
+    def _part_folder(self, part: str) -> Path | None:
+        return next((self.root / name for name in SPLIT_FOLDERS[part] if (self.root / name).is_dir()), None)
+
+    def _list(self, folder: Path) -> Listing:
+        """Every image below the class folders of a folder; raises UserError where a class has none."""
+        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not classes:
+            raise UserError(f"{folder} has no class folders\nput the images of each class in a folder of its own there")
+        listing: Listing = {}
+        for path in classes:
+            images = list_images(path)
+            if not images:
+                raise UserError(f"the class folder {path} has no image\nremove it or put images there")
+            listing |= {image.relative_to(self.root).as_posix(): path.name for image in images}
+        return listing
+
+    def _name_classes(self, training: Listing | None) -> None:
+        self.classes = sorted(set((training or self._list(self.root)).values()))
+        if len(self.classes) < 2:
+            raise UserError(f"{self.root} has one class only ({self.classes[0]})\na classifier needs two or more")
+
+    def _split(self, listings: dict[str, Listing]) -> dict[str, Listing]:
+        """Completes the parts that the folders give by cutting the training images."""
+        self.stores_names = not {"val", "test"} & set(listings)
+        whole = listings.get("train") or self._list(self.root)
+        if "val" in listings:
+            # A set that people publish with train/ and val/ alone is reported on val/.
+            return listings if "test" in listings else listings | {"test": listings["val"]}
+        names = list(whole)
+        labels = [self.classes.index(name) for name in whole.values()]
+        digests = content_digests([self.root / name for name in names])
+        cut = self.cut(digests, labels, names, test=0 if "test" in listings else self.test_split)
+        self.stores_names = True
+        parts = {part: {names[i]: whole[names[i]] for i in chosen} for part, chosen in cut.items()}
+        return parts | {"test": listings["test"]} if "test" in listings else parts
+
+    def _stored(self, listings: dict[str, Listing]) -> dict[str, Listing]:
+        """The checkpoint's own split where this is the data it was trained on, else all that may be tested on."""
+        same_place = str(self.root) == self._provenance["root"]
+        names = self.stored_splits()
+        if names is None and same_place:
+            return self._split(listings)
+        whole: Listing = {}
+        for listing in listings.values():
+            whole |= listing
+        whole = whole or self._list(self.root)
+        if names is not None:
+            missing = [name for part in names.values() for name in part if name not in whole]
+            if not missing:
+                return {part: {name: whole[name] for name in part_names} for part, part_names in names.items()}
+            if same_place:
+                raise UserError(
+                    f"{self.root} lacks {len(missing)} of the images that the checkpoint was trained and tested on, "
+                    f"the first is {missing[0]}\nput them back, or name another folder with --data.root"
+                )
+        self.origin = "a folder other than the training data's"
+        return {"test": listings.get("test", whole), "val": listings.get("val", whole)}
+
+    def _photos(self, part: str, listing: Listing) -> Photos:
+        number = {name: index for index, name in enumerate(self.classes)}
+        unknown = sorted(set(listing.values()) - set(number))
+        if unknown:
+            raise UserError(
+                f"{part} images in {self.root} have the class {unknown[0]}, which training does not know\n"
+                f"the {len(number)} known classes are {', '.join(self.classes[:10])}{' …' if len(number) > 10 else ''}"
+            )
+        labels = [number[name] for name in listing.values()]
+        training = {"crop": self.crop, "transforms": self.transforms, "seed": self.seed} if part == "train" else {}
+        return Photos(self.root, list(listing), labels, self.image_size, **training)
+
+    def _scan(self, listings: dict[str, Listing]) -> None:
+        """Checks every file quickly, and names or leaves out the bad ones as `on_bad_image` says."""
+        bad: list[BadImage] = []
+        names = {name for listing in listings.values() for name in listing}
+        with progress(len(names), "checking images") as advance:
+            for name in sorted(names):
+                try:
+                    scan_image(self.root / name)
+                except BadImage as error:
+                    bad.append(error)
+                advance(1)
+        if bad and self.on_bad_image == "error":
+            raise UserError(_bad_images(bad))
+        for error in bad:
+            tell(f"left out: {error}")
+            for listing in listings.values():
+                listing.pop(Path(error.path).relative_to(self.root).as_posix(), None)
+
+
+def _bad_images(bad: Sequence[BadImage]) -> str:
+    shown = "; ".join(str(error) for error in bad[:3]) + (" …" if len(bad) > 3 else "")
+    return (
+        f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read: {shown}\n"
+        "repair or remove them, or leave such files out with --data.on_bad_image skip"
+    )

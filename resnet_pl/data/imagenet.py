@@ -1,0 +1,46 @@
+"""ImageNet as it is usually unpacked: train/ and val/ with a folder for each wordnet id."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+from resnet_pl.data.folder import ImageFolder
+
+
+class ImageNet(ImageFolder):
+    """ImageNet (ILSVRC 2012): root/train/n01440764/*, root/val/n01440764/*; val/ is what results are reported on.
+
+    A subset of the classes works too. Class names come from the 1,000 known ones, or from root/LOC_synset_mapping.txt.
+
+    Args:
+        root: folder that holds train/ and val/.
+        batch_size: training images a step and process; the paper's 256 is over all its GPUs.
+    """
+
+    def __init__(self, root: str = "data/imagenet", batch_size: int = 256, **kwargs: Any) -> None:
+        super().__init__(root=root, batch_size=batch_size, **kwargs)
+
+    def where_to_get(self) -> str:
+        """See `ImageFolder.where_to_get`."""
+        return "download ILSVRC 2012 from image-net.org, unpack it to train/ and val/, and give it with --data.root"
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The first English word for each wordnet id; the id is added where two classes share it."""
+        words = self._words()
+        names = [words.get(wordnet_id, wordnet_id) for wordnet_id in self.classes]
+        count = Counter(names)
+        return [name if count[name] == 1 else f"{name} ({self.classes[i]})" for i, name in enumerate(names)]
+
+    def _words(self) -> dict[str, str]:
+        mapping = self.root / "LOC_synset_mapping.txt"
+        if mapping.is_file():
+            lines = (line.split(maxsplit=1) for line in mapping.read_text(encoding="utf-8").splitlines() if line)
+            return {wordnet_id: words.split(",")[0].strip() for wordnet_id, words in lines}
+        if len(self.classes) == 1000:
+            from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+            return dict(zip(self.classes, _IMAGENET_CATEGORIES, strict=True))
+        return {}

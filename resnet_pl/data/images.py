@@ -1,0 +1,156 @@
+"""From an image file to pixels, as a person sees them."""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from resnet_pl.errors import UserError
+
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+)
+MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte in RGB
+
+# Named, because Pillow would otherwise also try formats that run other programs (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_TRAILERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+class BadImage(UserError):
+    """An image file that cannot be used.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it, in a few words.
+    """
+
+    def __init__(self, path: Path | str, reason: str = "") -> None:
+        # A DataLoader builds a worker's exception anew from one text, which is a whole message and no path.
+        super().__init__(f"cannot read image {path}: {reason}; replace or remove the file" if reason else str(path))
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path | str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Finds all images below a folder, in sorted order.
+
+    Symbolic links are followed, except one that leads back to a folder it lies in. Hidden files and folders are left
+    out. Only names are looked at, so a damaged image or a dangling link is listed, for `scan_image` to find.
+
+    Raises:
+        UserError: the folder or one below it is missing or cannot be opened.
+    """
+    try:
+        return list(_walk(Path(folder), frozenset()))
+    except OSError as error:
+        raise UserError(f"cannot list folder {error.filename}: {error.strerror}") from error
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _walk(path, above | {real})
+        # Neither a file nor a link: a pipe or socket, which would block whoever reads it.
+        elif path.suffix.lower() in IMAGE_EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+            yield path
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """Reads an image file.
+
+    The content decides about the format, not the file's extension. EXIF orientation is applied, transparency is laid
+    on white, 16-bit grey is scaled to 8 bits and of an animation the first frame is taken. Colour profiles are ignored.
+
+    Returns:
+        RGB pixels, uint8 `(3, H, W)`, in memory as `(H, W, 3)`.
+
+    Raises:
+        BadImage: the file is missing, unreadable, empty, cut short, no image or larger than `MAX_PIXELS`.
+    """
+    with _as_bad_image(path):
+        data = Path(path).read_bytes()
+        image = _open(io.BytesIO(data))
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            # What this decoder refuses, Pillow may still read, and says better what is wrong if it does not.
+            with suppress(RuntimeError):
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        image.load()
+        # Damaged EXIF data spoils no pixels: such an image stays as it lies.
+        with suppress(Exception):
+            image = ImageOps.exif_transpose(image)
+        return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
+
+
+def scan_image(path: Path) -> None:
+    """Checks an image file quickly: the header is sound, the size sane, the end there.
+
+    Only a file whose last bytes are not those of a complete JPEG or PNG is decoded.
+
+    Raises:
+        BadImage: as `read_image`.
+    """
+    with _as_bad_image(path), Path(path).open("rb") as file:
+        trailer = _TRAILERS.get(_open(file).format or "")
+        if trailer:
+            file.seek(-len(trailer), os.SEEK_END)
+            if file.read() == trailer:
+                return
+    read_image(path)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    if not file.read(1):
+        raise ValueError("the file is empty")
+    file.seek(0)
+    image = Image.open(file, formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no set range")
+    if image.mode.startswith("I"):
+        # Pillow cuts 16-bit values off at 255 when it converts them.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit pixels have no set range")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+@contextmanager
+def _as_bad_image(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (BadImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(path, "not an image of a known format") from error
+    except OSError as error:
+        raise BadImage(path, error.strerror or str(error)) from error
+    # A damaged file makes Pillow raise almost anything: SyntaxError, struct.error, IndexError, ...
+    except Exception as error:
+        raise BadImage(path, str(error) or type(error).__name__) from error

@@ -1,0 +1,203 @@
+"""Loaders that shard exactly and resume exactly: the order of images is a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from resnet_pl.data.images import BadImage
+from resnet_pl.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What the net is given.
+
+    Attributes:
+        images: `(N, C, H, W)`, uint8, or float in [0, 1] once augmented.
+        labels: `(N,)` int64, -1 where the truth is not known; `(N, K)` probabilities once mixed.
+        indices: `(N,)` int64, position of each image in its data set.
+        epoch: epoch the batch belongs to, from 0.
+        number: position of the batch in its epoch, from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+    number: int
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A well-mixed 63-bit number from integers, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class EpochSampler:
+    """The images that one process sees in an epoch.
+
+    Shuffled for training, when every process gets equally many (the remainder of an epoch's shuffle is left out); in
+    order for evaluation, when every image is seen exactly once by exactly one process.
+
+    Args:
+        length: number of images.
+        seed: the run's seed.
+        shuffle: whether this is for training.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.seed, self.shuffle, self.rank, self.world_size = length, seed, shuffle, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        share, rest = divmod(self.length, self.world_size)
+        return share if self.shuffle else share + (self.rank < rest)
+
+    def indices(self) -> Tensor:
+        """`(len(self),)` int64."""
+        if not self.shuffle:
+            return torch.arange(self.rank, self.length, self.world_size)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        return order[: len(self) * self.world_size][self.rank :: self.world_size]
+
+
+class Loader:
+    """Batches of a split in a sampler's order; Lightning saves and restores it in the middle of an epoch.
+
+    Args:
+        images: the split.
+        sampler: order and share of this process.
+        batch_size: images a batch.
+    """
+
+    # Lightning asks for it wherever there is a `sampler`.
+    batch_sampler = None
+
+    def __init__(self, images: Any, sampler: EpochSampler, batch_size: int) -> None:
+        self.images, self.sampler, self.batch_size = images, sampler, batch_size
+        # A short last batch is left out of training, unless it is all there is: BatchNorm fails on a single image.
+        self.drop_last = sampler.shuffle and len(sampler) >= batch_size
+        self._done = 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.sampler), self.batch_size)
+        return whole if self.drop_last else whole + (rest > 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: its body runs at the first batch, which is after Lightning has called set_epoch.
+        start, self._resume_at = self._resume_at, 0
+        self._done = start
+        plan = self.sampler.indices().split(self.batch_size)[: len(self)][start:]
+        epoch = self.sampler.epoch
+        for number, (images, labels, indices) in enumerate(self.read(plan, epoch), start):
+            self._done = number + 1
+            if len(indices):
+                yield Batch(images, labels, indices, epoch, number)
+
+    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields (images, labels, indices) for each batch of indices in the plan."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, int]:
+        """How far this epoch has come."""
+        return {"epoch": self.sampler.epoch, "done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next epoch start after the batches that were done."""
+        self._resume_at = state["done"] if state["done"] < len(self) else 0
+
+
+class PhotoLoader(Loader):
+    """Reads photos in worker processes; see `Loader`.
+
+    Args:
+        num_workers: processes that read; 0 reads in this one.
+        pin_memory: whether batches are put where a GPU fetches them faster.
+        on_bad_image: `error` stops at a file that cannot be read and names it, `skip` leaves it out and counts it.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        sampler: EpochSampler,
+        batch_size: int,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        on_bad_image: str = "error",
+    ) -> None:
+        super().__init__(images, sampler, batch_size)
+        self.on_bad_image = on_bad_image
+        self.skipped: dict[str, str] = {}
+        self._plan = _Plan()
+        self._reader = DataLoader(
+            dataset=images,
+            batch_sampler=self._plan,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            collate_fn=_collate,
+            # Making an iterator must not draw from the global generator: a resumed run would differ from then on.
+            generator=torch.Generator(),
+        )
+
+    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """See `Loader.read`."""
+        self._plan.batches = [[(epoch, index) for index in batch.tolist()] for batch in plan]
+        for images, labels, indices, bad in self._reader:
+            for image in bad:
+                self._report(image)
+            yield images, labels, indices
+
+    def _report(self, image: BadImage) -> None:
+        if self.on_bad_image == "error":
+            raise UserError(
+                f"cannot read the image {image.path}: {image.reason}\n"
+                "repair or remove it, or leave such files out with --data.on_bad_image skip"
+            )
+        self.skipped[str(image.path)] = image.reason
+
+
+class _Plan:
+    """The batches of the coming epoch, as torch's DataLoader asks for them."""
+
+    batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _collate(samples: list[tuple[Tensor, int, int] | BadImage]) -> tuple[Tensor, Tensor, Tensor, list[BadImage]]:
+    """Stacks what could be read. Bad images travel as values: an exception raised in a worker loses its type."""
+    good = [sample for sample in samples if not isinstance(sample, BadImage)]
+    bad = [sample for sample in samples if isinstance(sample, BadImage)]
+    images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
+    indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
+    return images, labels, indices, bad
+
+
+@contextmanager
+def keyed_rng(*numbers: int) -> Iterator[None]:
+    """Inside the block torch's global generator is a pure function of the numbers; afterwards it is as before."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(mixed_seed(*numbers))
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

@@ -1,0 +1,93 @@
+"""Data sets that fit in memory: a batch is an index, and no worker process is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnet_pl.data.base import ImageDataModule, Statistics
+from resnet_pl.data.loaders import EpochSampler, Loader
+
+
+@dataclass
+class TensorImages:
+    """Images of one split.
+
+    Attributes:
+        images: `(N, 3, H, W)` uint8.
+        labels: `(N,)` int64.
+        names: a name for each image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: Any) -> TensorImages:
+        """The images at the positions given, as a set of their own."""
+        return TensorImages(self.images[chosen], self.labels[chosen], [self.names[i] for i in chosen])
+
+    def picture(self, index: int) -> Tensor:
+        """`(C, H, W)` uint8, as a person looks at it."""
+        return self.images[index]
+
+
+class TensorLoader(Loader):
+    """Takes batches from images that are in memory; see `Loader`.
+
+    Args:
+        device: where images and labels are kept.
+    """
+
+    def __init__(
+        self, images: TensorImages, sampler: EpochSampler, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(images, sampler, batch_size)
+        self._images, self._labels = images.images.to(device), images.labels.to(device)
+
+    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """See `Loader.read`."""
+        for indices in plan:
+            where = indices.to(self._images.device)
+            yield self._images[where], self._labels[where], indices
+
+
+class TensorDataModule(ImageDataModule):
+    """What data sets in memory share; a subclass says how to `read` its parts."""
+
+    def read(self) -> dict[str, TensorImages]:
+        """Returns the official parts: `train`, and `test` where there is one."""
+        raise NotImplementedError
+
+    def find_splits(self) -> dict[str, TensorImages]:
+        """See `ImageDataModule.find_splits`."""
+        parts = self.read()
+        images = parts["train"]
+        stored = self.stored_splits()
+        if stored:
+            where = {name: i for i, name in enumerate(images.names)}
+            cut = {part: [where[name] for name in names if name in where] for part, names in stored.items()}
+        else:
+            digests = [blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images.images.numpy()]
+            test = 0 if "test" in parts else self.test_split
+            cut = self.cut(digests, images.labels.tolist(), images.names, test=test)
+        splits = {part: images[chosen] for part, chosen in cut.items() if chosen}
+        return splits | {part: official for part, official in parts.items() if part != "train"}
+
+    def loader(self, images: Any, sampler: EpochSampler, batch_size: int) -> Loader:
+        """See `ImageDataModule.loader`."""
+        if isinstance(images, TensorImages):
+            return TensorLoader(images, sampler, batch_size, device=self.device)
+        return super().loader(images, sampler, batch_size)
+
+    def measure(self, images: TensorImages) -> Statistics:
+        """See `ImageDataModule.measure`."""
+        return Statistics.of(iter(images.images.split(1024)))

@@ -1,0 +1,35 @@
+"""Plain torch nets: what a YAML file names as `backbone`, and the weights they start from."""
+
+from resnet_pl.models.cifar import cifar_plain, cifar_resnet
+from resnet_pl.models.resnet import (
+    BasicBlock,
+    Bottleneck,
+    ResNet,
+    plain18,
+    plain34,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+from resnet_pl.models.weights import find_head, load_weights, read_state_dict, set_num_classes
+
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "ResNet",
+    "cifar_plain",
+    "cifar_resnet",
+    "find_head",
+    "load_weights",
+    "plain18",
+    "plain34",
+    "read_state_dict",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "set_num_classes",
+]

@@ -1,0 +1,1 @@
+"""What people read: tables and pictures made from finished run folders. Imports no torch."""

@@ -1,0 +1,217 @@
+"""Pictures as arrays: the confusion matrix and sheets of images with captions."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect
+from collections.abc import Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from resnet_pl.errors import UserError
+from resnet_pl.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Mark = Literal["right", "wrong", "none"]
+
+INK = "#24292f"
+MUTED = "#6e7781"
+PAPER = (255, 255, 255)
+MOUNT = (240, 242, 244)
+EMPTY = tuple(level / 255 for level in MOUNT)
+# A bluish green and an orange red: red-green colour-blind readers can tell them apart.
+FRAMES = {"right": (0, 150, 110), "wrong": (214, 58, 40)}
+
+MOST_COUNTED = 30  # classes up to which every cell of a confusion matrix has room for its count
+MOST_NAMED = 40  # names that fit along an axis
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W, 3) uint8 whole or not at all.
+
+    Raises:
+        UserError: if nothing can be written at `path`.
+    """
+    with replacing(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG", optimize=True)
+
+
+def render(figure: Figure) -> np.ndarray:
+    """Draw a matplotlib figure without pyplot and its global state, so that any thread may.
+
+    Returns:
+        The picture, (H, W, 3) uint8.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Show what each class was taken for: right in blue, wrong in red, stronger for a larger share of the row.
+
+    Args:
+        counts: (K, K) images, rows are the truth, columns the prediction.
+        class_names: K names.
+
+    Returns:
+        The picture, (H, W, 3) uint8, at most about 1,800 pixels a side.
+
+    Raises:
+        ValueError: if `counts` is not K x K.
+    """
+    from matplotlib.figure import Figure
+
+    classes = len(class_names)
+    if counts.shape != (classes, classes):
+        raise ValueError(f"counts are {counts.shape} for {classes} classes")
+    counted = classes <= MOST_COUNTED
+    side = 2.2 + max(3.0, 0.45 * classes) if counted else 12.0
+    figure = Figure(figsize=(side, side), dpi=110, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(_confusion_colours(shares))
+    if counted:
+        _write_counts(axes, counts, shares)
+    _name_classes(axes, class_names)
+    right, images = int(np.trace(counts)), int(counts.sum())
+    title = f"accuracy {right / images:.2%} ({right:,} of {images:,})" if images else "no images"
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=10)
+    return render(figure)
+
+
+def _confusion_colours(shares: np.ndarray) -> np.ndarray:
+    """Colours (K, K, 3) in [0, 1] of shares (K, K) in [0, 1]."""
+    from matplotlib import colormaps
+
+    right = colormaps["Blues"](0.9 * shares)
+    # The root lifts the few per cent of a rare mistake out of the white.
+    wrong = colormaps["Reds"](0.03 + 0.87 * np.sqrt(shares))
+    diagonal = np.eye(len(shares), dtype=bool)[..., None]
+    return np.where(shares[..., None] > 0, np.where(diagonal, right, wrong)[..., :3], EMPTY)
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    """Write every count that is not nought into its cell."""
+    size = 11 if len(counts) <= 12 else 8
+    for row, column in np.argwhere(counts):
+        share = shares[row, column]
+        dark = share > 0.55 if row == column else share > 0.35
+        colour = "white" if dark else INK
+        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=colour)
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    """Put the names on both axes, every n-th where there are too many, and hairlines between the cells."""
+    classes = len(class_names)
+    ticks = range(0, classes, math.ceil(classes / MOST_NAMED))
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in (class_names[tick] for tick in ticks)]
+    style = {"fontsize": 10 if classes <= 12 else 8, "color": INK, "parse_math": False}
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **style)
+    axes.set_yticks(ticks, names, **style)
+    axes.set_xlabel("predicted", fontsize=11, color=MUTED)
+    axes.set_ylabel("true", fontsize=11, color=MUTED)
+    axes.tick_params(length=0, pad=5)
+    axes.spines[:].set_visible(False)
+    if classes <= MOST_COUNTED:
+        axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=2)
+        axes.tick_params(which="minor", length=0)
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str] | None = None,
+    marks: Sequence[Mark] | None = None,
+    columns: int | None = None,
+    cell: int = 160,
+) -> np.ndarray:
+    """Lay images out in a grid, each whole and in proportion, with a caption below and a frame for right or wrong.
+
+    Args:
+        images: each (H, W, 3) uint8, of any size.
+        captions: one for each image, wrapped into at most two lines; none for a bare grid.
+        marks: one for each image: a green frame, a red one or none.
+        columns: images in a row; by default the sheet is about square.
+        cell: pixels a side that an image may take.
+
+    Returns:
+        The sheet, (H, W, 3) uint8.
+
+    Raises:
+        UserError: if there are no images.
+        ValueError: if there are not as many captions or marks as images.
+    """
+    if not len(images):
+        raise UserError("There are no images to show: the list of images for the contact sheet is empty.")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    frame, gap = max(2, cell // 40), max(6, cell // 12)
+    font = _font(max(9, round(cell / 12.5)))
+    line = math.ceil(1.3 * font.size)
+    width, height = cell + 2 * frame, cell + 2 * frame + (2 * line + gap // 2 if captions else 0)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    every = zip(images, captions or repeat("", len(images)), marks or repeat("none", len(images)), strict=True)
+    for index, (image, caption, mark) in enumerate(every):
+        left, top = gap + index % columns * (width + gap), gap + index // columns * (height + gap)
+        draw.rectangle((left, top, left + width - 1, top + width - 1), fill=FRAMES.get(mark, MOUNT))
+        sheet.paste(_thumbnail(image, cell), (left + frame, top + frame))
+        for number, text in enumerate(_wrapped(caption, font, width)):
+            # Anchored at the baseline, so that lines with and without descenders stand level.
+            draw.text((left, top + width + gap // 3 + number * line + font.size), text, INK, font, anchor="ls")
+    return np.array(sheet)
+
+
+def _thumbnail(image: np.ndarray, cell: int) -> Image.Image:
+    """The whole image (H, W, 3) in the middle of a square of `cell` pixels."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    longest = max(picture.size)
+    if longest <= cell // 2:
+        # By a whole number, so that the pixels of a tiny image stay square and even.
+        scale, resample = cell // longest, Image.Resampling.NEAREST
+    else:
+        scale, resample = cell / longest, Image.Resampling.LANCZOS
+    picture = picture.resize([max(1, round(side * scale)) for side in picture.size], resample)
+    square = Image.new("RGB", (cell, cell), MOUNT)
+    square.paste(picture, ((cell - picture.width) // 2, (cell - picture.height) // 2))
+    return square
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own DejaVu Sans: the same on every machine, with Greek and Cyrillic, which Pillow's lacks."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The caption in at most two lines of at most `width` pixels, broken at its own line breaks and between words."""
+    lines: list[str] = []
+    for paragraph in caption.splitlines():
+        started = len(lines)
+        for word in paragraph.split():
+            if len(lines) == 2 or (len(lines) > started and font.getlength(f"{lines[-1]} {word}") <= width):
+                lines[-1] += f" {word}"
+            else:
+                lines.append(word)
+    return [_shortened(text, font, width) for text in lines]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of its beginning as fits with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    fitting = bisect(range(1, len(text)), width, key=lambda length: font.getlength(f"{text[:length]}…"))
+    return f"{text[:fitting]}…"

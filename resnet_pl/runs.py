@@ -1,0 +1,76 @@
+"""The run folder runs/NAME/version_N: where it is, what is in it, which is the newest."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet_pl.errors import UserError
+from resnet_pl.files import replacing
+
+
+def new_run(root: Path, name: str) -> Path:
+    """Makes and returns the next version of a run; two processes never get the same one.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    version = max((number for number, _ in versions(root, name)), default=-1) + 1
+    while True:
+        run = root / name / f"version_{version}"
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            version += 1
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run folder {run}: {error.strerror}\nname another with --trainer.default_root_dir"
+            ) from error
+
+
+def versions(root: Path, name: str) -> list[tuple[int, Path]]:
+    """The versions of a run in rising order, as (number, folder)."""
+    folders = [path for path in (root / name).glob("version_*") if path.name.removeprefix("version_").isdigit()]
+    return sorted((int(path.name.removeprefix("version_")), path) for path in folders)
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint is in, if it is in one."""
+    folder = checkpoint.parent if len(checkpoint.parts) > 2 else checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+
+
+def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
+    """The `best` or `last` checkpoint of the newest run, of a name or of any.
+
+    Raises:
+        UserError: no run has it; says what was looked for.
+    """
+    names = [name] if name else sorted(path.name for path in root.glob("*") if path.is_dir())
+    found = [run / "checkpoints" / f"{which}.ckpt" for name in names for _, run in versions(root, name)]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        looked_for = root / (name or "NAME") / "version_N" / "checkpoints" / f"{which}.ckpt"
+        raise UserError(f"there is no {looked_for}\ntrain first, or give the path of a checkpoint with --ckpt_path")
+    if name:
+        return found[-1]
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """Writes config.yaml, which `fit --config` takes as it is."""
+    with replacing(run / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def cut_metrics(path: Path, step: float) -> list[dict[str, str]]:
+    """The rows of a metrics.csv up to a step, for a run that goes on from there; a torn last line is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    return [row for row in rows if row["step"].isdigit() and int(row["step"]) < step]

@@ -1,0 +1,174 @@
+"""The results file: what is replaced, what is added, what is never lost."""
+
+import json
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_pl.errors import UserError
+from resnet_pl.reports.results import read_results, write_results
+
+
+def result(top1: float = 0.9, **changes) -> dict:
+    first = {"protocol": "single view", "checkpoint": "checkpoints/best.ckpt", "data": "Digits", "split": "test"}
+    return (
+        {"top1": top1, "images": 360, "per_class": {"top1": {"images": 3, "correct": 2, "top1": 2 / 3}}}
+        | first
+        | changes
+    )
+
+
+LAST = "checkpoints/last.ckpt"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.json"
+
+
+def test_first_test_lies_at_the_top(path):
+    write_results(result(), path)
+    assert read_results(path) == result()
+    assert path.read_text().endswith("}\n") and "\n  " in path.read_text()
+
+
+def test_same_test_again_replaces_itself(path):
+    write_results(result(0.9, note="old"), path)
+    write_results(result(0.8), path)
+    assert read_results(path) == result(0.8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"protocol": "10-crop"}, "10-crop"),
+        ({"checkpoint": LAST}, "last.ckpt"),
+        ({"protocol": "10-crop", "checkpoint": LAST}, "10-crop, last.ckpt"),
+        ({"data": "Flowers /photos"}, "Flowers /photos"),
+        ({"split": "val"}, "val"),
+        ({"protocol": "top1"}, "top1 (2)"),
+        ({"protocol": "per_class"}, "per_class (2)"),
+        ({"checkpoint": "elsewhere/best.ckpt"}, "best.ckpt"),
+        ({"checkpoint": None}, "None"),
+    ],
+)
+def test_other_test_goes_under_what_differs(path, changes, key):
+    write_results(result(), path)
+    write_results(result(0.8, **changes), path)
+    assert read_results(path) == {**result(), key: result(0.8, **changes)}
+    write_results(result(0.7, **changes), path)
+    assert read_results(path) == {**result(), key: result(0.7, **changes)}
+
+
+def test_tests_whose_names_would_be_equal_are_both_kept(path):
+    for number, folder in enumerate("abc"):
+        write_results(result(number / 10, checkpoint=f"{folder}/last.ckpt"), path)
+    stored = read_results(path)
+    assert stored["checkpoint"] == "a/last.ckpt"
+    assert (stored["last.ckpt"]["top1"], stored["last.ckpt (2)"]["top1"]) == (0.1, 0.2)
+
+
+def test_replacing_the_first_keeps_the_others(path):
+    write_results(result(0.9), path)
+    write_results(result(0.8, protocol="10-crop"), path)
+    write_results(result(0.7), path)
+    assert read_results(path) == {**result(0.7), "10-crop": result(0.8, protocol="10-crop")}
+
+
+def test_no_order_of_writing_loses_a_test(tmp_path):
+    tests = [result(i / 10, protocol=p, checkpoint=c) for i, (p, c) in enumerate([("a", "x"), ("b", "x"), ("a", "y")])]
+    for index, order in enumerate(permutations(tests)):
+        path = tmp_path / f"{index}.json"
+        for test in (*order, *order):
+            write_results(test, path)
+        stored = read_results(path)
+        found = [
+            stored["top1"],
+            *(value["top1"] for value in stored.values() if isinstance(value, dict) and "split" in value),
+        ]
+        assert sorted(found) == [0.0, 0.1, 0.2]
+
+
+def test_results_without_identity_are_kept_apart_from_others(path):
+    write_results({"top1": 0.5}, path)
+    write_results(result(), path)
+    write_results({"top1": 0.4}, path)
+    stored = read_results(path)
+    assert stored["top1"] == 0.4
+    assert stored["single view, best.ckpt, Digits, test"] == result()
+
+
+def test_numpy_becomes_json(path):
+    values = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": np.array([[1, 2]]),
+        "d": np.bool_(True),
+        "e": (1, np.float64(2)),
+    }
+    write_results(result(extra=values, folder=Path("runs/x"), none=None, flag=False), path)
+    stored = json.loads(path.read_text())
+    assert stored["extra"] == {"a": 0.5, "b": 3, "c": [[1, 2]], "d": True, "e": [1, 2.0]}
+    assert stored["extra"]["d"] is True and stored["flag"] is False and stored["none"] is None
+    assert stored["folder"] == str(Path("runs/x"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), np.array([np.nan])])
+def test_what_json_cannot_say_is_null(path, value):
+    write_results(result(loss=value), path)
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    assert read_results(path)["loss"] in (None, [None])
+
+
+def test_stored_nan_is_no_obstacle(path):
+    path.write_text('{"top1": NaN}')
+    write_results(result(), path)
+    assert read_results(path)["top1"] is None
+
+
+def test_any_name_survives(path):
+    names = {"žluťoučký": 1, "花": 2, "x\udc80": 3, '"quote"\n': 4}
+    write_results(result(names=names), path)
+    assert read_results(path)["names"] == names
+    assert "花" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"top1": 0.', b"[1, 2]", b"\xff\xfe", b"\0\0\0"])
+def test_damaged_file_is_kept_aside(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not whole JSON"):
+        read_results(path)
+    with pytest.warns(UserWarning, match=r"results\.json is not whole JSON .*results\.json\.bad") as caught:
+        write_results(result(), path)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert read_results(path) == result()
+    assert path.with_name("results.json.bad").read_bytes() == content
+
+
+def test_second_damaged_file_does_not_replace_the_first(path):
+    for content in (b"one", b"two", b"three"):
+        path.write_bytes(content)
+        with pytest.warns(UserWarning):
+            write_results(result(), path)
+    kept = [path.with_name(f"results.json.{end}").read_bytes() for end in ("bad", "bad2", "bad3")]
+    assert kept == [b"one", b"two", b"three"]
+
+
+def test_missing_file_is_named(path):
+    with pytest.raises(UserError, match=r"results\.json cannot be read"):
+        read_results(path)
+
+
+def test_failed_write_leaves_the_old_file(path, monkeypatch):
+    write_results(result(), path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises((OSError, UserError)):
+        write_results(result(0.1), path)
+    assert read_results(path) == result()
+    assert list(path.parent.iterdir()) == [path]

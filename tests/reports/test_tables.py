@@ -1,0 +1,210 @@
+"""Tables, read back as text, and predictions as CSV."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from resnet_pl.errors import UserError
+from resnet_pl.reports.tables import predictions_table, print_report, results_table, write_predictions
+
+RESULTS = {
+    "top1": 0.9806,
+    "top5": 0.999,
+    "loss": 0.05123,
+    "calibration_error": 0.0123,
+    "images": 3600,
+    "per_class": {
+        "daisy": {"images": 63, "correct": 60, "top1": 60 / 63},
+        "roses [red]": {"images": 41, "correct": 37, "top1": 37 / 41},
+    },
+    "protocol": "single view",
+    "split": "test",
+    "data": "Digits",
+    "checkpoint": "checkpoints/best.ckpt",
+}
+
+
+def text_of(renderable, capsys) -> str:
+    print_report(renderable)
+    return capsys.readouterr().out
+
+
+def line_of(text: str, word: str) -> list[str]:
+    """The cells of the only line that holds the word."""
+    (line,) = [line for line in text.splitlines() if word in line]
+    return line.split()
+
+
+def many_classes(count: int) -> dict:
+    return {f"c{i:02}": {"images": i, "correct": i // 2, "top1": i // 2 / i if i else None} for i in range(count)}
+
+
+def test_headline_numbers(capsys):
+    text = text_of(results_table(RESULTS), capsys)
+    assert "Digits · test · single view · checkpoints/best.ckpt" in text
+    assert line_of(text, "98.06%") == ["98.06%", "99.90%", "0.0512", "1.23%", "3,600"]
+    assert line_of(text, "calibration") == ["top-1", "top-5", "loss", "calibration", "error", "images"]
+
+
+def test_top5_is_left_out_where_it_does_not_apply(capsys):
+    assert "top-5" not in text_of(results_table(RESULTS | {"top5": None}), capsys)
+
+
+def test_undefined_numbers_are_a_dash(capsys):
+    text = text_of(results_table(RESULTS | {"top1": None, "loss": float("nan"), "calibration_error": None}), capsys)
+    assert line_of(text, "99.90%") == ["–", "99.90%", "–", "–", "3,600"]
+
+
+def test_classes_come_as_given_with_their_brackets(capsys):
+    text = text_of(results_table(RESULTS), capsys)
+    assert line_of(text, "daisy") == ["daisy", "63", "60", "95.24%"]
+    assert line_of(text, "roses") == ["roses", "[red]", "41", "37", "90.24%"]
+    assert text.index("daisy") < text.index("roses")
+
+
+def test_many_classes_show_the_ten_worst(capsys):
+    text = text_of(results_table(RESULTS | {"per_class": many_classes(26)}), capsys)
+    shown = [
+        line.split()[0] for line in text.splitlines() if line.strip().startswith("c") and line.split()[0][1:].isdigit()
+    ]
+    assert shown == [f"c{i:02}" for i in range(1, 21, 2)]
+    assert "The 10 worst of 26 classes." in text
+
+
+def test_twenty_five_classes_are_all_shown(capsys):
+    text = text_of(results_table(RESULTS | {"per_class": many_classes(25)}), capsys)
+    assert all(f"c{i:02}" in text for i in range(25)) and "worst" not in text
+    assert line_of(text, "c00") == ["c00", "0", "0", "–"]
+
+
+def test_results_without_classes(capsys):
+    text = text_of(results_table({key: value for key, value in RESULTS.items() if key != "per_class"}), capsys)
+    assert "98.06%" in text and "class" not in text
+
+
+def rows(count: int = 3, truth: bool = True) -> list[dict]:
+    truths = ["daisy", "tulips", None]
+    return [
+        {
+            "path": f"images/{index}.jpg",
+            "truth": truths[index % 3] if truth else None,
+            "classes": ["daisy", "roses [b]", "tulips"],
+            "probabilities": [0.9, 0.0825, 0.0175],
+        }
+        for index in range(count)
+    ]
+
+
+def test_predictions_are_shown_with_their_truth(capsys):
+    text = text_of(predictions_table(rows(), top_k=2), capsys)
+    assert line_of(text, "0.jpg") == ["images/0.jpg", "daisy", "daisy", "90.00%", "roses", "[b]", "8.25%"]
+    assert line_of(text, "2.jpg") == ["images/2.jpg", "daisy", "90.00%", "roses", "[b]", "8.25%"]
+    assert "1.75%" not in text and "truth" in text and "first" not in text
+
+
+def test_predictions_without_truth_have_no_such_column(capsys):
+    text = text_of(predictions_table(rows(truth=False), top_k=9), capsys)
+    assert "truth" not in text and "1.75%" in text
+
+
+def test_right_is_green_and_wrong_is_red():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
+    console.print(predictions_table(rows(), top_k=1))
+    right, wrong, unknown = (line for line in console.file.getvalue().splitlines() if ".jpg" in line)
+    assert "\x1b[32mdaisy" in right and "\x1b[31mdaisy" in wrong and "\x1b[3" not in unknown
+
+
+def test_limit_is_said(capsys):
+    text = text_of(predictions_table(rows(30), top_k=1, limit=7), capsys)
+    assert text.count(".jpg") == 7 and "The first 7 of 30 images." in text
+
+
+def test_no_predictions_make_an_empty_table(capsys):
+    assert "prediction" in text_of(predictions_table([], top_k=5), capsys)
+
+
+def test_long_path_is_printed_whole(capsys):
+    row = rows(1)[0] | {"path": "/folder" * 40 + "/last.jpg"}
+    text = text_of(predictions_table([row], top_k=3), capsys)
+    first_column = "".join(
+        line[2:].split("  ")[0].strip() for line in text.splitlines() if "/" in line or "jpg" in line
+    )
+    assert row["path"] in first_column
+
+
+def test_report_into_a_file_has_no_colour_and_a_hundred_columns(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    text = text_of(predictions_table(rows(), top_k=3), capsys) + text_of("x" * 150, capsys)
+    assert "\x1b" not in text
+    assert max(len(line) for line in text.splitlines()) == 100
+
+
+def test_name_that_the_encoding_lacks_does_not_lose_the_report(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    print_report(results_table(RESULTS | {"per_class": {"жираф\udc80": {"images": 7, "correct": 7, "top1": 1.0}}}))
+    out.flush()
+    text = out.buffer.getvalue().decode("ascii")
+    assert "??????" in text and "100.00%" in text
+
+
+def test_predictions_csv_round_trip(tmp_path: Path):
+    path = tmp_path / "deep" / "predictions.csv"
+    given = [*rows(), rows(1)[0] | {"path": 'комма, "quote"\nline.jpg', "truth": "花"}]
+    assert write_predictions(iter(given), path) == 4
+    with path.open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == [
+        "path",
+        "truth",
+        "prediction",
+        "probability",
+        "class_2",
+        "probability_2",
+        "class_3",
+        "probability_3",
+    ]
+    for row, cells in zip(given, read, strict=True):
+        assert cells["path"] == row["path"] and cells["truth"] == (row["truth"] or "")
+        assert [cells["prediction"], cells["class_2"], cells["class_3"]] == row["classes"]
+        assert [cells["probability"], cells["probability_2"], cells["probability_3"]] == [
+            "0.900000",
+            "0.082500",
+            "0.017500",
+        ]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_no_predictions_write_only_the_header(tmp_path: Path):
+    assert write_predictions([], tmp_path / "p.csv") == 0
+    assert (tmp_path / "p.csv").read_text() == "path,truth,prediction,probability\n"
+
+
+def test_file_name_that_is_not_utf8_is_escaped(tmp_path: Path):
+    write_predictions([rows(1)[0] | {"path": "x\udc80.jpg"}], tmp_path / "p.csv")
+    assert r"x\udc80.jpg,daisy" in (tmp_path / "p.csv").read_text(encoding="utf-8")
+
+
+def test_interrupted_predictions_leave_the_old_file(tmp_path: Path):
+    path = tmp_path / "p.csv"
+    write_predictions(rows(2), path)
+    before = path.read_text()
+
+    def interrupted():
+        yield rows(1)[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(interrupted(), path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_in_the_place_of_the_file_is_an_error_a_user_can_read(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be written"):
+        write_predictions(rows(), tmp_path)

@@ -1,0 +1,24 @@
+import sys
+
+import pytest
+
+from resnet_pl.console import progress
+
+
+def test_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("working", 2) as advance:
+        advance(2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("unit", "shown"), [("items", "2/2"), ("bytes", "2/2 bytes")])
+def test_bar_on_a_terminal(
+    unit: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress("some [odd] name", 2, unit) as advance:  # type: ignore[arg-type]
+        advance(2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "some [odd] name" in err
+    assert shown in err
