@@ -46,6 +46,19 @@ from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
 
+# Words of warnings that nobody can act on here.
+NOISE = [
+    "LeafSpec",
+    r"isinstance\(treespec",
+    "does not have many workers",
+    "configure_model.*shard",
+    "sync_dist",
+    "exists and is not empty",
+    "smaller than the logging interval",
+    "is not resumable",
+    "in eval mode at the start of training",
+    "callbacks used to create the checkpoint need",
+]
 # Trainer methods' arguments that the command line fills itself.
 OWN = {"model", "datamodule", "weights_only"}
 
@@ -115,7 +128,7 @@ class CLI(LightningCLI):
                 "--output",
                 type=str | None,
                 default=None,
-                help="folder for what is written; the checkpoint's run folder",
+                help="folder to write into; the checkpoint's run",
             )
         if subcommand == "predict":
             parser.add_argument("--images", type=list[str] | None, nargs="+", help="files, folders or patterns")
@@ -275,7 +288,7 @@ class CLI(LightningCLI):
         _on_rank_zero(print, f"{self.subcommand}: {len(images):,} images, {data.told(split)}")
 
 
-# ---------------------------------------------------------------------------------------------------------- helpers
+# ------------------------------------------------------------------------------------ helpers
 def find_images(patterns: list[str]) -> list[Path]:
     """The image files behind paths, folders and patterns, in the order given.
 
@@ -290,7 +303,8 @@ def find_images(patterns: list[str]) -> list[Path]:
         elif path.is_file():
             paths = [path]
         else:
-            paths = [Path(match) for match in sorted(glob(pattern, recursive=True)) if Path(match).is_file()]
+            matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            paths = [Path(match) for match in matches if Path(match).is_file()]
         if not paths:
             raise UserError(f"--images: {pattern} names no image\ngive files, folders of images, or patterns")
         found |= dict.fromkeys(paths)
@@ -354,8 +368,5 @@ def quieten() -> None:
     """Leaves out what Lightning says at every start and nobody can act on."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*configure_model.*sharding.*", ".*sync_dist.*",
-                    ".*isinstance.treespec.*", ".*exists and is not empty.*", ".*tensorboardX.*", ".*lr_scheduler.step.*",
-                    ".*The number of training batches.*smaller than the logging interval.*",
-                    ".*is not resumable.*", ".*Found .* module.s. in eval mode.*", ".*callbacks used to create the checkpoint need.*"):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

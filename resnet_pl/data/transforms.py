@@ -27,7 +27,7 @@ ALEXNET_EIGENVALUES = [0.2175, 0.0188, 0.0045]
 ALEXNET_EIGENVECTORS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 
 
-# ---------------------------------------------------------------------------------------------------------- random draws
+# ------------------------------------------------------------------------------------ random draws
 _MASK = (1 << 64) - 1
 
 
@@ -81,7 +81,7 @@ class Draws:
         return np.random.default_rng([*self._for_batch, self._count])
 
 
-# ---------------------------------------------------------------------------------------------------------- crops
+# ------------------------------------------------------------------------------------ crops
 Box = tuple[int, int, int, int]
 
 
@@ -119,7 +119,7 @@ class ScaleCrop(Crop):
     def __init__(self, min_side: int = 256, max_side: int = 480) -> None:
         if not 224 <= min_side <= max_side:
             raise ValueError(
-                f"ScaleCrop needs 224 <= min_side <= max_side, not min_side {min_side}, max_side {max_side}"
+                f"ScaleCrop: min_side {min_side} and max_side {max_side} must be 224 or more, and in order"
             )
         self.min_side, self.max_side = min_side, max_side
 
@@ -164,7 +164,7 @@ class CentreCrop(Crop):
         return TF.center_crop(image, [size, size])
 
 
-# ---------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------ batches
 class BatchTransform:
     """Changes a training batch on its device. Subclass it and name the subclass in YAML."""
 
