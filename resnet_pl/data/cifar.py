@@ -156,7 +156,6 @@ class CIFAR100(_CIFAR):
     npz = "cifar100.npz"
     binaries = {"train": ["train.bin"], "test": ["test.bin"]}
     label_bytes = 2
-    names = [
     names = (
         "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
         "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
@@ -165,8 +164,7 @@ class CIFAR100(_CIFAR):
         "pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark "
         "shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone "
         "television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-    ).split()  # noqa: SIM905 - a hundred quoted words are harder to read
-    ]
+    ).split()
 
     def __init__(self, root: str = "data/cifar100", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
