@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -28,6 +30,7 @@ from resnet_pl import models, runs
 from resnet_pl.callbacks import (
     BestCheckpoint,
     Dashboard,
+    EpochLine,
     LastCheckpoint,
     MetricsCSV,
     PredictionWriter,
@@ -137,16 +140,19 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Puts the checkpoint's configuration below everything that is given."""
-        if self.checkpoint is None:
-            self.config = parser.parse_args(args)
-            return
-        config = ckpt.config_of(self.checkpoint, self.request.checkpoint, self.subcommand)
-        # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-            yaml.safe_dump(config, file)
-            file.flush()
-            self.config = parser.parse_args([args[0], "--config", file.name, *args[1:]])
-        self.config[self.subcommand]["ckpt_path"] = str(self.request.checkpoint)
+            if self.checkpoint is not None:
+                yaml.safe_dump(ckpt.config_of(self.checkpoint, self.request.checkpoint, self.subcommand), file)
+                file.flush()
+                # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
+                args = [args[0], "--config", file.name, *args[1:]]
+            try:
+                self.config = parser.parse_args(args)
+            except ArgumentError as error:
+                files = [*self.request.files, file.name]
+                raise UserError(explain(str(error), self._subcommand_parsers[self.subcommand], args, files)) from error
+        if self.checkpoint is not None:
+            self.config[self.subcommand]["ckpt_path"] = str(self.request.checkpoint)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's own reading covers the model alone, and would beat the command line."""
@@ -185,7 +191,9 @@ class CLI(LightningCLI):
             config |= {"logger": False, "enable_checkpointing": False}
             own = [PredictionWriter(self.output, settings["top_k"])] if self.subcommand == "predict" else []
         if config["enable_progress_bar"] is not False:
-            own.append(ProgressBar())
+            # A bar is of no use in a file or a pipe; a line an epoch is.
+            own.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
+            config["enable_progress_bar"] = sys.stdout.isatty()
         return self._instantiate_trainer(config, own)
 
     def _run_folder(self, settings: Namespace) -> Path:
@@ -213,7 +221,13 @@ class CLI(LightningCLI):
     def fit(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Trains, then says where everything is."""
         _on_rank_zero(runs.write_config, self.run, self.plain_config)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except UserError:
+            if self.trainer.global_step == 0:
+                # Nothing was trained: a folder left behind would pass for the newest run.
+                _on_rank_zero(shutil.rmtree, self.run)
+            raise
         _on_rank_zero(self._close)
 
     def _close(self) -> None:
@@ -355,11 +369,9 @@ def short_names() -> Iterator[None]:
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
-    """Turns the errors of parsing and of the trainer's set-up into ours."""
+    """Turns what the trainer's set-up refuses into our errors."""
     try:
         yield
-    except ArgumentError as error:
-        raise UserError(explain(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 

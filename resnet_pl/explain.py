@@ -2,7 +2,167 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from pydoc import locate
 
-def explain(message: str) -> str:
-    """Shortens the parser's message."""
-    return message
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+
+from resnet_pl import models
+from resnet_pl.data import ImageDataModule
+from resnet_pl.data.transforms import BatchTransform, Crop
+
+# What can be named by a short name; nets are added apart, for they are functions.
+NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer)
+
+
+def explain(message: str, parser: LightningArgumentParser, args: Sequence[str], files: Sequence[str]) -> str:
+    """Says what is wrong, where, and the way out.
+
+    Args:
+        message: what jsonargparse says, of any length.
+        parser: the subcommand's parser, which knows the keys there are.
+        args: the command line; what is wrong there is not looked for in files.
+        files: configuration files, in which a wrong key is looked for.
+
+    Returns:
+        One or two lines. A message of no known kind comes back with the lines that matter most.
+    """
+    path = [key.rstrip("+") for key in re.findall(r'Parser key "([\w.+]+)"', message)]
+    for kind in (_required, _unrecognised, _not_accepted, _no_such_class, _not_a_choice, _wrong_value):
+        told = kind(message, path, parser)
+        if told is not None:
+            key, what = told
+            on_the_line = any(re.match(rf"--{re.escape(key)}\+?(=|$)", arg) for arg in args)
+            return f"{_where(key, [] if on_the_line else files)}{what}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return "\n".join(lines[:2])
+
+
+Told = tuple[str, str] | None
+
+
+def _required(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    found = re.search(r"following arguments are required: (.+)", message)
+    if not found:
+        return None
+    keys = [key.split(".", 1)[-1] for key in found[1].split(", ")]
+    return (
+        "",
+        f"{' and '.join(keys)} must be given\nstart from a file of configs/, such as --config configs/flowers.yaml",
+    )
+
+
+def _unrecognised(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    found = re.search(r"unrecognized arguments: (.+)", message)
+    if found:
+        word = found[1].split()[0]
+        if not word.startswith("-"):
+            return "", f"{word} belongs to no option\noptions are written --key value; see --help"
+        key = word.lstrip("-").split("=")[0]
+    else:
+        found = re.search(r"does not accept option '([^']+)'", message)
+        if not found:
+            return None
+        key = found[1]
+    known = [action.dest for action in parser._actions if action.dest]
+    return key, f"there is no such option{_near(key, known)}"
+
+
+def _not_accepted(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    found = re.search(r"Option '([^']+)' is not accepted", message)
+    if not found:
+        return None
+    owner = re.findall(r"given class_path '([^']+)'", message)[-1]
+    word = found[1].removeprefix("init_args.")
+    return ".".join([*path, word]), f"{owner.rsplit('.', 1)[-1]} has no such argument{_near(word, arguments_of(owner))}"
+
+
+def _no_such_class(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    found = re.findall(
+        r"(?:Expected a dot import path string|Import path|Expected a .*class.* but got): (\S+)", message
+    )
+    if not found or not path:
+        return None
+    name = found[-1]
+    known = [cls.__name__ for base in NAMEABLE for cls in _subclasses(base)] + list(models.__all__)
+    return ".".join(path), f"there is no {name}{_near(name, known) or ', give the full path, such as package.Class'}"
+
+
+def _not_a_choice(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    choices = re.findall(r"typing\.Literal\[([^\]]+)\]", message)
+    if not choices or not path:
+        return None
+    known = list(dict.fromkeys(word.strip(" '") for choice in choices for word in choice.split(",")))
+    value = _value(message)
+    near = difflib.get_close_matches(value, known, n=1)
+    return ".".join(path), f"{value} is none of {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _wrong_value(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    if not path:
+        return None
+    bound = re.search(r"Not of type \w+: (\S+) does not conform to restriction (.+)", message)
+    if bound:
+        wanted = bound[2].strip().replace("v>=", "at least ").replace("v>", "above ").replace("v<", "below ")
+        return ".".join(path), f"{bound[1]} is out of range, it must be {wanted}"
+    types = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", message)
+    if "invalid literal for int()" in message:
+        types = ["int", *types]
+    if not types and not re.search(r"Expected|Not of type", message):
+        return None
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
+             "NoneType": "null", "dict": "keys and values"}  # fmt: skip
+    wanted = " or ".join(dict.fromkeys(names.get(name, name) for name in types if name != "NoneType"))
+    return ".".join(path), f"{_value(message)} is not {wanted or 'of the type that is needed'}"
+
+
+def _value(message: str) -> str:
+    """The value that was given."""
+    for pattern in (r"NestedArg\(key='[^']*', val='([^']*)'", r"Got value: (.+)", r"Given value: (.+)",
+                    r"base 10: '([^']*)'", r"could not convert string to float: '([^']*)'"):  # fmt: skip
+        found = re.findall(pattern, message)
+        if found:
+            return found[-1].strip()
+    return "what is given"
+
+
+def arguments_of(class_path: str) -> list[str]:
+    """Names of the arguments of a class, those of its parents included, or of a function."""
+    named = locate(class_path)
+    found = list(inspect.signature(named).parameters)
+    if not isinstance(named, type) and "kwargs" in found:
+        # A function that hands on what it is given, to the class it returns.
+        named = inspect.signature(named, eval_str=True).return_annotation
+    for owner in getattr(named, "__mro__", ()):
+        found += inspect.signature(owner.__init__).parameters
+    return [name for name in dict.fromkeys(found) if name not in ("self", "args", "kwargs")]
+
+
+def _subclasses(base: type) -> Iterable[type]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, [name for name in known if not name.startswith("_")], n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _where(key: str, files: Sequence[str]) -> str:
+    """The key, and the file and line where it stands."""
+    if not key:
+        return ""
+    last = re.escape(key.rsplit(".", 1)[-1])
+    for name in reversed(files):
+        for number, line in enumerate(Path(name).read_text(encoding="utf-8").splitlines(), 1):
+            if re.match(rf"\s*(?:- )?[\"']?{last}[\"']?\s*:", line) or re.search(rf"[{{,]\s*{last}\s*:", line):
+                return f"{key} ({name}, line {number}): "
+    return f"{key}: "

@@ -83,6 +83,7 @@ class Request:
         args: the arguments.
         subcommand: the first of them.
         checkpoint: the file behind `--ckpt_path`, `best` and `last` resolved.
+        files: the configuration files.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -90,10 +91,11 @@ class Request:
         if self.subcommand not in SUBCOMMANDS:
             raise UserError(_unknown_subcommand(self.subcommand))
         self.checkpoint: Path | None = None
+        self.files = [*self._values("--config"), *self._values("-c")]
         if {"-h", "--help"} & set(args):
             return
         self._settings: dict[str, Any] = {}
-        for path in [*self._values("--config"), *self._values("-c")]:
+        for path in self.files:
             self._settings = _merged(self._settings, read_config(Path(path)))
         self.checkpoint = self._find_checkpoint()
         self._check_root()
@@ -149,7 +151,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or is no YAML mapping; the message says where.
     """
-    if not path.is_file():
+    if not path.is_file() or path == Path():
         others = [str(other) for other in Path("configs").rglob("*.yaml")]
         near = difflib.get_close_matches(str(path), others, n=1)
         way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(others)) or 'none in configs/'}"

@@ -5,12 +5,13 @@ from resnet_pl.callbacks.dashboard import Dashboard
 from resnet_pl.callbacks.freeze import Freeze
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.predictions import PredictionWriter
-from resnet_pl.callbacks.terminal import ProgressBar, StartReport
+from resnet_pl.callbacks.terminal import EpochLine, ProgressBar, StartReport
 from resnet_pl.callbacks.throughput import Throughput
 
 __all__ = [
     "BestCheckpoint",
     "Dashboard",
+    "EpochLine",
     "Freeze",
     "LastCheckpoint",
     "MetricsCSV",
