@@ -20,9 +20,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 
 demo: $(VENV)/.installed
 	$(CLI) fit --config configs/digits.yaml
-	$(CLI) test --ckpt_path best --name digits
-	$(CLI) predict --ckpt_path best --name digits
-	@run=$$(ls -td runs/digits/version_* | head -1); echo; \
+	@run=$$(ls -td runs/digits/version_* | head -1); set -e; \
+	$(CLI) test --ckpt_path $$run/checkpoints/best.ckpt; \
+	$(CLI) predict --ckpt_path $$run/checkpoints/best.ckpt; echo; \
 	echo "the run:       $$run (config.yaml, checkpoints, metrics.csv, results.json, predictions.csv)"; \
 	echo "the pictures:  $$run/contact_sheet.png and $$run/confusion.png"; \
 	echo "the dashboard: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -81,7 +82,10 @@ class ImageClassifier(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        with warnings.catch_warnings():
+            # Lightning advises to leave the backbone out; it is replaced by its description right below.
+            warnings.simplefilter("ignore")
+            self.save_hyperparameters()
         if self.hparams.backbone is backbone:
             # Built from Python: keep a description of the backbone, not the backbone, in the hyper-parameters.
             self._set_hparams(ckpt.plain_arguments(self.hparams))
@@ -248,6 +252,18 @@ class ImageClassifier(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         provenance = data.provenance() if isinstance(data, ImageDataModule) else None
         checkpoint[ckpt.KEY] = ckpt.story(self.config, provenance)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compares the checkpoint with the net before a weight is touched."""
+        own, given = self.backbone.state_dict(), checkpoint["state_dict"]
+        given = {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
+        other = [key for key in own.keys() | given.keys() if key not in own or key not in given]
+        other += [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
+        if other:
+            raise UserError(
+                f"the checkpoint holds another net: {len(other)} of its tensors differ, such as {min(other)}\n"
+                "leave model.backbone to the checkpoint"
+            )
 
 
 def _few(names: list[str]) -> str:

@@ -61,6 +61,8 @@ NOISE = [
     "is not resumable",
     "in eval mode at the start of training",
     "callbacks used to create the checkpoint need",
+    "The dirpath has changed",
+    "monitor='val/top1'.* could not find",
 ]
 # Trainer methods' arguments that the command line fills itself.
 OWN = {"model", "datamodule", "weights_only"}
@@ -134,7 +136,7 @@ class CLI(LightningCLI):
                 help="folder to write into; the checkpoint's run",
             )
         if subcommand == "predict":
-            parser.add_argument("--images", type=list[str] | None, nargs="+", help="files, folders or patterns")
+            parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns")
             parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes told for each image")
         return parser
 
@@ -168,8 +170,8 @@ class CLI(LightningCLI):
         """Builds data, net and trainer; what their constructors refuse is the user's to put right."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            raise UserError(str(error)) from error
+        except (ValueError, TypeError, ImportError) as error:
+            raise UserError("\n".join(str(error).splitlines()[:2])) from error
         self.model.config = self.plain_config
         if self.checkpoint is not None:
             self.model.restoring = True

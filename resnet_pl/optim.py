@@ -38,7 +38,10 @@ class Schedule:
 
 
 class ScheduledLR(LRScheduler):
-    """Follows a `Schedule`, one step a batch; its whole state is plain numbers, so it resumes exactly.
+    """Follows a `Schedule`, one step a batch.
+
+    Its state says how far it has come and nothing of the schedule itself: a run resumes exactly, and one that goes on
+    with more epochs or another learning rate follows these.
 
     Args:
         optimizer: its groups' `lr` are the rates that the schedule scales.
@@ -49,6 +52,8 @@ class ScheduledLR(LRScheduler):
     Raises:
         UserError: a cosine without a length, or milestones that are missing or out of order.
     """
+
+    STATE = ("last_epoch", "_step_count", "reductions", "best", "waited")
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float, steps_per_epoch: float) -> None:
         scale = steps_per_epoch if schedule.unit == "epochs" else 1
@@ -91,6 +96,21 @@ class ScheduledLR(LRScheduler):
         self.best, self.waited = (top1, 0) if top1 > self.best else (self.best, self.waited + 1)
         if self.waited >= self.patience:
             self.reductions, self.waited = self.reductions + 1, 0
+            self._set_rates()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state, with the optimiser's rates already those of the next step."""
+        self.__dict__.update({name: state_dict[name] for name in self.STATE})
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:

@@ -19,22 +19,26 @@ def new_run(root: Path, name: str) -> Path:
         UserError: the folder cannot be written.
     """
     version = max((number for number, _ in versions(root, name)), default=-1) + 1
-    while True:
-        run = root / name / f"version_{version}"
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            version += 1
-        except OSError as error:
-            raise UserError(
-                f"cannot write the run folder {run}: {error.strerror}\nname another with --trainer.default_root_dir"
-            ) from error
+    run = root / name / f"version_{version}"
+    try:
+        # Apart, so that a file or a broken link in place of a parent is not taken for a version that exists.
+        run.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                run.mkdir()
+                return run
+            except FileExistsError:
+                version += 1
+                run = run.with_name(f"version_{version}")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder {run}: {error.strerror}\nname another with --trainer.default_root_dir"
+        ) from error
 
 
 def versions(root: Path, name: str) -> list[tuple[int, Path]]:
     """The versions of a run in rising order, as (number, folder)."""
-    folders = [path for path in (root / name).glob("version_*") if path.name.removeprefix("version_").isdigit()]
+    folders = [path for path in (root / name).glob("version_*") if path.name.removeprefix("version_").isdecimal()]
     return sorted((int(path.name.removeprefix("version_")), path) for path in folders)
 
 
@@ -71,6 +75,8 @@ def cut_metrics(path: Path, step: float) -> list[dict[str, str]]:
     """The rows of a metrics.csv up to a step, for a run that goes on from there; a torn last line is left out."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-    return [row for row in rows if row["step"].isdigit() and int(row["step"]) < step]
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        # A number that was cut short looks like a number; only the end of its line tells that it is whole.
+        lines = [line for line in file if line.endswith("\n")]
+    rows = [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
+    return [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < step]

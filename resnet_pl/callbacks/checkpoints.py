@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the net with the best validation top-1 as best.ckpt; nothing where no images are held out.
+
+    Of equals it keeps the later: on few validation images several epochs share the best score, and under a falling
+    learning rate the later is the better net.
 
     Args:
         folder: where the checkpoint goes.
@@ -26,6 +31,25 @@ class BestCheckpoint(ModelCheckpoint):
             self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """See Lightning's ModelCheckpoint."""
+        equal = current is not None and self.best_model_score is not None and current >= self.best_model_score
+        return bool(equal) or super().check_monitor_top_k(trainer, current)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers the best score wherever the run folder has been moved to, as long as its best.ckpt came along."""
+        best = Path(self.dirpath) / "best.ckpt"
+        if best.is_file():
+            place, score = str(best), state_dict["best_model_score"]
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": place,
+                "kth_best_model_path": place,
+                "best_k_models": {place: score},
+            }
+        super().load_state_dict(state_dict)
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps the state after each epoch, and at an error, as last.ckpt.
@@ -37,4 +61,10 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_exception=True)
+        # Always at the end of an epoch: by default only where every epoch is validated, once.
+        super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a state is worth keeping; an error before must not replace the file that is being resumed."""
+        self.save_on_exception = True
+        super().on_train_start(trainer, pl_module)

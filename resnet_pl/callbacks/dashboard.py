@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
 import warnings
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from resnet_pl.data.loaders import Batch
 from resnet_pl.reports.pictures import confusion_matrix, contact_sheet
@@ -41,11 +44,7 @@ class Dashboard(Callback):
         best = {"hp/best_val_top1": 0.0} if "val" in trainer.datamodule.splits else {}
         logger.log_hyperparams(_flat(pl_module.config or {}), best)
         if self.graph:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                size = trainer.datamodule.image_size
-                example = torch.zeros(1, 3, size, size, device=pl_module.device)
-                logger.experiment.add_graph(_Untrained(pl_module), example)
+            _draw_graph(logger, pl_module, trainer.datamodule.image_size)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """The first batch as the net sees it, after all augmentation and before normalisation."""
@@ -60,7 +59,7 @@ class Dashboard(Callback):
     # ------------------------------------------------------------------------------------ validation
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decides whether this validation is drawn."""
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
         due = last or time.monotonic() - self._drawn_at >= self.every_seconds
         self._drawing = due and not trainer.sanity_checking and trainer.state.fn == "fit"
         self._worst = []
@@ -113,12 +112,14 @@ class _Untrained(torch.nn.Module):
         self.net = pl_module
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        training = self.net.training
+        # Module by module, for some may be in evaluation mode on purpose.
+        modes = [(module, module.training) for module in self.net.modules()]
         self.net.eval()
         try:
             return self.net(images)
         finally:
-            self.net.train(training)
+            for module, training in modes:
+                module.training = training
 
 
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
@@ -126,6 +127,18 @@ def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
     if not trainer.is_global_zero:
         return None
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+
+
+def _draw_graph(logger: TensorBoardLogger, pl_module: LightningModule, size: int) -> None:
+    example = torch.zeros(1, 3, size, size, device=pl_module.device)
+    # TensorBoard's writer prints the tracer's error before it raises it.
+    with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            logger.experiment.add_graph(_Untrained(pl_module), example)
+        # Not every net can be traced, which is no reason not to train it.
+        except Exception as error:
+            rank_zero_warn(f"the net's graph is not drawn: {str(error).strip().splitlines()[0]}")
 
 
 def _draw(logger: TensorBoardLogger, tag: str, picture: np.ndarray, step: int) -> None:
@@ -137,7 +150,8 @@ def _label(label: torch.Tensor, names: list[str]) -> str:
     if label.ndim == 0:
         return names[int(label)]
     shares, classes = label.topk(2)
-    return "\n".join(f"{names[i]} {share:.0%}" for i, share in zip(classes.tolist(), shares.tolist(), strict=True))
+    pairs = zip(classes.tolist(), shares.tolist(), strict=True)
+    return "\n".join(f"{names[i]} {share:.0%}" for i, share in pairs if share > 0)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -38,6 +38,9 @@ class Freeze(BaseFinetuning):
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         """See Lightning's BaseFinetuning."""
+        # Those in no child, such as the class token of a vision transformer.
+        for parameter in pl_module.backbone.parameters(recurse=False):
+            parameter.requires_grad_(False)
         for part in self._frozen(pl_module.backbone):
             part.requires_grad_(False)
 
@@ -45,6 +48,10 @@ class Freeze(BaseFinetuning):
         """Unfreezes when it is time; the optimiser has held all parameters from the start."""
         if self.unfreeze_at_epoch is not None and epoch >= self.unfreeze_at_epoch:
             pl_module.backbone.requires_grad_(True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on in the middle of an epoch sees no start of that epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's Callback."""

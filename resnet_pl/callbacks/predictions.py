@@ -63,7 +63,6 @@ class PredictionWriter(Callback):
             }
             for index, label, classes, probabilities in sorted(row for rows in found for row in rows)
         ]
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_predictions(self.rows, self.folder / "predictions.csv")
         order = sorted(index for rows in found for index, *_ in rows)[: self.sheet]
         pictures = [images.picture(index).permute(1, 2, 0).numpy() for index in order]

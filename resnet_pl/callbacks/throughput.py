@@ -13,7 +13,11 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self._images = 0
-        self._start = self._end = 0.0
+        self._start = self._end = self._validation = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on in the middle of an epoch sees no start of that epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's Callback."""
@@ -24,8 +28,16 @@ class Throughput(Callback):
     ) -> None:
         """See Lightning's Callback."""
         self._images += len(batch.indices)
-        # The clock is read before validation starts, which is part of the training epoch to Lightning.
         self._end = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning's Callback."""
+        self._validation = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves the epoch's times on by the validation's length: to Lightning it is part of the training epoch."""
+        seconds = time.perf_counter() - self._validation
+        self._start, self._end = self._start + seconds, self._end + seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's Callback."""

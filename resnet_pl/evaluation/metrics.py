@@ -23,15 +23,18 @@ class BinnedCalibrationError(Metric):
         super().__init__()
         self.bins = bins
         for name in ("count", "confidence", "correct"):
-            self.add_state(name, torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(bins), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
         """Adds a batch of `(N, K)` probabilities and `(N,)` labels."""
         confidence, predicted = probabilities.max(1)
         which = (confidence * self.bins).long().clamp_(0, self.bins - 1)
-        self.count.scatter_add_(0, which, torch.ones_like(confidence, dtype=torch.float64))
-        self.confidence.scatter_add_(0, which, confidence.double())
-        self.correct.scatter_add_(0, which, (predicted == labels).double())
+        columns = {"count": torch.ones_like(confidence), "confidence": confidence, "correct": predicted == labels}
+        for name, column in columns.items():
+            state = getattr(self, name)
+            # Summed within the batch first: one image hardly changes a float32 sum over many, and Apple's GPUs have
+            # no float64.
+            state += torch.zeros_like(state).scatter_add_(0, which, column.to(state))
 
     def compute(self) -> Tensor:
         """Mean gap between confidence and accuracy, 0 to 1."""
@@ -48,7 +51,8 @@ class Evaluation(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.loss = MeanMetric()
+        # By default torchmetrics leaves out what is not a number, and a net that fails would look well.
+        self.loss = MeanMetric(nan_strategy="disable")
         # Top-5 says nothing where five guesses cover the classes.
         self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro") if num_classes > 5 else None
         self.confusion = MulticlassConfusionMatrix(num_classes)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 import torchvision.models
@@ -236,10 +238,12 @@ def set_num_classes(net: nn.Module, num_classes: int) -> bool:
 def fetch_weights(url: str) -> Path:
     """Downloads a file of weights into torch's own cache, where torchvision looks too, unless it is there already.
 
-    torchvision's file names end in the first digits of their SHA-256, which are checked.
+    torchvision's file names end in the first digits of their SHA-256 (with a letter, unlike a date), which are checked.
     """
-    name = url.rsplit("/", 1)[-1].split("?")[0]
-    digits = re.search(r"-([a-f0-9]{8,})\.", name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = Path(url2pathname(urlsplit(url).path))
+    if url.startswith("file:"):
+        return path
+    digits = re.search(r"-(?=\d*[a-f])([a-f0-9]{8,})\.", path.name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / path.name
     hint = "or train from scratch with --model.weights null"
-    return fetch([url], path, f"sha256-prefix:{digits[1]}" if digits else None, what=f"weights {name}", hint=hint)
+    return fetch([url], path, f"sha256-prefix:{digits[1]}" if digits else None, what="weights", hint=hint)

@@ -1,0 +1,287 @@
+"""The learning rate at every step of every schedule, and which parameters decay."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from resnet_pl.errors import UserError
+from resnet_pl.models import cifar_resnet
+from resnet_pl.optim import Schedule, ScheduledLR, parameter_groups
+from tests.tiny import Tiny, classifier, optimizer, trainer
+
+
+def scheduled(schedule: Schedule, total: float = 10, per_epoch: float = 5, lr: float = 1.0) -> ScheduledLR:
+    return ScheduledLR(torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr), schedule, total, per_epoch)
+
+
+def rate(scheduler: ScheduledLR) -> float:
+    return scheduler.optimizer.param_groups[0]["lr"]
+
+
+def rates(scheduler: ScheduledLR, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        found.append(rate(scheduler))
+        scheduler.optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_cosine_falls_from_the_full_rate_to_nothing():
+    scheduler = scheduled(Schedule("cosine"), total=4)
+    half = math.sqrt(0.5) / 2
+    assert rates(scheduler, 4) == pytest.approx([1, 0.5 + half, 0.5, 0.5 - half])
+    assert rate(scheduler) == pytest.approx(0)
+    assert rates(scheduler, 3) == pytest.approx([0, 0, 0])
+
+
+def test_the_papers_recipe_falls_at_32k_and_48k():
+    schedule = Schedule("step", unit="iterations", milestones=[32_000, 48_000])
+    scheduler = scheduled(schedule, total=64_000, per_epoch=352, lr=0.1)
+    found = rates(scheduler, 64_000)
+    assert [found[i] for i in (0, 31_999, 32_000, 47_999, 48_000, 63_999)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+def test_milestones_in_epochs_also_fractional():
+    scheduler = scheduled(Schedule("step", milestones=[1, 1.5], factor=0.5), per_epoch=4)
+    assert rates(scheduler, 8) == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_constant_has_no_end():
+    assert rates(scheduled(Schedule("constant"), total=math.inf, lr=0.3), 50) == [0.3] * 50
+
+
+@pytest.mark.parametrize(
+    ("unit", "warmup", "rise"),
+    [
+        ("iterations", 4, [0.2, 0.4, 0.6, 0.8]),
+        ("epochs", 1, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6]),
+        ("epochs", 0.5, [1 / 3.5, 2 / 3.5, 3 / 3.5]),
+        ("iterations", 0, []),
+    ],
+)
+@pytest.mark.parametrize("shape", ["constant", "cosine", "step", "plateau"])
+def test_warm_up_rises_evenly_and_then_the_shape_begins(shape, unit, warmup, rise):
+    schedule = Schedule(shape, unit, warmup, milestones=[9] if unit == "iterations" else [1.8])
+    found = rates(scheduled(schedule, total=20), 10)
+    assert found[: len(rise)] == pytest.approx(rise)
+    assert found[len(rise)] == pytest.approx(1, abs=0.01)
+    if shape == "cosine":
+        assert all(a > b for a, b in zip(found[len(rise) :], found[len(rise) + 1 :], strict=False))
+    else:
+        assert found[len(rise) : 9] == [1] * (9 - len(rise))
+        assert found[9] == (pytest.approx(0.1) if shape == "step" else 1)
+
+
+def test_plateau_falls_at_the_validation_that_ends_the_patience():
+    scheduler = scheduled(Schedule("plateau", patience=2, factor=0.5))
+    found = []
+    for top1 in (0.1, 0.5, 0.5, 0.4, 0.6, 0.6, 0.6, 0.2, 0.3):
+        scheduler.observe(top1)
+        found.append(rate(scheduler))
+        rates(scheduler, 3)
+    # 0.5 and 0.4 are no better than 0.5; the count then starts anew.
+    assert found == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+def test_other_shapes_take_no_notice_of_validations():
+    scheduler = scheduled(Schedule("constant", patience=1))
+    for _ in range(5):
+        scheduler.observe(0.0)
+    assert rates(scheduler, 2) == [1, 1]
+
+
+def test_every_group_keeps_its_own_rate():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.01)]
+    scheduler = ScheduledLR(torch.optim.SGD(groups, 0.1), Schedule("step", "iterations", milestones=[1]), 2, 1)
+    rates(scheduler, 1)
+    assert [group["lr"] for group in scheduler.optimizer.param_groups] == pytest.approx([0.1, 0.001])
+
+
+# ------------------------------------------------------------------------------------ state
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5, 7])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule("cosine", warmup=0.6),
+        Schedule("step", "iterations", 3, milestones=[5, 7]),
+        Schedule("plateau", "iterations", 1, patience=1),
+    ],
+    ids=lambda schedule: schedule.shape,
+)
+def test_a_restored_schedule_goes_on_exactly(schedule, stop):
+    def train(scheduler: ScheduledLR, start: int, end: int) -> list[float]:
+        found = []
+        for step in range(start, end):
+            found += rates(scheduler, 1)
+            if step % 2:
+                scheduler.observe(0.5)
+        return found
+
+    whole = train(scheduled(schedule), 0, 10)
+    first = scheduled(schedule)
+    before = train(first, 0, stop)
+    second = scheduled(schedule)
+    second.load_state_dict(first.state_dict())
+    assert before + train(second, stop, 10) == whole
+
+
+def test_the_state_is_plain_and_small():
+    state = scheduled(Schedule("plateau")).state_dict()
+    assert all(isinstance(value, int | float) for value in state.values())
+    assert set(state) == {"last_epoch", "_step_count", "reductions", "best", "waited"}
+
+
+def test_a_run_that_goes_on_for_longer_stretches_the_cosine():
+    short, long = scheduled(Schedule("cosine"), total=4), scheduled(Schedule("cosine"), total=8)
+    rates(short, 4)
+    whole = rates(scheduled(Schedule("cosine"), total=8), 8)
+    long.load_state_dict(short.state_dict())
+    assert rates(long, 4) == whole[4:]
+
+
+def test_a_run_that_goes_on_with_another_rate_has_it_from_the_first_step():
+    old, new = scheduled(Schedule("constant"), lr=1), scheduled(Schedule("constant"), lr=0.25)
+    rates(old, 3)
+    new.optimizer.load_state_dict(old.optimizer.state_dict())  # as Lightning does before it restores the schedule
+    new.load_state_dict(old.state_dict())
+    assert rates(new, 2) == [0.25, 0.25]
+    assert new.get_last_lr() == [0.25]
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+def test_a_cosine_needs_a_length():
+    with pytest.raises(UserError, match=r"trainer\.max_epochs") as error:
+        scheduled(Schedule("cosine"), total=math.inf)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("milestones", [[], [3, 2]])
+def test_milestones_must_be_there_in_order(milestones):
+    with pytest.raises(UserError, match=r"model\.schedule\.milestones") as error:
+        scheduled(Schedule("step", milestones=milestones))
+    assert str(milestones) in str(error.value)
+    assert "epochs" in str(error.value)
+
+
+# ------------------------------------------------------------------------------------ in a run
+
+
+class Rates(Callback):
+    """The learning rate that each batch is trained with."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(schedule: Schedule, ckpt_path: Any = None, data: Tiny | None = None, **kwargs: Any) -> tuple[list[float], Any]:
+    seen = Rates()
+    settings = {"callbacks": [seen], "limit_val_batches": 0} | kwargs
+    run = trainer(**settings)
+    module = classifier(schedule=schedule, optimizer=optimizer(lr=1.0))
+    run.fit(module, datamodule=data or Tiny(), ckpt_path=ckpt_path)
+    return seen.found, run
+
+
+def test_in_a_run_the_length_is_the_trainers():
+    assert fit(Schedule("cosine"), max_epochs=2)[0] == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    )
+    assert fit(Schedule("cosine"), max_steps=3)[0] == pytest.approx([1, 0.75, 0.25])
+
+
+def test_accumulated_batches_share_a_rate():
+    # Four batches are steps of three and of one: Lightning steps at the end of an epoch.
+    schedule = Schedule("constant", "iterations", warmup=3)
+    found, run = fit(schedule, max_epochs=2, accumulate_grad_batches=3)
+    assert run.global_step == 4
+    assert found == pytest.approx([0.25] * 3 + [0.5] + [0.75] * 3 + [1])
+
+
+def test_epochs_count_the_short_step_of_an_accumulated_epoch():
+    found, _ = fit(Schedule("step", milestones=[2]), max_epochs=3, accumulate_grad_batches=3)
+    assert found == pytest.approx([1] * 8 + [0.1] * 4)
+
+
+def test_plateau_in_a_run_falls_with_the_first_batch_after_the_validation():
+    # Without BatchNorm and at a rate of next to nothing, no validation is better than the first.
+    seen, net = Rates(), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    run = trainer(callbacks=[seen], max_epochs=4, limit_train_batches=2)
+    schedule = Schedule("plateau", patience=2)
+    run.fit(classifier(backbone=net, schedule=schedule, optimizer=optimizer(lr=1e-12)), datamodule=Tiny())
+    assert [found / 1e-12 for found in seen.found] == pytest.approx([1] * 6 + [0.1] * 2)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_rates(tmp_path):
+    schedule = Schedule("cosine", "iterations", warmup=2)
+    whole, _ = fit(schedule, max_epochs=3)
+    before, run = fit(schedule, max_epochs=3, limit_train_batches=4, callbacks=[seen := Rates(), Stop(1)])
+    assert before == []
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    after, _ = fit(schedule, tmp_path / "a.ckpt", max_epochs=3)
+    assert seen.found + after == whole
+
+
+class Stop(Callback):
+    """Ends the run after so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+@pytest.mark.parametrize(("accumulate", "expected"), [(1, 0.5), (2, 1.0), (4, 2.0)])
+def test_the_rate_is_scaled_with_the_effective_batch_where_asked(accumulate, expected):
+    module = classifier(base_batch_size=20, schedule=Schedule("constant"), optimizer=optimizer(lr=1.0))
+    run = trainer(accumulate_grad_batches=accumulate, callbacks=[seen := Rates()], limit_val_batches=0)
+    run.fit(module, datamodule=Tiny())
+    assert module.effective_batch_size == 10 * accumulate
+    assert seen.found == [expected] * 4
+
+
+def test_what_the_optimiser_refuses_is_the_users_to_put_right():
+    module = classifier(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=-0.1))
+    with pytest.raises(UserError, match=r"model\.optimizer: Invalid learning rate: -0\.1"):
+        trainer().fit(module, datamodule=Tiny())
+
+
+# ------------------------------------------------------------------------------------ parameter groups
+
+
+def test_weight_decay_everywhere_is_one_group():
+    net = cifar_resnet(8)
+    [group] = parameter_groups(net, decay_norm_and_bias=True)
+    assert group["params"] == list(net.parameters())
+    assert "weight_decay" not in group
+
+
+def test_norms_and_biases_can_be_spared():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    groups = parameter_groups(net, decay_norm_and_bias=False)
+    optimizer = torch.optim.SGD(groups, 0.1, weight_decay=0.5)
+    named = {id(parameter): name for name, parameter in net.named_parameters()}
+    decays = {named[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {
+        "0.weight": 0.5, "3.weight": 0.5, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.bias": 0,
+    }  # fmt: skip
+
+
+def test_frozen_parameters_are_in_the_groups():
+    net = cifar_resnet(8).requires_grad_(False)
+    for decay in (True, False):
+        assert sum(len(group["params"]) for group in parameter_groups(net, decay)) == len(list(net.parameters()))
