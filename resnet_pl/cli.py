@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._typehints
 import numpy as np
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -22,11 +19,10 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl import models, runs
+from resnet_pl import runs
 from resnet_pl.callbacks import (
     BestCheckpoint,
     Dashboard,
@@ -45,25 +41,11 @@ from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.explain import explain
 from resnet_pl.main import Request
+from resnet_pl.patches import quieten, short_names, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
 
-# Words of warnings that nobody can act on here.
-NOISE = [
-    "LeafSpec",
-    r"isinstance\(treespec",
-    "does not have many workers",
-    "configure_model.*shard",
-    "sync_dist",
-    "exists and is not empty",
-    "smaller than the logging interval",
-    "is not resumable",
-    "in eval mode at the start of training",
-    "callbacks used to create the checkpoint need",
-    "The dirpath has changed",
-    "monitor='val/top1'.* could not find",
-]
 # Trainer methods' arguments that the command line fills itself.
 OWN = {"model", "datamodule", "weights_only"}
 
@@ -90,6 +72,7 @@ class CLI(LightningCLI):
         self.request, self.subcommand = request, request.subcommand
         self.checkpoint = ckpt.read(request.checkpoint) if request.checkpoint else None
         self.run: Path | None = None
+        self._new_run = False
         super().__init__(
             ImageClassifier,
             ImageDataModule,
@@ -196,12 +179,15 @@ class CLI(LightningCLI):
             # A bar is of no use in a file or a pipe; a line an epoch is.
             own.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()
-        return self._instantiate_trainer(config, own)
+        with self._kept_if_trained():
+            return self._instantiate_trainer(config, own)
 
     def _run_folder(self, settings: Namespace) -> Path:
         """The checkpoint's own run, or a new one."""
-        found = runs.run_of(self.request.checkpoint) if self.request.checkpoint else None
-        return found or _new_run(Path(settings["trainer"]["default_root_dir"]), settings["name"])
+        if found := runs.run_of(self.request.checkpoint) if self.request.checkpoint else None:
+            return found
+        self._new_run = True
+        return _new_run(Path(settings["trainer"]["default_root_dir"]), settings["name"])
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         """TensorBoard and metrics.csv in the run folder; loggers that the configuration names replace TensorBoard."""
@@ -223,14 +209,19 @@ class CLI(LightningCLI):
     def fit(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Trains, then says where everything is."""
         _on_rank_zero(runs.write_config, self.run, self.plain_config)
-        try:
+        with self._kept_if_trained():
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except UserError:
-            if self.trainer.global_step == 0:
-                # Nothing was trained: a folder left behind would pass for the newest run.
+        _on_rank_zero(self._close)
+
+    @contextmanager
+    def _kept_if_trained(self) -> Iterator[None]:
+        """Removes a new run folder when an error comes before the first step: it would pass for the newest run."""
+        try:
+            yield
+        except Exception:
+            if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
                 _on_rank_zero(shutil.rmtree, self.run)
             raise
-        _on_rank_zero(self._close)
 
     def _close(self) -> None:
         best, last = (self.run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
@@ -349,38 +340,3 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-@contextmanager
-def short_names() -> Iterator[None]:
-    """Inside the block a builder of `resnet_pl.models` can be named by its last word.
-
-    jsonargparse finds short names of classes alone, and our nets are built by functions.
-    """
-    find = jsonargparse._typehints.resolve_class_path_by_name
-
-    def find_ours_first(cls: Any, name: str) -> str:
-        return f"resnet_pl.models.{name}" if name in models.__all__ else find(cls, name)
-
-    jsonargparse._typehints.resolve_class_path_by_name = find_ours_first
-    try:
-        yield
-    finally:
-        jsonargparse._typehints.resolve_class_path_by_name = find
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turns what the trainer's set-up refuses into our errors."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
-
-
-def quieten() -> None:
-    """Leaves out what Lightning says at every start and nobody can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -283,6 +283,13 @@ def test_a_run_that_never_started_leaves_no_folder(capsys: pytest.CaptureFixture
     assert not list(tmp_path.rglob("version_*"))
 
 
+def test_a_refused_resume_leaves_the_run_alone(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(copy.rglob("*"))
+    refused(capsys, "fit", "--ckpt_path", "last", "--model.backbone.depth", 14)
+    refused(capsys, "fit", "--ckpt_path", "last", "--trainer.accelerator", "tpu")
+    assert set(before) <= set(copy.rglob("*"))
+
+
 def test_another_net_than_the_checkpoint_holds(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "test", "--ckpt_path", copy / "checkpoints/best.ckpt", "--model.backbone.depth", 14)
     assert "another net" in said
@@ -333,7 +340,7 @@ BAD: dict[str, tuple[Sequence[object], str]] = {
     "learning rate": (["--model.optimizer.lr", -1], "learning rate"),
     "unknown callback": (["--trainer.callbacks+=EarlyStoping"], "EarlyStopping"),
     "accelerator": (["--trainer.accelerator", "gqu"], "gqu"),
-    "no gpu": (["--trainer.accelerator", "tpu"], "tpu"),
+    "no such device": (["--trainer.accelerator", "tpu"], "torch_xla"),
     "choice": (["--model.schedule.shape", "cosin"], "cosine"),
     "range": (["--model.label_smoothing", 1.5], "below 1"),
     "unknown option": (["--nmae", "x"], "name"),

@@ -1,0 +1,143 @@
+"""Which epoch best.ckpt and last.ckpt hold, after whatever happens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
+from tests.tiny import Tiny, classifier, optimizer, trainer
+
+
+class Scores(Callback):
+    """Says what validation finds, epoch by epoch."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = scores
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        score = self.scores[trainer.current_epoch]
+        pl_module._finish = lambda stage: (
+            pl_module.evaluation.reset(),
+            pl_module.log("val/top1", score),
+            pl_module.results.update(top1=score),
+        )
+
+
+def fit(folder: Path, scores: list[float], ckpt_path: Path | None = None, **kwargs: Any) -> Any:
+    callbacks = [Scores(scores), BestCheckpoint(folder), LastCheckpoint(folder), *kwargs.pop("callbacks", [])]
+    settings = {"max_epochs": len(scores), "limit_train_batches": 2, "enable_checkpointing": True}
+    run = trainer(callbacks=callbacks, **settings | kwargs)
+    run.fit(classifier(), datamodule=Tiny(), ckpt_path=ckpt_path, weights_only=True)
+    return run
+
+
+def epoch(path: Path) -> int:
+    return torch.load(path, weights_only=True)["epoch"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([0.5, 0.9, 0.2], 1), ([0.9, 0.5, 0.5], 0), ([0.1, 0.2, 0.3], 2), ([0.4, 0.7, 0.7], 2)]
+)
+def test_best_is_the_later_of_the_best_epochs_and_last_the_last(tmp_path, scores, best):
+    run = fit(tmp_path, scores)
+    assert (epoch(tmp_path / "best.ckpt"), epoch(tmp_path / "last.ckpt")) == (best, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert float(run.checkpoint_callbacks[0].best_model_score) == pytest.approx(max(scores))
+
+
+def test_last_is_the_last_epoch_also_where_not_every_epoch_is_validated(tmp_path):
+    fit(tmp_path, [0.1, 0.2, 0.3], check_val_every_n_epoch=2)
+    assert (epoch(tmp_path / "best.ckpt"), epoch(tmp_path / "last.ckpt")) == (1, 2)
+
+
+def test_last_is_the_last_epoch_also_where_it_is_validated_in_the_middle(tmp_path):
+    fit(tmp_path, [0.1, 0.2], limit_train_batches=4, val_check_interval=3)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_nothing_held_out_means_no_best(tmp_path):
+    run = trainer(
+        callbacks=[BestCheckpoint(tmp_path), LastCheckpoint(tmp_path)], limit_train_batches=1, enable_checkpointing=True
+    )
+    run.fit(classifier(), datamodule=Tiny(val_split=0))
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_resumed_run_remembers_the_best_score(tmp_path):
+    fit(tmp_path, [0.9, 0.2])
+    fit(tmp_path, [0, 0, 0.5], tmp_path / "last.ckpt")
+    assert (epoch(tmp_path / "best.ckpt"), epoch(tmp_path / "last.ckpt")) == (0, 2)
+    fit(tmp_path, [0, 0, 0, 0.95], tmp_path / "last.ckpt")
+    assert epoch(tmp_path / "best.ckpt") == 3
+
+
+def test_also_where_its_folder_was_renamed(tmp_path):
+    fit(tmp_path / "old", [0.9, 0.2])
+    (tmp_path / "old").rename(tmp_path / "new")
+    fit(tmp_path / "new", [0, 0, 0.5], tmp_path / "new" / "last.ckpt")
+    assert (epoch(tmp_path / "new" / "best.ckpt"), epoch(tmp_path / "new" / "last.ckpt")) == (0, 2)
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_run_elsewhere_that_starts_from_its_checkpoint_has_a_best_of_its_own(tmp_path):
+    fit(tmp_path / "old", [0.9])
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        fit(tmp_path / "new", [0, 0.5], tmp_path / "old" / "last.ckpt")
+    assert epoch(tmp_path / "new" / "best.ckpt") == 1
+    assert epoch(tmp_path / "old" / "best.ckpt") == 0
+
+
+class Fault(Callback):
+    """Fails at a batch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("fault")
+
+
+def test_an_error_in_training_leaves_the_state_that_was_reached(tmp_path):
+    with pytest.raises(RuntimeError, match="fault"):
+        fit(tmp_path, [0.5, 0.5], callbacks=[Fault(3)])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert epoch(tmp_path / "best.ckpt") == 0
+
+
+def test_an_error_before_training_leaves_the_checkpoint_alone(tmp_path):
+    fit(tmp_path, [0.5])
+    before = (tmp_path / "last.ckpt").read_bytes()
+    run = trainer(
+        callbacks=[BestCheckpoint(tmp_path), LastCheckpoint(tmp_path)], max_epochs=2, enable_checkpointing=True
+    )
+    # Another optimiser cannot take up the state of this one; that shows when all but it is restored.
+    module = classifier(optimizer=lambda p: torch.optim.SGD([*p, {"params": [torch.nn.Parameter(torch.zeros(1))]}]))
+    with pytest.raises(ValueError, match="parameter group"):
+        run.fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    module = [classifier(optimizer=optimizer(momentum=0.9)) for _ in range(3)]
+    kwargs = {"enable_checkpointing": True, "check_val_every_n_epoch": 2}
+    trainer(max_epochs=3, **kwargs, callbacks=[LastCheckpoint(tmp_path / "a")]).fit(module[0], datamodule=Tiny())
+    # The schedule's length is that of the whole run in both.
+    stop = trainer(max_epochs=3, **kwargs, callbacks=[LastCheckpoint(tmp_path / "b"), Stop()])
+    stop.fit(module[1], datamodule=Tiny())
+    assert epoch(tmp_path / "b" / "last.ckpt") == 0
+    go_on = trainer(max_epochs=3, **kwargs, callbacks=[LastCheckpoint(tmp_path / "b")])
+    go_on.fit(module[2], datamodule=Tiny(), ckpt_path=tmp_path / "b" / "last.ckpt")
+    assert go_on.global_step == 12
+    whole, resumed = module[0].state_dict(), module[2].state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+class Stop(Callback):
+    """Ends the run after an epoch."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = True
