@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
@@ -34,6 +39,7 @@ from resnet_pl.callbacks import (
     StartReport,
     Throughput,
 )
+from resnet_pl.callbacks.terminal import device_name
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import list_images
@@ -209,9 +215,21 @@ class CLI(LightningCLI):
     def fit(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Trains, then says where everything is."""
         _on_rank_zero(runs.write_config, self.run, self.plain_config)
+        _on_rank_zero(runs.write_session, self.run, self._session())
         with self._kept_if_trained():
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         _on_rank_zero(self._close)
+
+    def _session(self) -> dict[str, Any]:
+        return {
+            "command": shlex.join(["python", "cli.py", *self.request.args]),
+            "commit": runs.commit(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            "device": device_name(self.trainer),
+            "threads": torch.get_num_threads(),
+            "versions": ckpt.versions(),
+        }
 
     @contextmanager
     def _kept_if_trained(self) -> Iterator[None]:
@@ -320,8 +338,6 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 def _new_run(root: Path, name: str) -> Path:
     """The next version of a run; the processes that Lightning starts take the one that the first has made."""
-    import os
-
     made = os.environ.get("RESNET_PL_RUN")
     if made and rank_zero_only.rank != 0:
         return Path(made)

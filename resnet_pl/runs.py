@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,26 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
     """Writes config.yaml, which `fit --config` takes as it is."""
     with replacing(run / "config.yaml") as partial:
         partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def write_session(run: Path, facts: dict[str, Any]) -> None:
+    """Adds to sessions.json what a start of the run was like: command, commit, versions, machine."""
+    path = run / "sessions.json"
+    sessions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    with replacing(path) as partial:
+        partial.write_text(json.dumps([*sessions, facts], indent=2), encoding="utf-8")
+
+
+def commit() -> str | None:
+    """The commit of this project's checkout, with `-dirty` where files have changed since; None outside a checkout."""
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def cut_metrics(path: Path, step: float) -> list[dict[str, str]]:

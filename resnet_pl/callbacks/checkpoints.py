@@ -38,9 +38,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers the best score wherever the run folder has been moved to, as long as its best.ckpt came along."""
-        best = Path(self.dirpath) / "best.ckpt"
-        if best.is_file():
-            place, score = str(best), state_dict["best_model_score"]
+        best, score = Path(self.dirpath) / "best.ckpt", state_dict["best_model_score"]
+        if best.is_file() and score is not None:
+            place = str(best)
             state_dict = {
                 **state_dict,
                 "dirpath": self.dirpath,

@@ -77,7 +77,7 @@ class StartReport(Callback):
             "data": _data(trainer),
             "batch": _batch(trainer, pl_module),
             "training": _training(trainer, pl_module),
-            "device": _device(trainer),
+            "device": f"{device_name(trainer)}, precision {trainer.precision}",
         }
         for name, text in rows.items():
             print(f"{name:<10}{text}")
@@ -120,10 +120,11 @@ def _training(trainer: Trainer, pl_module: LightningModule) -> str:
     return f"{type(optimizer).__name__}, learning rate {rate:g}, {schedule.shape}{warmup}, {epochs}{steps}"
 
 
-def _device(trainer: Trainer) -> str:
+def device_name(trainer: Trainer) -> str:
+    """The devices a run is on, in a few words."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type}, {torch.get_num_threads()} threads"
-    return f"{trainer.world_size} × {name}, precision {trainer.precision}"
+    return f"{trainer.world_size} × {name}"
