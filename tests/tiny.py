@@ -36,7 +36,7 @@ class Tiny(TensorDataModule):
 
 def classifier(**kwargs: Any) -> ImageClassifier:
     torch.manual_seed(0)
-    return ImageClassifier(**({"backbone": cifar_resnet(8)} | kwargs))
+    return ImageClassifier(**({"backbone": cifar_resnet(8, num_classes=4)} | kwargs))
 
 
 def trainer(folder: Path | None = None, **kwargs: Any) -> Trainer:

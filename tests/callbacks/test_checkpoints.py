@@ -82,6 +82,14 @@ def test_also_where_its_folder_was_renamed(tmp_path):
     assert not (tmp_path / "old").exists()
 
 
+def test_a_best_of_a_later_epoch_than_the_one_resumed_from(tmp_path):
+    # As after a crash between the two files.
+    fit(tmp_path, [0.5], check_val_every_n_epoch=2)
+    (tmp_path / "best.ckpt").touch()
+    fit(tmp_path, [0, 0.25], tmp_path / "last.ckpt")
+    assert epoch(tmp_path / "best.ckpt") == 1
+
+
 def test_a_run_elsewhere_that_starts_from_its_checkpoint_has_a_best_of_its_own(tmp_path):
     fit(tmp_path / "old", [0.9])
     with pytest.warns(UserWarning, match="dirpath has changed"):

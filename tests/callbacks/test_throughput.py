@@ -1,0 +1,50 @@
+"""Images a second and seconds an epoch, with a clock that the test turns."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from resnet_pl.callbacks import Throughput, throughput
+from tests.tiny import Tiny, classifier, trainer
+
+
+class Clock(Callback):
+    """Half a second a training batch, a hundred a validation batch."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.now += 0.5
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.now += 100
+
+
+class Logged(Callback):
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch:
+            self.epochs.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.epochs.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+
+
+@pytest.mark.parametrize("interval", [1.0, 2])
+def test_the_speed_of_training_without_validation(monkeypatch, interval):
+    clock, logged = Clock(), Logged()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    run = trainer(callbacks=[clock, Throughput(), logged], max_epochs=2, val_check_interval=interval)
+    run.fit(classifier(), datamodule=Tiny())
+    assert len(logged.epochs) == 2
+    for epoch in logged.epochs:
+        assert epoch["epoch_seconds"] == pytest.approx(2.0)
+        assert epoch["images_per_second"] == pytest.approx(20.0)

@@ -1,0 +1,266 @@
+"""What a checkpoint holds, and that nothing harmful, broken or foreign is taken for one."""
+
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import resnet_pl
+from resnet_pl import checkpoint as ckpt
+from resnet_pl.errors import UserError
+from resnet_pl.models import cifar_resnet
+from resnet_pl.optim import Schedule
+
+CONFIG = {
+    "seed_everything": 3,
+    "name": "digits",
+    "model": {"backbone": {"class_path": "cifar_resnet", "init_args": {"depth": 8}}, "label_smoothing": 0.1},
+    "data": {"class_path": "Digits", "init_args": {"batch_size": 32}},
+    "trainer": {"max_epochs": 3, "precision": "bf16-mixed"},
+}
+
+
+def content(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "pytorch-lightning_version": "2.6",
+        "state_dict": {"weight": torch.arange(1000.0), "bias": torch.ones(3)},
+        "hyper_parameters": {"num_classes": 10, "class_names": list("0123456789"), "_instantiator": "x"},
+        ckpt.KEY: ckpt.story(CONFIG, {"root": "data", "classes": ["a"], "splits": {"train": ["a/1.jpg"]}}),
+        **kwargs,
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    torch.save(content(), tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def refused(path: Path) -> str:
+    """What is said of a file; that it is named and that two lines do."""
+    with pytest.raises(UserError) as error:
+        ckpt.read(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert len(message.splitlines()) == 2
+    return message
+
+
+# ------------------------------------------------------------------------------------ the story
+
+
+def test_the_story_comes_back_as_it_was_told(path):
+    told = ckpt.read(path)[ckpt.KEY]
+    assert told["format"] == ckpt.FORMAT
+    assert told["config"] == CONFIG
+    assert told["data"]["splits"] == {"train": ["a/1.jpg"]}
+    assert told["versions"]["resnet_pl"] == resnet_pl.__version__
+    assert told["versions"]["torch"] == str(torch.__version__)
+    assert all(type(version) is str for version in told["versions"].values())
+
+
+def test_fit_goes_on_with_everything_and_evaluation_with_net_data_and_precision(path):
+    told = ckpt.read(path)
+    config = ckpt.config_of(told, path, "fit")
+    model = {**CONFIG["model"], "num_classes": 10, "class_names": list("0123456789")}
+    assert config == {**CONFIG, "model": model}
+    assert ckpt.config_of(told, path, "test") == {
+        "seed_everything": 3,
+        "model": model,
+        "data": CONFIG["data"],
+        "trainer": {"precision": "bf16-mixed"},
+    }
+
+
+def test_nothing_pretrained_is_fetched_again():
+    init_args = {"weights": "DEFAULT", "weights_backbone": "X", "pretrained": True, "depth": 8}
+    model = {"backbone": {"class_path": "torchvision.models.resnet18", "init_args": init_args}, "weights": "a.pth"}
+    plain = ckpt.without_pretrained(model)["backbone"]["init_args"]
+    assert plain == {"weights": None, "weights_backbone": None, "pretrained": False, "depth": 8}
+    assert init_args["weights"] == "DEFAULT"
+    assert ckpt.without_pretrained({"backbone": "resnet18"}) == {"backbone": "resnet18"}
+
+
+def test_arguments_from_python_become_plain():
+    arguments = {
+        "backbone": cifar_resnet(8, num_classes=3),
+        "schedule": Schedule("step", milestones=[1, 2]),
+        "optimizer": lambda parameters: None,
+        "loss": torch.nn.CrossEntropyLoss(),
+        "label_smoothing": 0.1,
+        "class_names": ["a", "b", "c"],
+        "weights": None,
+    }
+    plain = ckpt.plain_arguments(arguments)
+    assert plain["backbone"]["class_path"] == "resnet_pl.models.resnet.ResNet"
+    assert plain["backbone"]["init_args"]["num_classes"] == 3
+    assert plain["schedule"]["milestones"] == [1, 2]
+    assert "optimizer" not in plain
+    assert "loss" not in plain
+    assert (plain["label_smoothing"], plain["class_names"], plain["weights"]) == (0.1, ["a", "b", "c"], None)
+
+
+# ------------------------------------------------------------------------------------ refused
+
+
+def test_a_missing_file(tmp_path):
+    assert "there is no checkpoint" in refused(tmp_path / "gone.ckpt")
+
+
+def test_a_folder(tmp_path):
+    assert "there is no checkpoint" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_file(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    message = refused(path)
+    assert "truncated" in message
+    assert "there is no other checkpoint beside it" in message
+
+
+@pytest.mark.parametrize("text", ["", "hello, I am no checkpoint\n", "a: 1\n" * 1000])
+def test_an_empty_file_and_a_text(path, text):
+    path.write_text(text)
+    assert f"({len(text)} bytes)" in refused(path)
+
+
+def test_the_newest_good_one_beside_it_is_named(path):
+    for name in ("old", "best", "broken"):
+        path.with_name(f"{name}.ckpt").write_bytes(b"?" if name == "broken" else path.read_bytes())
+    os.utime(path.with_name("old.ckpt"), (1, 1))
+    path.write_bytes(path.read_bytes()[:-9])
+    assert str(path.with_name("best.ckpt")) in refused(path).splitlines()[1]
+
+
+def test_a_flipped_bit_in_a_tensor(path):
+    data = bytearray(path.read_bytes())
+    at = data.find(torch.tensor([500.0, 501.0]).numpy().tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["state_dict"]["weight"][500] != 500  # torch does not notice
+    assert "is damaged" in refused(path)
+
+
+def test_any_change_is_refused_or_harmless(path):
+    """Bits flipped anywhere, ends cut, stretches overwritten: never another error, never other weights."""
+    good, draw, refusals = path.read_bytes(), random.Random(0), 0
+    original = ckpt.read(path)["state_dict"]
+    for _ in range(300):
+        data = bytearray(good)
+        at = draw.choice([draw.randrange(len(data)), draw.randrange(len(data) - 700, len(data))])
+        kind = draw.randrange(3)
+        if kind == 0:
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            data[at : at + 20] = draw.randbytes(20)
+        else:
+            del data[at:]
+        path.write_bytes(data)
+        try:
+            found = ckpt.read(path)["state_dict"]
+        except UserError:
+            refusals += 1
+        else:
+            assert all(torch.equal(found[name], original[name]) for name in original)
+    assert refusals > 200
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_nets_weights_alone(tmp_path, nested):
+    state = {"fc.weight": torch.ones(2)}
+    torch.save({"state_dict": state} if nested else state, tmp_path / "net.pth")
+    assert f"--model.weights {tmp_path / 'net.pth'}" in refused(tmp_path / "net.pth")
+
+
+class Hostile:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_hostile_pickle_is_not_executed(tmp_path):
+    mark = tmp_path / "executed"
+    torch.save(content(hostile=Hostile(mark)), tmp_path / "a.ckpt")
+    message = refused(tmp_path / "a.ckpt")
+    assert "which reading would execute" in message
+    assert "mkdir" in message
+    assert not mark.exists()
+    torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert mark.exists()  # so it was hostile
+
+
+def test_a_hostile_pickle_without_a_zip_around_it(tmp_path):
+    mark = tmp_path / "executed"
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(Hostile(mark)))
+    refused(tmp_path / "a.ckpt")
+    assert not mark.exists()
+
+
+def test_a_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        archive.writestr("a.txt", "text")
+    refused(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_another_projects_checkpoint(tmp_path, subcommand):
+    other = content()
+    del other[ckpt.KEY]
+    with pytest.raises(UserError, match="not written by this project") as error:
+        ckpt.config_of(other, tmp_path / "other.ckpt", subcommand)
+    assert f"--model.weights {tmp_path / 'other.ckpt'}" in str(error.value)
+
+
+def test_a_later_format(tmp_path):
+    later = content()
+    later[ckpt.KEY] |= {"format": ckpt.FORMAT + 1, "versions": {"resnet_pl": "9.9"}}
+    with pytest.raises(UserError, match=f"reads up to {ckpt.FORMAT}") as error:
+        ckpt.config_of(later, tmp_path / "later.ckpt", "test")
+    assert str(tmp_path / "later.ckpt") in str(error.value)
+    assert "9.9" in str(error.value)
+
+
+# ------------------------------------------------------------------------------------ writing
+
+
+def test_a_checkpoint_is_written_and_read_back(tmp_path):
+    ckpt.SafeCheckpointIO().save_checkpoint(content(), tmp_path / "runs" / "last.ckpt")
+    assert torch.equal(ckpt.read(tmp_path / "runs" / "last.ckpt")["state_dict"]["weight"], torch.arange(1000.0))
+    assert [file.name for file in (tmp_path / "runs").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk"), KeyboardInterrupt()])
+def test_a_failing_write_leaves_the_old_file(path, monkeypatch, error):
+    before = path.read_bytes()
+
+    def fail(checkpoint: Any, target: Path) -> None:
+        target.write_bytes(before[:1000])
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(type(error)):
+        ckpt.SafeCheckpointIO().save_checkpoint(content(), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_reader_never_sees_half_a_file(path, monkeypatch):
+    save, seen = torch.save, []
+
+    def slow(checkpoint: Any, target: Path) -> None:
+        target.write_bytes(b"half")
+        seen.append(ckpt.read(path)["state_dict"]["bias"].sum())
+        save(checkpoint, target)
+
+    monkeypatch.setattr(torch, "save", slow)
+    ckpt.SafeCheckpointIO().save_checkpoint(content(state_dict={"bias": torch.zeros(3)}), path)
+    assert [*seen, ckpt.read(path)["state_dict"]["bias"].sum()] == [3, 0]

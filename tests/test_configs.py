@@ -1,0 +1,108 @@
+"""Every file under configs/ trains, tests and predicts on generated data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from resnet_pl import main
+from resnet_pl.data import CIFAR10, CIFAR100
+from resnet_pl.reports.results import read_results
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+WHOLE = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
+# Files of torchvision's weights, by the name of our builder.
+WEIGHTS = {"resnet18": "resnet18-f37072fd.pth", "resnet34": "resnet34-b627a593.pth"}
+FEW = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small data of every kind."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+
+    def photos(folder: Path, classes: list[str], count: int) -> None:
+        for number, name in enumerate(classes):
+            (folder / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40 + i, 50, 3)) // 2 + np.eye(3)[number % 3] * 100
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.jpg")
+
+    photos(root / "photos", ["daisy", "roses", "tulips"], 10)
+    for part, count in (("train", 6), ("val", 3)):
+        photos(root / "imagenet" / part, ["n01440764", "n01443537"], count)
+    for data_set in (CIFAR10, CIFAR100):
+        arrays = {}
+        for part, count in (("train", 300), ("test", 20)):
+            arrays[f"x_{part}"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            arrays[f"y_{part}"] = np.arange(count) % len(data_set.names)
+        np.savez(root / data_set.npz, **arrays)
+    return root
+
+
+@pytest.fixture(scope="module")
+def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of torch's that holds weights under the names of torchvision's files."""
+    home = tmp_path_factory.mktemp("torch")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    for name, file in WEIGHTS.items():
+        torch.save(getattr(torchvision.models, name)().state_dict(), home / "hub" / "checkpoints" / file)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def nothing_downloaded(torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights come from the cache, and runs go to a folder of the test's own."""
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.chdir(tmp_path)
+
+
+def overrides(name: str, data: Path) -> list[str]:
+    """What makes a configuration small, and points it to the generated data."""
+    kind = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["class_path"]
+    small = {
+        "Digits": [],
+        "CIFAR10": ["--data.root", str(data), "--data.val_split", "20"],
+        "CIFAR100": ["--data.root", str(data), "--data.val_split", "20"],
+        "ImageNet": ["--data.root", str(data / "imagenet"), "--data.image_size", "32", "--data.batch_size", "4"],
+    }
+    photos = ["--data.root", str(data / "photos"), "--data.image_size", "32", "--data.batch_size", "4"]
+    return [*small.get(kind, photos), "--data.num_workers", "0", *FEW]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_config_trains_and_tests(name: str, data: Path) -> None:
+    assert main.main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *overrides(name, data)]) == 0
+    run = Path("runs") / name / "version_0"
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    assert main.main(["test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", "2"]) == 0
+    assert 0 <= read_results(run / "results.json")["top1"] <= 1
+    assert main.main(["predict", "--ckpt_path", checkpoint, "--images", str(data / "photos" / "daisy")]) == 0
+    assert len((run / "predictions.csv").read_text().splitlines()) == 11
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_lies_over_a_config(recipe: str, data: Path) -> None:
+    base = "flowers-scratch"
+    argv = ["fit", "--config", str(CONFIGS / f"{base}.yaml"), "--config", str(CONFIGS / "recipes" / f"{recipe}.yaml")]
+    assert main.main([*argv, *overrides(base, data), "--trainer.logger", "false"]) == 0
+    overlay = yaml.safe_load((CONFIGS / "recipes" / f"{recipe}.yaml").read_text())
+    resolved = yaml.safe_load((Path("runs") / base / "version_0" / "config.yaml").read_text())
+    # Every name that the overlay gives stands in what was run.
+    for name in [word for word in yaml.safe_dump(overlay).replace("'", " ").split() if word[0].isupper()]:
+        assert name in yaml.safe_dump(resolved), name
+
+
+def test_every_config_says_what_it_is() -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+        config = yaml.safe_load(path.read_text())
+        if path.parent == CONFIGS:
+            assert config["name"] == path.stem
