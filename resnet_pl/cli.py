@@ -46,11 +46,11 @@ from resnet_pl.data.images import list_images
 from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.explain import explain
-from resnet_pl.main import Request
 from resnet_pl.patches import quieten, short_names, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
+from resnet_pl.request import Request
 
 # Trainer methods' arguments that the command line fills itself.
 OWN = {"model", "datamodule", "weights_only"}

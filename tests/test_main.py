@@ -10,6 +10,7 @@ import pytest
 
 from resnet_pl import __version__, main
 from resnet_pl.errors import UserError
+from resnet_pl.request import Request
 
 PROJECT = Path(__file__).parent.parent
 
@@ -82,10 +83,10 @@ def test_later_configs_and_the_line_win(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("name: one\ndata: {class_path: ImageFolder, init_args: {root: nowhere}}\n")
     second.write_text(f"data: {{init_args: {{root: {tmp_path}}}}}\n")
-    request = main.Request(["fit", "--config", str(first), "--config", str(second)])
+    request = Request(["fit", "--config", str(first), "--config", str(second)])
     assert request.files == [str(first), str(second)]
     with pytest.raises(UserError, match="nowhere"):
-        main.Request(["fit", "--config", str(second), "--config", str(first)])
+        Request(["fit", "--config", str(second), "--config", str(first)])
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -113,4 +112,4 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         names,
     )
     assert names["net"].class_names == [str(i) for i in range(10)]
-    assert os.path.exists("digits.ckpt")
+    assert Path("digits.ckpt").exists()

@@ -1,0 +1,135 @@
+"""What the command line asks for, as far as it can be told without torch."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet_pl import runs
+from resnet_pl.errors import UserError
+
+SUBCOMMANDS = {
+    "fit": "train a net",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images",
+    "predict": "classify images with a checkpoint",
+}
+# Data sets that are never downloaded: a root that is not there can be told before torch is imported.
+FOLDER_DATA = {"ImageFolder": "data/photos", "ImageNet": "data/imagenet"}
+
+
+class Request:
+    """What the command line asks for, as far as it can be told without torch.
+
+    Args:
+        args: arguments, the subcommand first.
+
+    Raises:
+        UserError: an unknown subcommand, or a file or folder that is not there.
+
+    Attributes:
+        args: the arguments.
+        subcommand: the first of them.
+        checkpoint: the file behind `--ckpt_path`, `best` and `last` resolved.
+        files: the configuration files.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.args, self.subcommand = args, args[0]
+        if self.subcommand not in SUBCOMMANDS:
+            raise UserError(_unknown_subcommand(self.subcommand))
+        self.checkpoint: Path | None = None
+        self.files = [*self._values("--config"), *self._values("-c")]
+        if {"-h", "--help"} & set(args):
+            return
+        self._settings: dict[str, Any] = {}
+        for path in self.files:
+            self._settings = _merged(self._settings, read_config(Path(path)))
+        self.checkpoint = self._find_checkpoint()
+        self._check_root()
+
+    def _values(self, option: str) -> list[str]:
+        """What follows an option, in `--option value` and `--option=value`."""
+        pairs = zip(self.args, [*self.args[1:], ""], strict=True)
+        joined = [arg.removeprefix(f"{option}=") for arg in self.args if arg.startswith(f"{option}=")]
+        return [value for arg, value in pairs if arg == option] + joined
+
+    def _setting(self, key: str) -> Any:
+        """The value of a dotted key: the command line's, else the configuration files'."""
+        given = self._values(f"--{key}")
+        if given:
+            return given[-1]
+        value: Any = self._settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def _find_checkpoint(self) -> Path | None:
+        path = self._setting("ckpt_path")
+        if path is None:
+            if self.subcommand == "fit":
+                return None
+            raise UserError(
+                f"{self.subcommand} needs a checkpoint\n"
+                "give --ckpt_path PATH, or --ckpt_path best for the best of the newest run"
+            )
+        if path in ("best", "last"):
+            root = Path(self._setting("trainer.default_root_dir") or "runs")
+            return runs.newest_checkpoint(root, self._setting("name"), path)
+        if not Path(path).is_file():
+            raise UserError(f"there is no checkpoint {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")
+        return Path(path)
+
+    def _check_root(self) -> None:
+        data = self._setting("data")
+        name = (data if isinstance(data, str) else self._setting("data.class_path") or "").rsplit(".", 1)[-1]
+        if name not in FOLDER_DATA or self.checkpoint is not None:
+            return
+        root = Path(self._setting("data.root") or self._setting("data.init_args.root") or FOLDER_DATA[name])
+        if not root.is_dir():
+            raise UserError(
+                f"data.root: there is no folder {root}\n"
+                "give the folder that holds one folder for each class with --data.root FOLDER"
+            )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a configuration file.
+
+    Raises:
+        UserError: it is missing or is no YAML mapping; the message says where.
+    """
+    if not path.is_file() or path == Path():
+        others = [str(other) for other in Path("configs").rglob("*.yaml")]
+        near = difflib.get_close_matches(str(path), others, n=1)
+        way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(others)) or 'none in configs/'}"
+        raise UserError(f"there is no configuration file {path}\n{way_out}")
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path} is no valid YAML\n{where}{getattr(error, 'problem', error)}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read the configuration file {path}: {error}") from error
+    if not isinstance(config, dict | None):
+        raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
+    return config or {}
+
+
+def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings, the upper one winning key by key."""
+    both = {key: _merged(lower[key], upper[key]) for key in lower.keys() & upper.keys()
+            if isinstance(lower[key], dict) and isinstance(upper[key], dict)}  # fmt: skip
+    return lower | upper | both
+
+
+def _unknown_subcommand(word: str) -> str:
+    near = difflib.get_close_matches(word, SUBCOMMANDS, n=1)
+    if word.startswith("-"):
+        return f"the subcommand comes first, before {word}\nit is one of {', '.join(SUBCOMMANDS)}"
+    hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(SUBCOMMANDS)}"
+    return f"there is no subcommand {word}\n{hint}"
