@@ -60,7 +60,10 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             }
         elif is_dataclass(value):
             value = asdict(value)
-        if value is None or isinstance(value, str | int | float | list | dict):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            # A subclass, such as numpy's numbers, is no plain type to a reader that executes nothing.
+            value = int(value) if isinstance(value, int) else float(value)
+        if value is None or isinstance(value, str | bool | int | float | list | dict):
             plain[name] = value
     if "backbone" in plain:
         plain["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
@@ -81,15 +84,18 @@ def read(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise UserError(f"the checkpoint {path} is damaged ({damaged})\n{_newest_beside(path)}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-        size = path.stat().st_size
-        raise UserError(f"{path} is truncated or no checkpoint ({size} bytes)\n{_newest_beside(path)}") from error
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
             f"{path} holds {culprit[1] if culprit else 'an object'}, which reading would execute; it is not read\n"
             "if you trust its source, load it there and save its state_dict alone"
         ) from error
+    # The readers raise a dozen kinds of error for a damaged file.
+    except Exception as error:
+        size = path.stat().st_size
+        raise UserError(f"{path} is truncated or no checkpoint ({size} bytes)\n{_newest_beside(path)}") from error
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise UserError(
             f"{path} is no checkpoint of a run, perhaps a net's weights alone\n"
@@ -118,7 +124,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
     if told["format"] > FORMAT:
         raise UserError(
             f"{path} has the format {told['format']}, this version reads up to {FORMAT}\n"
-            f"update resnet_pl (the checkpoint was written by {told['versions']['resnet_pl']})"
+            f"update resnet_pl (it was written by {told.get('versions', {}).get('resnet_pl', 'a later version')})"
         )
     hyper_parameters = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
     config = dict(told["config"] or {})

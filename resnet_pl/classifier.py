@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -17,36 +18,11 @@ from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import Batch
 from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import Evaluation
+from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
 from resnet_pl.optim import Schedule, ScheduledLR, parameter_groups
 
 Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
-
-
-class Normalize(nn.Module):
-    """Turns images into what the backbone takes; mean and standard deviation are buffers, kept in the checkpoint."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1, 1, 1))
-        self.register_buffer("std", torch.ones(1, 1, 1))
-
-    def set(self, mean: Tensor, std: Tensor) -> None:
-        """Takes `(C, 1, 1)` or `(C, H, W)` statistics of images in [0, 1]."""
-        self.mean, self.std = mean.to(self.mean), std.to(self.std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(N, C, H, W)` uint8, or float in [0, 1], to normalised float."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        return (images - self.mean) / self.std
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # A value a channel or a whole mean image: the checkpoint knows the shape.
-        for name in ("mean", "std"):
-            if (value := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ImageClassifier(LightningModule):
@@ -63,7 +39,7 @@ class ImageClassifier(LightningModule):
         base_batch_size: batch size that the optimiser's `lr` is meant for; it is then scaled with the effective batch.
         decay_norm_and_bias: whether weight decay applies to normalisation layers and biases too, as in the paper.
         loss: training loss of (logits, labels); cross-entropy if not given. Evaluation is always by cross-entropy.
-        label_smoothing: share of each training label that is spread over all classes.
+        label_smoothing: share of each training label that is spread over all classes; for cross-entropy alone.
         channels_last: memory layout that convolutions are faster in.
     """
 
@@ -88,12 +64,18 @@ class ImageClassifier(LightningModule):
             self.save_hyperparameters()
         if self.hparams.backbone is backbone:
             # Built from Python: keep a description of the backbone, not the backbone, in the hyper-parameters.
-            self._set_hparams(ckpt.plain_arguments(self.hparams))
+            plain = ckpt.plain_arguments(self.hparams)
+            self.hparams.clear()
+            self.hparams.update(plain)
             self._hparams_initial = self._hparams
         self.backbone, self.normalize = backbone, Normalize()
-        self.optimizer, self.schedule, self.base_batch_size = optimizer, schedule, base_batch_size
+        # A checkpoint of a net made in Python holds the schedule as a mapping.
+        self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
+        self.optimizer, self.base_batch_size = optimizer, base_batch_size
         self.weights, self.decay_norm_and_bias, self.channels_last = weights, decay_norm_and_bias, channels_last
-        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        if loss is not None and label_smoothing:
+            raise ValueError("model.label_smoothing is for cross-entropy: leave it out, or leave model.loss out")
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         # Filled by the command line: the whole resolved configuration, which the checkpoint carries.
         self.config: dict[str, Any] | None = None
         self.evaluation: Evaluation | None = None
@@ -161,6 +143,10 @@ class ImageClassifier(LightningModule):
         return self.backbone(images)
 
     # ------------------------------------------------------------------------------------ training
+    def on_train_start(self) -> None:
+        """Gives the loader its place in the epoch: it was made, to learn the run's length, before that was known."""
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; what is logged stays on the device until a logging step."""
         logits = self(batch.images)
@@ -171,7 +157,8 @@ class ImageClassifier(LightningModule):
             size = len(labels)
             seen = torch.stack([loss.detach().float() * size, correct.float(), correct.new_full((), size).float()])
             self._seen = seen if self._seen is None else self._seen + seen
-        if self.trainer._logger_connector.should_update_logs:
+        # Of the accumulated batches only the last one's line is kept.
+        if self.trainer._logger_connector.should_update_logs and not self.trainer.fit_loop._should_accumulate():
             self._log_training()
         return loss
 
@@ -198,8 +185,11 @@ class ImageClassifier(LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] *= self.effective_batch_size / self.base_batch_size
         trainer = self.trainer
+        # Else the length of an epoch is not known where steps alone set the end.
+        trainer.fit_loop.setup_data()
         total = trainer.estimated_stepping_batches
-        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        # Lightning steps at the end of an epoch, however few batches have been accumulated.
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         schedule = ScheduledLR(optimizer, self.schedule, total, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -386,6 +386,30 @@ def test_a_loaded_net_tests_as_it_did(tmp_path):
     assert torch.equal(loaded.results["confusion"], module.results["confusion"])
 
 
+class Order(Callback):
+    """The images of every training batch; keeps the state after the sixth."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.seen = path, []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(batch.indices.tolist())
+        if trainer.global_step == 6 and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_what_was_left_of_it(tmp_path):
+    runs = []
+    for path in (None, tmp_path / "a.ckpt"):
+        module, order = classifier(), Order(tmp_path / "a.ckpt")
+        run = trainer(max_epochs=3, callbacks=[order])
+        run.fit(module, datamodule=Tiny(), ckpt_path=path)
+        runs.append((module.state_dict(), order.seen))
+    (whole, every), (resumed, rest) = runs
+    assert rest == every[6:]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_prediction_returns_every_image_with_its_truth():
     module, data = fitted(classifier()), Tiny()
     batches = trainer().predict(module, datamodule=data)

@@ -216,6 +216,11 @@ def test_epochs_count_the_short_step_of_an_accumulated_epoch():
     assert found == pytest.approx([1] * 8 + [0.1] * 4)
 
 
+def test_epochs_have_their_length_also_where_steps_set_the_end():
+    found, _ = fit(Schedule("constant", warmup=1), max_epochs=-1, max_steps=6)
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
 def test_plateau_in_a_run_falls_with_the_first_batch_after_the_validation():
     # Without BatchNorm and at a rate of next to nothing, no validation is better than the first.
     seen, net = Rates(), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))

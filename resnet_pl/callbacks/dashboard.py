@@ -42,7 +42,7 @@ class Dashboard(Callback):
         if logger is None:
             return
         best = {"hp/best_val_top1": 0.0} if "val" in trainer.datamodule.splits else {}
-        logger.log_hyperparams(_flat(pl_module.config or {}), best)
+        logger.log_hyperparams(_hyperparameters(pl_module.config or {}), best)
         if self.graph:
             _draw_graph(logger, pl_module, trainer.datamodule.image_size)
 
@@ -104,24 +104,6 @@ class Dashboard(Callback):
             _draw(logger, "val/worst_mistakes", contact_sheet(pictures, captions, ["wrong"] * len(pictures)), step)
 
 
-class _Untrained(torch.nn.Module):
-    """The net as the graph's tracer may call it: evaluation mode inside, so that BatchNorm learns nothing from it."""
-
-    def __init__(self, pl_module: LightningModule) -> None:
-        super().__init__()
-        self.net = pl_module
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # Module by module, for some may be in evaluation mode on purpose.
-        modes = [(module, module.training) for module in self.net.modules()]
-        self.net.eval()
-        try:
-            return self.net(images)
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
     """The logger that draws, in the process that writes."""
     if not trainer.is_global_zero:
@@ -131,14 +113,19 @@ def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
 
 def _draw_graph(logger: TensorBoardLogger, pl_module: LightningModule, size: int) -> None:
     example = torch.zeros(1, 3, size, size, device=pl_module.device)
-    # TensorBoard's writer prints the tracer's error before it raises it.
-    with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            logger.experiment.add_graph(_Untrained(pl_module), example)
-        # Not every net can be traced, which is no reason not to train it.
-        except Exception as error:
-            rank_zero_warn(f"the net's graph is not drawn: {str(error).strip().splitlines()[0]}")
+    # The writer draws in evaluation mode, where BatchNorm learns nothing, and then trains every part, frozen or not.
+    modes = [(module, module.training) for module in pl_module.modules()]
+    try:
+        # TensorBoard's writer prints the tracer's error before it raises it.
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logger.experiment.add_graph(pl_module, example)
+    # Not every net can be traced, which is no reason not to train it.
+    except Exception as error:
+        rank_zero_warn(f"the net's graph is not drawn: {str(error).strip().splitlines()[0]}")
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _draw(logger: TensorBoardLogger, tag: str, picture: np.ndarray, step: int) -> None:
@@ -154,17 +141,21 @@ def _label(label: torch.Tensor, names: list[str]) -> str:
     return "\n".join(f"{names[i]} {share:.0%}" for i, share in pairs if share > 0)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Net, data and seed of a configuration as one level of plain values, for the table of runs."""
+def _hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:
+    """Seed, net and data of a configuration as one level of plain values, for the table of runs."""
+    sections = {"seed": config.get("seed_everything"), **(config.get("model") or {}), "data": config.get("data")}
+    return _flat({key: value for key, value in sections.items() if key != "class_names"})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
     flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key not in ("model", "data", "seed_everything", "trainer"):
-            continue
-        name = f"{prefix}{key}".replace("init_args.", "")
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.".replace("init_args.", ""))
+    for key, value in values.items():
+        if key == "class_path":
+            flat[prefix.removesuffix(".")] = value.rsplit(".", 1)[-1]
+        elif isinstance(value, dict):
+            flat |= _flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
         elif isinstance(value, str | int | float):
-            flat[name] = value
+            flat[f"{prefix}{key}"] = value
         elif value:
-            flat[name] = str(value)
+            flat[f"{prefix}{key}"] = str(value)
     return flat

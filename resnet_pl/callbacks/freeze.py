@@ -5,6 +5,7 @@ from __future__ import annotations
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -46,8 +47,14 @@ class Freeze(BaseFinetuning):
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
         """Unfreezes when it is time; the optimiser has held all parameters from the start."""
-        if self.unfreeze_at_epoch is not None and epoch >= self.unfreeze_at_epoch:
-            pl_module.backbone.requires_grad_(True)
+        if self.unfreeze_at_epoch is None or epoch < self.unfreeze_at_epoch:
+            return
+        strategy, frozen = pl_module.trainer.strategy, not all(p.requires_grad for p in pl_module.parameters())
+        pl_module.backbone.requires_grad_(True)
+        if frozen and isinstance(strategy, DDPStrategy):
+            # DDP averages the gradients of what could be trained when it was made: the processes would drift apart.
+            strategy.model = pl_module
+            strategy.configure_ddp()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on in the middle of an epoch sees no start of that epoch."""

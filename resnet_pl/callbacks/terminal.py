@@ -86,7 +86,7 @@ class StartReport(Callback):
 def _net(pl_module: LightningModule) -> str:
     spec = pl_module.hparams.get("backbone") or {}
     name = spec.get("class_path", type(pl_module.backbone).__name__) if isinstance(spec, dict) else str(spec)
-    name = name.removeprefix("resnet_pl.models.")
+    name = name.removeprefix("resnet_pl.models.").removeprefix("resnet.")
     depth = (spec.get("init_args") or {}).get("depth") if isinstance(spec, dict) else None
     total = sum(p.numel() for p in pl_module.parameters())
     trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)

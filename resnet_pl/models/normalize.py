@@ -1,0 +1,32 @@
+"""What comes before a backbone: images to normalised floats."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Turns images into what the backbone takes; mean and standard deviation are buffers, kept in the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 1, 1))
+        self.register_buffer("std", torch.ones(1, 1, 1))
+
+    def set(self, mean: Tensor, std: Tensor) -> None:
+        """Takes `(C, 1, 1)` or `(C, H, W)` statistics of images in [0, 1]."""
+        self.mean, self.std = mean.to(self.mean), std.to(self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(N, C, H, W)` uint8, or float in [0, 1], to normalised float."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return (images - self.mean) / self.std
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # A value a channel or a whole mean image: the checkpoint knows the shape.
+        for name in ("mean", "std"):
+            if (value := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,77 @@
+"""What is told before the first step."""
+
+import re
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from resnet_pl.callbacks import Freeze, ProgressBar, StartReport
+from resnet_pl.optim import Schedule
+from tests.tiny import Tiny, classifier, optimizer, trainer
+
+
+def report(capsys: pytest.CaptureFixture, *callbacks: Any, data: Any = None, module: Any = None, **kwargs: Any) -> dict:
+    run = trainer(callbacks=[*callbacks, StartReport("runs/tiny/version_0")], limit_train_batches=3, **kwargs)
+    run.fit(module or classifier(), datamodule=data or Tiny())
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:10].strip(): line[10:] for line in lines if re.match(r"\w+ +\S", line)}
+
+
+def test_the_whole_report(capsys):
+    module = classifier(schedule=Schedule("cosine", warmup=1), optimizer=optimizer(lr=0.05))
+    told = report(capsys, module=module, max_epochs=2)
+    parameters = sum(p.numel() for p in module.parameters())
+    assert told.pop("device").startswith("1 × cpu, ")
+    assert told == {
+        "run": "runs/tiny/version_0",
+        "net": f"ResNet, {parameters:,} parameters",
+        "data": "Tiny: 40 train + 20 val + 20 test images, 4 classes",
+        "batch": "10; the paper's is 256",
+        "training": "SGD, learning rate 0.05, cosine after 1 epochs of warm-up, 2 epochs, 6 iterations",
+    }
+
+
+def test_the_batch_is_told_in_its_factors_and_the_scaled_rate(capsys):
+    module = classifier(base_batch_size=20, optimizer=optimizer(lr=0.1))
+    told = report(capsys, module=module, accumulate_grad_batches=4)
+    assert told["batch"] == "40 (10 images × 4 accumulated); the paper's is 256"
+    assert "learning rate 0.2," in told["training"]
+
+
+def test_the_papers_own_batch_needs_no_word(capsys):
+    class Paper(Tiny):
+        paper_batch_size = 10
+
+    assert report(capsys, data=Paper())["batch"] == "10"
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = True
+
+
+def test_frozen_parameters_precision_and_an_open_end(capsys):
+    module = classifier(schedule=Schedule("constant"))
+    told = report(capsys, Freeze(), Stop(), module=module, max_epochs=-1, precision="bf16-mixed")
+    assert told["net"].endswith("parameters, 260 of them trained")
+    assert told["training"].endswith("constant, no set end")
+    assert told["device"].endswith("precision bf16-mixed")
+
+
+def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):
+    run = trainer(limit_train_batches=3)
+    run.fit(classifier(), datamodule=Tiny())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = trainer(limit_train_batches=3, max_epochs=2, callbacks=[StartReport("runs/tiny/version_0")])
+    again.fit(classifier(), datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt")
+    assert "runs/tiny/version_0, going on from step 3\n" in capsys.readouterr().out
+
+
+def test_the_bar_shows_the_loss_and_not_the_version():
+    bar, module = ProgressBar(), classifier()
+    run = trainer(callbacks=[bar], enable_progress_bar=True, log_every_n_steps=1, limit_train_batches=1)
+    run.fit(module, datamodule=Tiny())
+    shown = bar.get_metrics(run, module)
+    assert "v_num" not in shown
+    assert {"train/loss", "val/top1"} <= shown.keys()
