@@ -55,7 +55,7 @@ def test_everything_is_there(tmp_path):
     top1 = [event.value for event in found.Scalars("val/top1")]
     assert best == [(0, 0), (4, top1[0]), (8, max(top1))]
     assert hyper_parameters(found) == {
-        "seed_everything": 3, "model.optimizer.class_path": "SGD", "model.optimizer.lr": 0.1,
+        "seed": 3, "optimizer": "SGD", "optimizer.lr": 0.1,
         "data.mean": "[0.5, 0.5, 0.5]",
     }  # fmt: skip
 
