@@ -30,6 +30,10 @@ otherwise; test images were used once, for the checkpoint that did best on the v
 """
 
 
+# The paper's figure for a net and data set, and the iterations it took (§4.2, Table 6).
+PAPER = {("cifar_resnet 20", "CIFAR10"): (0.9125, 64_000)}
+
+
 def record(run: Path) -> dict[str, Any]:
     """What a run's files say of it; raises UserError where one is missing."""
     results = read_results(run / "results.json")
@@ -70,6 +74,14 @@ def add(run: Path) -> None:
 def section(facts: dict[str, Any]) -> str:
     """A run's part of the page."""
     name, note = facts["name"], DOCS / "results" / f"{facts['name']}.md"
+    against = ""
+    if (facts["net"], facts["data"]) in PAPER:
+        top1, iterations = PAPER[facts["net"], facts["data"]]
+        hours = facts["minutes"] / 60 * iterations / facts["iterations"]
+        against = (
+            f"\nThe paper reports {top1:.2%} after {iterations:,} iterations; this run made {facts['iterations']:,}. "
+            f"At its speed the whole schedule takes {hours:.1f} hours.\n"
+        )
     versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
     return f"""
 ## {name}: {facts["net"]} on {facts["data"]}
@@ -84,6 +96,7 @@ def section(facts: dict[str, Any]) -> str:
 | {facts["iterations"]:,} | {facts["minutes"]} min | {facts["images_per_second"]:,} | {facts["seed"]} |
 
 {facts["checkpoint"]}; commit {facts["commit"]}; {facts["device"]} ({facts["machine"]}); {versions}.
+{against}
 {note.read_text(encoding="utf-8") if note.is_file() else ""}
 ![Error over iterations](images/{name}_curves.png)
 """

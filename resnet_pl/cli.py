@@ -45,7 +45,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import list_images
 from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import per_class
-from resnet_pl.explain import explain
+from resnet_pl.explain import constructor_error, explain
 from resnet_pl.patches import quieten, short_names, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
@@ -160,7 +160,7 @@ class CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError) as error:
-            raise UserError("\n".join(str(error).splitlines()[:2])) from error
+            raise UserError(constructor_error(str(error))) from error
         self.model.config = self.plain_config
         if self.checkpoint is not None:
             self.model.restoring = True
@@ -271,6 +271,7 @@ class CLI(LightningCLI):
             "protocol": "single view",
             "split": split,
             "data": data.describe(),
+            "tested_on": data.told(split),
             "checkpoint": Path(path).absolute().relative_to(run.absolute()).as_posix() if run else path,
             "epoch": self.checkpoint["epoch"],
             "step": self.checkpoint["global_step"],

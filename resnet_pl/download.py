@@ -13,7 +13,6 @@ from typing import IO
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from resnet_pl.archives import extract as extract
 from resnet_pl.console import progress
 from resnet_pl.errors import UserError
 
@@ -72,7 +71,7 @@ def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: st
         raise UserError(f"checksum {checksum}: write sha256:HEX, md5:HEX or sha256-prefix:HEX, in small letters")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(path.name + ".lock"), what):
+        with lock(path.with_name(path.name + ".lock"), what):
             return path if path.exists() else _fetch(urls, path, checksum, what, hint)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}\nmake room there or choose another folder") from error
@@ -219,7 +218,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str) -> Iterator[None]:
     with path.open("a") as file:
         if not _try_lock(file):
             print(f"waiting for another process that downloads {what}", file=sys.stderr)

@@ -45,6 +45,12 @@ def explain(message: str, parser: LightningArgumentParser, args: Sequence[str], 
     return "\n".join(lines[:2])
 
 
+def constructor_error(message: str) -> str:
+    """What a constructor refused, without what the parser wraps around it; one or two lines."""
+    causes = re.findall(r"^\s*- (?!Expected a |Does not validate|Problem with)(.+)$", message, re.MULTILINE)
+    return causes[-1] if causes else "\n".join(message.splitlines()[:2])
+
+
 Told = tuple[str, str] | None
 
 

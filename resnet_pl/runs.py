@@ -81,6 +81,12 @@ def write_session(run: Path, facts: dict[str, Any]) -> None:
         partial.write_text(json.dumps([*sessions, facts], indent=2), encoding="utf-8")
 
 
+def write_splits(run: Path, provenance: dict[str, Any]) -> None:
+    """Writes splits.json: root, classes, and the names in each split where no folder says it."""
+    with replacing(run / "splits.json") as partial:
+        partial.write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def commit() -> str | None:
     """The commit of this project's checkout, with `-dirty` where files have changed since; None outside a checkout."""
     folder = Path(__file__).parent.parent

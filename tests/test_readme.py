@@ -21,6 +21,7 @@ COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.spl
 WEIGHTS = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
     "convnext_tiny": "convnext_tiny-983f1562.pth",
 }
 SMALL = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --data.num_workers 0"

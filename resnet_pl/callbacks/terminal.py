@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.console import tell
+from resnet_pl.runs import write_splits
 
 
 class ProgressBar(RichProgressBar):
@@ -59,13 +61,13 @@ class EpochLine(Callback):
 
 
 class StartReport(Callback):
-    """Prints net, data, batch, learning rate, precision and device before the first step.
+    """Prints net, data, batch, learning rate, precision and device before the first step, and keeps the splits.
 
     Args:
-        run: the run folder.
+        run: the run folder; splits.json is written there.
     """
 
-    def __init__(self, run: object) -> None:
+    def __init__(self, run: Path) -> None:
         self.run = run
 
     @rank_zero_only
@@ -81,6 +83,7 @@ class StartReport(Callback):
         }
         for name, text in rows.items():
             print(f"{name:<10}{text}")
+        write_splits(self.run, trainer.datamodule.provenance())
 
 
 def _net(pl_module: LightningModule) -> str:

@@ -6,6 +6,36 @@ from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
 from resnet_pl.data.imagenet import ImageNet
+from resnet_pl.data.mixing import CutMix, MixUp
 from resnet_pl.data.tensors import TensorDataModule
+from resnet_pl.data.transforms import (
+    BatchTransform,
+    CentreCrop,
+    Crop,
+    PadCrop,
+    PCAColor,
+    RandomFlip,
+    RandomResizedCrop,
+    ScaleCrop,
+)
 
-__all__ = ["CIFAR10", "CIFAR100", "Digits", "Flowers", "ImageDataModule", "ImageFolder", "ImageNet", "TensorDataModule"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "BatchTransform",
+    "CentreCrop",
+    "Crop",
+    "CutMix",
+    "Digits",
+    "Flowers",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "MixUp",
+    "PCAColor",
+    "PadCrop",
+    "RandomFlip",
+    "RandomResizedCrop",
+    "ScaleCrop",
+    "TensorDataModule",
+]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,51 +14,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from resnet_pl.console import tell
-from resnet_pl.data.loaders import Batch, EpochSampler, Loader, PhotoLoader
+from resnet_pl.data.draws import Draws
+from resnet_pl.data.loaders import Batch, EpochSampler, Loader, PhotoLoader, spare_cores
 from resnet_pl.data.photos import Photos
+from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.splits import make_split
-from resnet_pl.data.transforms import BatchTransform, Draws
+from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
+from resnet_pl.data.transforms import BatchTransform
 from resnet_pl.errors import UserError
-
-Mean = list[float] | Literal["pixel", "channel"]
-Std = list[float] | Literal["channel"] | None
-
-
-@dataclass
-class Statistics:
-    """What the training split looks like, images in [0, 1].
-
-    Attributes:
-        mean_image: `(C, H, W)` mean of every pixel.
-        covariance: `(C, C)` covariance of the channels over all pixels.
-    """
-
-    mean_image: Tensor
-    covariance: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """`(C, 1, 1)` mean of every channel."""
-        return self.mean_image.mean((1, 2), keepdim=True)
-
-    @property
-    def std(self) -> Tensor:
-        """`(C, 1, 1)` standard deviation of every channel over all pixels."""
-        return self.covariance.diag().sqrt()[:, None, None]
-
-    @classmethod
-    def of(cls, batches: Iterator[Tensor]) -> Statistics:
-        """Measures batches of `(N, C, H, W)` uint8 images of one size, in float64."""
-        count, total, products = 0, torch.zeros(()), torch.zeros(())
-        for batch in batches:
-            pixels = batch.double() / 255
-            count += len(batch)
-            total = total + pixels.sum(0)
-            products = products + torch.einsum("nchw,ndhw->cd", pixels, pixels)
-        mean_image = total / count
-        mean = mean_image.mean((1, 2))
-        covariance = products / (count * mean_image[0].numel()) - torch.outer(mean, mean)
-        return cls(mean_image.float(), covariance.float())
 
 
 class ImageDataModule(LightningDataModule):
@@ -73,6 +35,7 @@ class ImageDataModule(LightningDataModule):
             `channel` by channel or `pixel` by pixel as in the paper.
         std: what images are divided by: a value a channel, measured (`channel`), or nothing (null).
         batch_transforms: augmentation of whole training batches on the device, in order.
+        mix: what mixes the images of a batch after that, MixUp or CutMix.
         val_split: share (below 1) or number of images held out for validation where the data has no such part.
         test_split: share (below 1) or number of images held out for testing where the data has no such part.
         num_folds: number of folds; the images that are not for testing are then cut in so many parts.
@@ -94,6 +57,7 @@ class ImageDataModule(LightningDataModule):
         mean: Mean = "channel",
         std: Std = "channel",
         batch_transforms: list[BatchTransform] | None = None,
+        mix: BatchTransform | None = None,
         val_split: int | float = 0.1,
         test_split: int | float = 0.1,
         num_folds: PositiveInt | None = None,
@@ -103,21 +67,27 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
+        check_input(image_size, mean, std)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.image_size, self.mean, self.std = image_size, mean, std
-        self.batch_transforms = batch_transforms or []
+        self.batch_transforms = [*(batch_transforms or []), *([mix] if mix else [])]
         self.val_split, self.test_split = val_split, test_split
         self.num_folds, self.fold, self.split_seed = num_folds, fold, split_seed
         self.num_workers, self.on_bad_image = num_workers, on_bad_image
         self.splits: dict[str, Any] = {}
         self.classes: list[str] = []
-        self.origin = ""
-        self._provenance: dict[str, Any] | None = None
-        self._predict_paths: list[Path] | None = None
+        self.origins: dict[str, str] = {}
+        # What the checkpoint says that is being tested or gone on from.
+        self.stored = Provenance()
+        # Files that `predict` was given; the data set itself is then not needed.
+        self.predict_paths: list[Path] | None = None
 
     # ------------------------------------------------------------------------------------ what a subclass says
     def find_splits(self) -> dict[str, Any]:
-        """Sets `classes` and `origin` and returns the splits by name: `train`, `val`, `test`, those there are."""
+        """Sets `classes` and returns the splits by name: `train`, `val`, `test`, those there are.
+
+        `origins` tells in words where a split came from, if its name does not say it.
+        """
         raise NotImplementedError
 
     @property
@@ -127,8 +97,8 @@ class ImageDataModule(LightningDataModule):
 
     # ------------------------------------------------------------------------------------ splits
     def setup(self, stage: str) -> None:
-        """Finds the splits, once."""
-        if not self.splits:
+        """Finds the splits, once; they need not exist where files are named to predict on."""
+        if not self.splits and self.predict_paths is None:
             self.splits = self.find_splits()
         if stage == "fit":
             for transform in self.batch_transforms:
@@ -153,33 +123,29 @@ class ImageDataModule(LightningDataModule):
             tell(f"note: {warning}")
         return {"train": split.train, "val": split.val, "test": split.test}
 
-    def provenance(self) -> dict[str, Any]:
-        """Where the images came from, for the checkpoint: root, classes and the names in each split, plain types."""
-        names = {part: list(images.names) for part, images in self.splits.items()} if self.stores_names else None
-        return {"root": None if self.root is None else str(self.root), "classes": list(self.classes), "splits": names}
-
     # Whether the names in each split go into the checkpoint: not where the folders on disk say it.
     stores_names = True
 
+    def provenance(self) -> dict[str, Any]:
+        """Where the images came from, for the checkpoint: what `Provenance` lists, plain types."""
+        return {
+            "root": None if self.root is None else str(self.root.resolve()),
+            "classes": list(self.classes),
+            "class_names": list(self.class_names),
+            "splits": {part: list(images.names) for part, images in self.splits.items()} if self.stores_names else None,
+        }
+
     def use_provenance(self, provenance: dict[str, Any]) -> None:
         """Makes `setup` use the splits and classes of a checkpoint."""
-        self._provenance = provenance
-
-    def stored_splits(self) -> dict[str, list[str]] | None:
-        """Names in each split as the checkpoint has them, if there is one."""
-        return (self._provenance or {}).get("splits")
-
-    @property
-    def stored_classes(self) -> list[str] | None:
-        """Classes as the checkpoint has them, if there is one."""
-        return (self._provenance or {}).get("classes")
+        self.stored = Provenance(**provenance)
 
     def split(self, name: str) -> Any:
         """Returns a split, or explains that there is none."""
         if name not in self.splits:
-            raise UserError(
-                f"{self.describe()} has no images for {name}\nset --data.{name}_split, or add a folder {name}/"
-            )
+            way_out = f"hold some out with --data.{name}_split when training"
+            if name == "train":
+                way_out = "to train on other data start a new run, from these weights with --model.weights"
+            raise UserError(f"{self.describe()} has no images for {name}\n{way_out}")
         return self.splits[name]
 
     def describe(self) -> str:
@@ -188,9 +154,7 @@ class ImageDataModule(LightningDataModule):
 
     def told(self, part: str) -> str:
         """Which images a split holds, in a few words."""
-        if self.stored_splits() is not None and not self.origin:
-            return f"the {part} split stored in the checkpoint, {self.describe()}"
-        return f"{self.origin or f'the {part} split'}, {self.describe()}"
+        return f"{self.origins.get(part, f'the {part} split')}, {self.describe()}"
 
     # ------------------------------------------------------------------------------------ normalisation
     @cached_property
@@ -206,19 +170,7 @@ class ImageDataModule(LightningDataModule):
 
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each `(C, 1, 1)` or `(C, H, W)`, of images in [0, 1]."""
-        if self.mean == "pixel":
-            mean = self.statistics.mean_image
-        elif self.mean == "channel":
-            mean = self.statistics.mean
-        else:
-            mean = torch.tensor(self.mean)[:, None, None]
-        if self.std is None:
-            std = torch.ones(1, 1, 1)
-        elif self.std == "channel":
-            std = self.statistics.std
-        else:
-            std = torch.tensor(self.std)[:, None, None]
-        return mean, std
+        return normalization(self.mean, self.std, lambda: self.statistics)
 
     # ------------------------------------------------------------------------------------ loaders
     @property
@@ -236,9 +188,7 @@ class ImageDataModule(LightningDataModule):
         """Processes that read files for this process."""
         if self.num_workers is not None:
             return self.num_workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = self.trainer.num_devices if self.trainer is not None else 1
-        return max(1, min(16, cores // processes))
+        return spare_cores(self.trainer.num_devices if self.trainer is not None else 1)
 
     def loader(self, images: Any, sampler: EpochSampler, batch_size: int) -> Loader:
         """A loader for one of the splits."""
@@ -246,40 +196,45 @@ class ImageDataModule(LightningDataModule):
         pin = self.device.type == "cuda"
         return PhotoLoader(images, sampler, batch_size, workers, pin_memory=pin, on_bad_image=self.on_bad_image)
 
-    def _evaluation_loader(self, images: Any) -> Loader:
-        sampler = EpochSampler(len(images), rank=self.trainer.global_rank, world_size=self.trainer.world_size)
-        return self.loader(images, sampler, self.eval_batch_size)
+    def _share(self, images: Any, training: bool) -> Loader:
+        """A loader of this process's share."""
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        if len(images) < processes:
+            raise UserError(
+                f"{self.describe()}: {len(images)} images cannot be shared by {processes} processes\n"
+                "lower --trainer.devices or give more images"
+            )
+        sampler = EpochSampler(len(images), self.seed, training, rank, processes)
+        return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
 
     def train_dataloader(self) -> Loader:
         """Training images, shuffled and cropped at random."""
-        images, trainer = self.split("train"), self.trainer
-        sampler = EpochSampler(len(images), self.seed, True, trainer.global_rank, trainer.world_size)
-        return self.loader(images, sampler, self.batch_size)
+        return self._share(self.split("train"), training=True)
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Validation images; none where nothing is held out."""
-        return self._evaluation_loader(self.splits["val"]) if "val" in self.splits else []
+        return self._share(self.splits["val"], training=False) if "val" in self.splits else []
 
     def test_dataloader(self) -> Loader:
         """Test images."""
-        return self._evaluation_loader(self.split("test"))
+        return self._share(self.split("test"), training=False)
 
     def predict_dataloader(self) -> Loader:
         """The images named on the command line, else the test images."""
-        return self._evaluation_loader(self.predict_images)
+        return self._share(self.predict_images, training=False)
 
     @property
     def predict_images(self) -> Any:
         """What `predict` reads."""
-        if self._predict_paths is None:
+        if self.predict_paths is None:
             return self.split("test")
-        number = {name: index for index, name in enumerate(self.stored_classes or self.classes)}
-        labels = [number.get(path.parent.name, -1) for path in self._predict_paths]
-        return Photos(Path(), [str(path) for path in self._predict_paths], labels, self.image_size)
+        number = {name: index for index, name in enumerate(self.stored.classes or self.classes)}
+        labels = [number.get(path.parent.name, -1) for path in self.predict_paths]
+        return Photos(Path(), [str(path) for path in self.predict_paths], labels, self.image_size)
 
     def predict_on(self, paths: Sequence[Path]) -> None:
         """Makes `predict` read these files; a parent folder with a class's name tells the truth."""
-        self._predict_paths = list(paths)
+        self.predict_paths = list(paths)
 
     # ------------------------------------------------------------------------------------ batches
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

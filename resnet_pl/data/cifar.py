@@ -10,16 +10,16 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from resnet_pl.archives import extract
-from resnet_pl.data.base import Mean, Std
+from resnet_pl.data.downloaded import Downloaded
+from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImages
 from resnet_pl.data.transforms import BatchTransform, PadCrop, RandomFlip
-from resnet_pl.download import fetch
 from resnet_pl.errors import UserError
 
 PIXELS = 3 * 32 * 32
 
 
-class _CIFAR(TensorDataModule):
+class _CIFAR(Downloaded, TensorDataModule):
     """What both sets share: the paper's augmentation and normalisation, 5,000 images held out for validation.
 
     Args:
@@ -28,12 +28,10 @@ class _CIFAR(TensorDataModule):
         val_split: share (below 1) or number of the training images held out for validation; 0 trains on all.
         mean: what is subtracted from images in [0, 1]; the mean image of the training split by default, as in §4.2.
         std: what images are divided by; nothing by default.
-        batch_transforms: augmentation of whole batches; pad by 4, crop and mirror by default, as in §4.2.
+        batch_transforms: augmentation of whole batches; mirror, pad by 4 and crop by default, as in §4.2.
     """
 
     paper_batch_size = 128
-    url: ClassVar[str]
-    checksum: ClassVar[str]
     npz: ClassVar[str]
     binaries: ClassVar[dict[str, list[str]]]
     # Bytes before each image in the binary files; the last of them is the label.
@@ -55,7 +53,8 @@ class _CIFAR(TensorDataModule):
         if image_size != 32:
             raise ValueError(f"{type(self).__name__}: image_size is {image_size}, but the images have 32 pixels a side")
         if batch_transforms is None:
-            batch_transforms = [PadCrop(4), RandomFlip()]
+            # In this order, for the padding to be zero in the net's eyes where the mean image is not symmetric.
+            batch_transforms = [RandomFlip(), PadCrop(4)]
         super().__init__(
             batch_size=batch_size,
             image_size=image_size,
@@ -75,29 +74,29 @@ class _CIFAR(TensorDataModule):
                 return paths
         return None
 
-    def prepare_data(self) -> None:
-        """Downloads the archive if no images are there."""
-        if (self.root / self.npz).is_file() or self._binaries("train") or not self.download:
-            return
-        hint = f"or put {self.npz} or the unpacked .bin files into {self.root}"
-        archive = fetch([self.url], self.root / Path(self.url).name, self.checksum, what=type(self).__name__, hint=hint)
+    def is_there(self) -> bool:
+        """See `Downloaded.is_there`."""
+        return (self.root / self.npz).is_file() or all(self._binaries(part) for part in self.binaries)
+
+    def unpack(self, archive: Path) -> None:
+        """See `Downloaded.unpack`."""
         extract(archive, self.root)
-        archive.unlink()
 
     def read(self) -> dict[str, TensorImages]:
         """See `TensorDataModule.read`."""
         self.classes = list(self.names)
         if (self.root / self.npz).is_file():
             return self._read_npz(self.root / self.npz)
-        return {part: self._read_binaries(part) for part in ("train", "test")}
+        return {part: self._read_binaries(part) for part in self.binaries}
 
     def _read_npz(self, path: Path) -> dict[str, TensorImages]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return {part: self._part(part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                return {part: self._part(part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in self.binaries}
+        # A damaged file makes numpy raise almost anything: BadZipFile, EOFError, KeyError, TypeError, ...
+        except Exception as error:
             raise UserError(
-                f"cannot read {path}: {str(error).splitlines()[0]}\n"
+                f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
                 "it must hold the uint8 arrays x_train, x_test (N, 32, 32, 3) and the labels y_train, y_test"
             ) from error
 
@@ -106,22 +105,26 @@ class _CIFAR(TensorDataModule):
         if paths is None:
             raise UserError(
                 f"{type(self).__name__} is not in {self.root}: looked for {self.npz} and {self.binaries[part][0]}\n"
-                f"let it be downloaded (--data.download true), or unpack {self.url} there"
+                f"let it be downloaded (--data.download true), or unpack {self.urls[0]} there"
             )
+        files = [np.fromfile(path, dtype=np.uint8) for path in paths]
         record = self.label_bytes + PIXELS
-        data = np.concatenate([np.fromfile(path, dtype=np.uint8) for path in paths])
-        if len(data) % record:
-            raise UserError(f"{paths[0].parent} holds a truncated file of {type(self).__name__}\nunpack it again")
-        data = data.reshape(-1, record)
+        for path, content in zip(paths, files, strict=True):
+            if len(content) == 0 or len(content) % record:
+                raise UserError(f"{path} is empty or cut short\nunpack {Path(self.urls[0]).name} again")
+        data = np.concatenate(files).reshape(-1, record)
         images = data[:, self.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return self._part(part, images, data[:, self.label_bytes - 1])
+        try:
+            return self._part(part, images, data[:, self.label_bytes - 1])
+        except ValueError as error:
+            raise UserError(f"{paths[0].parent} holds no {type(self).__name__}: {error}\nunpack it again") from error
 
     def _part(self, part: str, images: np.ndarray, labels: np.ndarray) -> TensorImages:
         labels = labels.reshape(-1).astype(np.int64)
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise ValueError(f"x_{part} is {images.dtype} of shape {images.shape}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise ValueError(f"y_{part} has the label {labels.max()}, there are {len(self.classes)} classes")
+            raise ValueError(f"y_{part} has labels {labels.min()} to {labels.max()}, for {len(self.classes)} classes")
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return TensorImages(pixels, torch.from_numpy(labels), [f"{part}/{i:05d}" for i in range(len(labels))])
 
@@ -133,7 +136,7 @@ class CIFAR10(_CIFAR):
         root: folder that holds cifar10.npz or the unpacked binary files.
     """
 
-    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    urls = ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
     checksum = "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
     npz = "cifar10.npz"
     binaries = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
@@ -151,7 +154,7 @@ class CIFAR100(_CIFAR):
         root: folder that holds cifar100.npz or the unpacked binary files.
     """
 
-    url = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+    urls = ["https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"]
     checksum = "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
     npz = "cifar100.npz"
     binaries = {"train": ["train.bin"], "test": ["test.bin"]}

@@ -8,7 +8,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch.nn import functional as F
 
-from resnet_pl.data.base import Mean, Std
+from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImages
 from resnet_pl.data.transforms import BatchTransform, PadCrop
 

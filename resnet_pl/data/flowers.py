@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from resnet_pl.archives import extract
+from resnet_pl.data.downloaded import Downloaded
 from resnet_pl.data.folder import ImageFolder
-from resnet_pl.download import fetch
-
-URLS = [
-    "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-    "http://download.tensorflow.org/example_images/flower_photos.tgz",
-]
-CHECKSUM = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
 
 
-class Flowers(ImageFolder):
+class Flowers(Downloaded, ImageFolder):
     """The flower_photos data set, downloaded (229 MB) when it is not there; photos under Creative Commons BY 2.0.
 
     Args:
@@ -24,23 +19,28 @@ class Flowers(ImageFolder):
         download: whether to fetch the photos when `root` is not there.
     """
 
+    urls = [
+        "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
+        "http://download.tensorflow.org/example_images/flower_photos.tgz",
+    ]
+    checksum = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
+
     def __init__(self, root: str = "data/flower_photos", download: bool = True, **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
         self.download = download
 
-    def prepare_data(self) -> None:
-        """Downloads the photos if they are not there."""
-        if self.root.is_dir() or not self.download:
-            return
-        hint = f"or give the folder of your copy with --data.root FOLDER (looked for {self.root})"
-        archive = fetch(URLS, self.root.parent / "flower_photos.tgz", CHECKSUM, what="flower_photos", hint=hint)
+    def is_there(self) -> bool:
+        """See `Downloaded.is_there`."""
+        return self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir()))
+
+    def unpack(self, archive: Path) -> None:
+        """See `Downloaded.unpack`."""
         # The archive holds one folder, flower_photos/; it becomes the root, whatever that is called.
-        unpacked = self.root.with_name(self.root.name + ".unpacked")
+        unpacked = self.root.with_name(f".{self.root.name}.unpacked")
         extract(archive, unpacked)
         (unpacked / "flower_photos").rename(self.root)
-        unpacked.rmdir()
-        archive.unlink()
+        shutil.rmtree(unpacked)
 
     def where_to_get(self) -> str:
         """See `ImageFolder.where_to_get`."""
-        return f"download it with --data.download true, or unpack {Path(URLS[0]).name} from {URLS[0]} there"
+        return f"download it with --data.download true, or unpack {Path(self.urls[0]).name} from {self.urls[0]} there"

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from resnet_pl.console import progress, tell
-from resnet_pl.data.base import ImageDataModule, Mean, Std
+from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.images import BadImage, list_images, scan_image
 from resnet_pl.data.photos import Photos
 from resnet_pl.data.splits import content_digests
+from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, BatchTransform, Crop, PCAColor, RandomFlip, ScaleCrop
 from resnet_pl.errors import UserError
 
@@ -58,15 +59,13 @@ class ImageFolder(ImageDataModule):
         """See `ImageDataModule.find_splits`."""
         if not self.root.is_dir():
             raise UserError(f"data.root: there is no folder {self.root}\n{self.where_to_get()}")
-        folders = {part: folder for part in SPLIT_FOLDERS if (folder := self._part_folder(part))}
-        listings = {part: self._list(folder) for part, folder in folders.items()}
-        listings = listings if "train" in listings or self._provenance else {}
-        if self._provenance is None:
-            self._name_classes(listings.get("train"))
-            listings = self._split(listings)
-        else:
-            self.classes = list(self._provenance["classes"])
+        listings = self._list_parts()
+        if self.stored:
+            self.classes = list(self.stored.classes)
             listings = self._stored(listings)
+        else:
+            self._name_classes(listings)
+            listings = self._split(listings)
         if self.scan:
             self._scan(listings)
         return {part: self._photos(part, listing) for part, listing in listings.items() if listing}
@@ -75,12 +74,22 @@ class ImageFolder(ImageDataModule):
         """The way out when there is no such folder, in a line."""
         return "give the folder that holds one folder for each class with --data.root FOLDER"
 
-    def _part_folder(self, part: str) -> Path | None:
+    def part_folder(self, part: str) -> Path | None:
+        """The folder that holds a part of data that comes split, if there is one."""
         return next((self.root / name for name in SPLIT_FOLDERS[part] if (self.root / name).is_dir()), None)
+
+    def _list_parts(self) -> dict[str, Listing]:
+        """Images of train, val and test where the root is divided so, else of `all`."""
+        folders = {part: folder for part in SPLIT_FOLDERS if (folder := self.part_folder(part))}
+        others = set(class_folders(self.root)) - set(folders.values())
+        # Classes can be called train or test as well; parts hold class folders.
+        if not folders or (others and not any(class_folders(folder) for folder in folders.values())):
+            return {"all": self._list(self.root)}
+        return {part: self._list(folder) for part, folder in folders.items()}
 
     def _list(self, folder: Path) -> Listing:
         """Every image below the class folders of a folder; raises UserError where a class has none."""
-        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        classes = class_folders(folder)
         if not classes:
             raise UserError(f"{folder} has no class folders\nput the images of each class in a folder of its own there")
         listing: Listing = {}
@@ -91,47 +100,49 @@ class ImageFolder(ImageDataModule):
             listing |= {image.relative_to(self.root).as_posix(): path.name for image in images}
         return listing
 
-    def _name_classes(self, training: Listing | None) -> None:
-        self.classes = sorted(set((training or self._list(self.root)).values()))
+    def _name_classes(self, listings: dict[str, Listing]) -> None:
+        training = listings.get("train") or listings.get("all")
+        if training is None:
+            raise UserError(f"{self.root} has {' and '.join(listings)} but no train\nput training images in train/")
+        self.classes = sorted(set(training.values()))
         if len(self.classes) < 2:
             raise UserError(f"{self.root} has one class only ({self.classes[0]})\na classifier needs two or more")
 
     def _split(self, listings: dict[str, Listing]) -> dict[str, Listing]:
         """Completes the parts that the folders give by cutting the training images."""
-        self.stores_names = not {"val", "test"} & set(listings)
-        whole = listings.get("train") or self._list(self.root)
         if "val" in listings:
+            if self.num_folds:
+                raise UserError(f"data.num_folds: {self.root} has a val folder\nfolds need data that is not split yet")
+            self.stores_names = False
+            if "test" in listings:
+                return listings
             # A set that people publish with train/ and val/ alone is reported on val/.
-            return listings if "test" in listings else listings | {"test": listings["val"]}
+            self.origins = {"test": "val/, as there is no test/"}
+            return listings | {"test": listings["val"]}
+        whole = listings.get("train") or listings["all"]
         names = list(whole)
         labels = [self.classes.index(name) for name in whole.values()]
         digests = content_digests([self.root / name for name in names])
         cut = self.cut(digests, labels, names, test=0 if "test" in listings else self.test_split)
-        self.stores_names = True
         parts = {part: {names[i]: whole[names[i]] for i in chosen} for part, chosen in cut.items()}
         return parts | {"test": listings["test"]} if "test" in listings else parts
 
     def _stored(self, listings: dict[str, Listing]) -> dict[str, Listing]:
         """The checkpoint's own split where this is the data it was trained on, else all that may be tested on."""
-        same_place = str(self.root) == self._provenance["root"]
-        names = self.stored_splits()
-        if names is None and same_place:
+        if self.stored.splits is None and {"train", "val"} <= set(listings):
             return self._split(listings)
         whole: Listing = {}
         for listing in listings.values():
             whole |= listing
-        whole = whole or self._list(self.root)
-        if names is not None:
-            missing = [name for part in names.values() for name in part if name not in whole]
-            if not missing:
-                return {part: {name: whole[name] for name in part_names} for part, part_names in names.items()}
-            if same_place:
-                raise UserError(
-                    f"{self.root} lacks {len(missing)} of the images that the checkpoint was trained and tested on, "
-                    f"the first is {missing[0]}\nput them back, or name another folder with --data.root"
-                )
-        self.origin = "a folder other than the training data's"
-        return {"test": listings.get("test", whole), "val": listings.get("val", whole)}
+        if self.stored.splits_are_in(whole, self.root):
+            self.origins = {part: f"the {part} split stored in the checkpoint" for part in self.stored.splits}
+            return {part: {name: whole[name] for name in names} for part, names in self.stored.splits.items()}
+        # The folder's own test part if it has one: what lies beside it may have been trained on.
+        part = next((part for part in ("test", "val") if part in listings), None)
+        source = f"{part}/ of" if part else "every image of"
+        self.origins = dict.fromkeys(("val", "test"), f"{source} a folder other than the training data's")
+        chosen = listings[part] if part else whole
+        return {"val": chosen, "test": chosen}
 
     def _photos(self, part: str, listing: Listing) -> Photos:
         number = {name: index for index, name in enumerate(self.classes)}
@@ -149,7 +160,7 @@ class ImageFolder(ImageDataModule):
         """Checks every file quickly, and names or leaves out the bad ones as `on_bad_image` says."""
         bad: list[BadImage] = []
         names = {name for listing in listings.values() for name in listing}
-        with progress(len(names), "checking images") as advance:
+        with progress("checking images", len(names)) as advance:
             for name in sorted(names):
                 try:
                     scan_image(self.root / name)
@@ -162,6 +173,14 @@ class ImageFolder(ImageDataModule):
             tell(f"left out: {error}")
             for listing in listings.values():
                 listing.pop(Path(error.path).relative_to(self.root).as_posix(), None)
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones, in order."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot list folder {folder}: {error.strerror}") from error
 
 
 def _bad_images(bad: Sequence[BadImage]) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from resnet_pl.data.folder import ImageFolder
+from resnet_pl.data.folder import ImageFolder, class_folders
 
 
 class ImageNet(ImageFolder):
     """ImageNet (ILSVRC 2012): root/train/n01440764/*, root/val/n01440764/*; val/ is what results are reported on.
 
-    A subset of the classes works too. Class names come from the 1,000 known ones, or from root/LOC_synset_mapping.txt.
+    A subset of the classes works too. Class names come from root/LOC_synset_mapping.txt; without it the names of
+    the whole 1,000 are known, and a subset goes by its wordnet ids.
 
     Args:
         root: folder that holds train/ and val/.
@@ -26,9 +27,17 @@ class ImageNet(ImageFolder):
         """See `ImageFolder.where_to_get`."""
         return "download ILSVRC 2012 from image-net.org, unpack it to train/ and val/, and give it with --data.root"
 
-    @cached_property
+    def part_folder(self, part: str) -> Path | None:
+        """See `ImageFolder.part_folder`; the official test/ is a heap of images whose classes were never published."""
+        folder = super().part_folder(part)
+        return folder if part != "test" or (folder and class_folders(folder)) else None
+
+    @property
     def class_names(self) -> list[str]:
         """The first English word for each wordnet id; the id is added where two classes share it."""
+        # The net's names are those it was trained under, also where another copy of the data has no list of them.
+        if self.stored.class_names:
+            return self.stored.class_names
         words = self._words()
         names = [words.get(wordnet_id, wordnet_id) for wordnet_id in self.classes]
         count = Counter(names)
@@ -37,9 +46,9 @@ class ImageNet(ImageFolder):
     def _words(self) -> dict[str, str]:
         mapping = self.root / "LOC_synset_mapping.txt"
         if mapping.is_file():
-            lines = (line.split(maxsplit=1) for line in mapping.read_text(encoding="utf-8").splitlines() if line)
-            return {wordnet_id: words.split(",")[0].strip() for wordnet_id, words in lines}
-        if len(self.classes) == 1000:
+            lines = (line.partition(" ") for line in mapping.read_text(encoding="utf-8").splitlines())
+            return {wordnet_id: words.split(",")[0].strip() for wordnet_id, _, words in lines if words.strip()}
+        if len(self.classes) == 1000 and (self.classes[0], self.classes[-1]) == ("n01440764", "n15075141"):
             from torchvision.models._meta import _IMAGENET_CATEGORIES
 
             return dict(zip(self.classes, _IMAGENET_CATEGORIES, strict=True))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +69,7 @@ class EpochSampler:
     def indices(self) -> Tensor:
         """`(len(self),)` int64."""
         if not self.shuffle:
-            return torch.arange(self.rank, self.length, self.world_size)
+            return torch.arange(self.length)[self.rank :: self.world_size]
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         return order[: len(self) * self.world_size][self.rank :: self.world_size]
@@ -90,7 +92,7 @@ class Loader:
         # A short last batch is left out of training, unless it is all there is: BatchNorm fails on a single image.
         self.drop_last = sampler.shuffle and len(sampler) >= batch_size
         self._done = 0
-        self._resume_at = 0
+        self._resume_from: dict[str, int] = {}
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)
@@ -98,10 +100,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: its body runs at the first batch, which is after Lightning has called set_epoch.
-        start, self._resume_at = self._resume_at, 0
+        epoch, state = self.sampler.epoch, self._resume_from
+        start, self._resume_from = state["done"] if state.get("epoch") == epoch else 0, {}
         self._done = start
         plan = self.sampler.indices().split(self.batch_size)[: len(self)][start:]
-        epoch = self.sampler.epoch
         for number, (images, labels, indices) in enumerate(self.read(plan, epoch), start):
             self._done = number + 1
             if len(indices):
@@ -116,8 +118,8 @@ class Loader:
         return {"epoch": self.sampler.epoch, "done": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next epoch start after the batches that were done."""
-        self._resume_at = state["done"] if state["done"] < len(self) else 0
+        """Makes the epoch of that state start after the batches that were done; another epoch starts anew."""
+        self._resume_from = dict(state)
 
 
 class PhotoLoader(Loader):
@@ -159,7 +161,10 @@ class PhotoLoader(Loader):
         for images, labels, indices, bad in self._reader:
             for image in bad:
                 self._report(image)
-            yield images, labels, indices
+            # In training every batch is counted on: by Lightning for the validation after it, by other processes.
+            yield self._stand_in(epoch) if self.sampler.shuffle and not len(indices) else (images, labels, indices)
+        if len(self.skipped) == len(self.images):
+            raise _none_left(len(self.images))
 
     def _report(self, image: BadImage) -> None:
         if self.on_bad_image == "error":
@@ -167,7 +172,22 @@ class PhotoLoader(Loader):
                 f"cannot read the image {image.path}: {image.reason}\n"
                 "repair or remove it, or leave such files out with --data.on_bad_image skip"
             )
-        self.skipped[str(image.path)] = image.reason
+        if str(image.path) not in self.skipped:
+            self.skipped[str(image.path)] = image.reason
+            # Not by `tell`: each process meets other files.
+            print(f"left out, {len(self.skipped)} so far: {image.path}: {image.reason}", flush=True)
+
+    def _stand_in(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch for one in which no image can be read: the epoch's first that can be."""
+        samples = (self.images[epoch, index] for index in self.sampler.indices().tolist())
+        good = list(islice((sample for sample in samples if not isinstance(sample, BadImage)), self.batch_size))
+        if not good:
+            raise _none_left(len(self.images))
+        return _collate(good)[:3]
+
+
+def _none_left(count: int) -> UserError:
+    return UserError(f"none of the {count} images can be read\nrepair them or give others with --data.root")
 
 
 class _Plan:
@@ -201,3 +221,9 @@ def keyed_rng(*numbers: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(state)
+
+
+def spare_cores(processes: int) -> int:
+    """Workers for each of so many training processes on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // processes))

@@ -105,10 +105,10 @@ def make_split(
 
 
 def _counts(val: int | float, test: int | float, images: int, num_folds: int | None, fold: int) -> tuple[int, int]:
-    val_count = 0 if num_folds else _count("val", val, images)
-    test_count = _count("test", test, images)
+    val_count = 0 if num_folds else _count("val_split", val, images)
+    test_count = _count("test_split", test, images)
     if val_count + test_count >= images:
-        raise UserError(f"val={val} and test={test} take all of {images} images; ask for fewer")
+        raise UserError(f"val_split={val} and test_split={test} take all of {images} images; ask for fewer")
     if num_folds is None and fold != 0:
         raise UserError(f"fold={fold} without num_folds; say how many folds there are")
     if num_folds is not None and not 0 <= fold < num_folds >= 2:

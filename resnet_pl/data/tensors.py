@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_pl.data.base import ImageDataModule, Statistics
+from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import EpochSampler, Loader
+from resnet_pl.data.statistics import Statistics
 
 
 @dataclass
@@ -70,17 +71,25 @@ class TensorDataModule(ImageDataModule):
     def find_splits(self) -> dict[str, TensorImages]:
         """See `ImageDataModule.find_splits`."""
         parts = self.read()
-        images = parts["train"]
-        stored = self.stored_splits()
-        if stored:
-            where = {name: i for i, name in enumerate(images.names)}
-            cut = {part: [where[name] for name in names if name in where] for part, names in stored.items()}
-        else:
-            digests = [blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images.images.numpy()]
-            test = 0 if "test" in parts else self.test_split
-            cut = self.cut(digests, images.labels.tolist(), images.names, test=test)
-        splits = {part: images[chosen] for part, chosen in cut.items() if chosen}
-        return splits | {part: official for part, official in parts.items() if part != "train"}
+        images = parts.pop("train")
+        if not self.stored:
+            return self._cut(images, parts) | parts
+        where = {name: i for i, name in enumerate(images.names)}
+        official = {name for part in parts.values() for name in part.names}
+        if self.stored.splits_are_in(where.keys() | official, self.root):
+            cut = {part: names for part, names in self.stored.splits.items() if part not in parts}
+            self.origins = {part: f"the {part} split stored in the checkpoint" for part in cut}
+            return {part: images[[where[name] for name in names]] for part, names in cut.items()} | parts
+        if not parts:
+            self.origins = dict.fromkeys(("val", "test"), "every image of other data than the training's")
+        test = parts.get("test", images)
+        return {"val": test, "test": test}
+
+    def _cut(self, images: TensorImages, parts: dict[str, TensorImages]) -> dict[str, TensorImages]:
+        digests = [blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images.images.numpy()]
+        test = 0 if "test" in parts else self.test_split
+        cut = self.cut(digests, images.labels.tolist(), images.names, test=test)
+        return {part: images[chosen] for part, chosen in cut.items() if chosen}
 
     def loader(self, images: Any, sampler: EpochSampler, batch_size: int) -> Loader:
         """See `ImageDataModule.loader`."""

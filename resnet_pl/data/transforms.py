@@ -7,17 +7,16 @@ it lands in, the number of workers or processes, or the step from which a run wa
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import transforms as torchvision_transforms
 from torchvision.transforms.v2 import functional as TF
 
-if TYPE_CHECKING:
-    from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.draws import Draws
+from resnet_pl.data.statistics import Statistics
 
 # RGB statistics of ImageNet, images in [0, 1]; the ones that torchvision's weights were trained with.
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -25,60 +24,6 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 # Principal components of ImageNet's RGB pixels in [0, 1] (AlexNet's, as published with Torch's ImageNet example).
 ALEXNET_EIGENVALUES = [0.2175, 0.0188, 0.0045]
 ALEXNET_EIGENVECTORS = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-
-
-# ------------------------------------------------------------------------------------ random draws
-_MASK = (1 << 64) - 1
-
-
-def _signed(number: int) -> int:
-    """The same 64 bits as torch's int64."""
-    number &= _MASK
-    return number - (1 << 64) if number >> 63 else number
-
-
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64: every bit of the result depends on every bit of the input."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-class Draws:
-    """Random numbers for the images of one batch, a pure function of (seed, epoch, image).
-
-    Args:
-        seed: the run's seed.
-        epoch: epoch, from 0.
-        number: position of the batch in its epoch, for what is drawn once a batch.
-        indices: `(N,)` position of each image in its data set; its device is where the numbers are made.
-    """
-
-    def __init__(self, seed: int, epoch: int, number: int, indices: Tensor) -> None:
-        base = int(_mix(_mix(torch.tensor(_signed(seed))) + epoch))
-        self._keys = _mix(indices + base)
-        self._count = 0
-        self._for_batch = (seed & _MASK, epoch, number)
-
-    def uniform(self) -> Tensor:
-        """`(N,)` float32 in [0, 1)."""
-        self._count += 1
-        return ((_mix(self._keys + self._count) >> 40) & 0xFFFFFF).float() / (1 << 24)
-
-    def integers(self, high: int) -> Tensor:
-        """`(N,)` int64, uniform over 0 … high - 1."""
-        return (self.uniform() * high).long().clamp_(max=high - 1)
-
-    def normal(self) -> Tensor:
-        """`(N,)` float32, standard normal."""
-        radius = torch.sqrt(-2 * torch.log1p(-self.uniform()))
-        return radius * torch.cos(2 * math.pi * self.uniform())
-
-    def batch_generator(self) -> np.random.Generator:
-        """A generator on the host for what is drawn once a batch, such as MixUp's coefficient."""
-        self._count += 1
-        return np.random.default_rng([*self._for_batch, self._count])
 
 
 # ------------------------------------------------------------------------------------ crops
@@ -149,26 +94,42 @@ class RandomResizedCrop(Crop):
 
     def box(self, height: int, width: int, size: int) -> Box:
         """See `Crop.box`."""
-        from torchvision.transforms import RandomResizedCrop as Torchvision
-
-        return Torchvision.get_params(torch.empty(1, height, width), list(self.area), list(self.ratio))
+        shape = torch.empty(1, height, width, device="meta")
+        return torchvision_transforms.RandomResizedCrop.get_params(shape, list(self.area), list(self.ratio))
 
 
 class CentreCrop(Crop):
     """Evaluation's view: shorter side resized to size × 256 / 224, then the centre square; used in training too, it
     switches random cropping off."""
 
+    # Longer sides per shorter one that are resized: a line of 10,000 pixels would else grow to a gigabyte.
+    MAX_RATIO = 16
+
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """`(3, H, W)` uint8 to `(3, size, size)` uint8, resized before it is cut, as published accuracies are."""
+        height, width = image.shape[-2:]
+        longest = self.MAX_RATIO * min(height, width)
+        if max(height, width) > longest:
+            image = TF.center_crop(image, [min(height, longest), min(width, longest)])
         image = TF.resize(image, [round(size * 256 / 224)], antialias=True)
         return TF.center_crop(image, [size, size])
 
 
 # ------------------------------------------------------------------------------------ batches
+class TrainingData(Protocol):
+    """What a batch transform may know of the training split; every `ImageDataModule` is one."""
+
+    classes: list[str]
+    statistics: Statistics
+
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of images in [0, 1]."""
+
+
 class BatchTransform:
     """Changes a training batch on its device. Subclass it and name the subclass in YAML."""
 
-    def fit(self, data: ImageDataModule) -> None:
+    def fit(self, data: TrainingData) -> None:
         """Called once before training, for what depends on the training split; the default needs nothing."""
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -185,6 +146,13 @@ class BatchTransform:
         raise NotImplementedError
 
 
+def checked_share(transform: BatchTransform, probability: float) -> float:
+    """Returns the probability, or raises ValueError where it is none."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"{type(transform).__name__}: probability is {probability}, it must be from 0 to 1")
+    return probability
+
+
 class RandomFlip(BatchTransform):
     """Mirrors half of the images left to right.
 
@@ -193,7 +161,7 @@ class RandomFlip(BatchTransform):
     """
 
     def __init__(self, probability: float = 0.5) -> None:
-        self.probability = probability
+        self.probability = checked_share(self, probability)
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
@@ -217,7 +185,7 @@ class PadCrop(BatchTransform):
         self.padding = padding
         self.mean = torch.zeros(1, 1, 1)
 
-    def fit(self, data: ImageDataModule) -> None:
+    def fit(self, data: TrainingData) -> None:
         """Takes the mean that is subtracted from the images."""
         self.mean = data.normalization()[0]
 
@@ -245,10 +213,12 @@ class PCAColor(BatchTransform):
     """
 
     def __init__(self, sigma: float = 0.1, fitted: bool = False) -> None:
+        if not sigma >= 0:
+            raise ValueError(f"PCAColor: sigma is {sigma}, it must be 0 or more")
         self.sigma, self.fitted = sigma, fitted
         self.components = torch.tensor(ALEXNET_EIGENVECTORS) * torch.tensor(ALEXNET_EIGENVALUES)
 
-    def fit(self, data: ImageDataModule) -> None:
+    def fit(self, data: TrainingData) -> None:
         """Takes the components from the training split's pixels, if asked to."""
         if self.fitted:
             values, vectors = torch.linalg.eigh(data.statistics.covariance)
@@ -260,59 +230,3 @@ class PCAColor(BatchTransform):
             self.components = self.components.to(images.device)
         amounts = torch.stack([draws.normal() for _ in range(3)], dim=1) * self.sigma
         return images + (amounts @ self.components.T)[:, :, None, None], labels
-
-
-class _Mixing(BatchTransform):
-    """What MixUp and CutMix share: soft labels, and the neighbour in the (already shuffled) batch as partner.
-
-    Args:
-        alpha: parameter of the Beta distribution from which the mixing coefficient is drawn.
-        probability: share of batches that are mixed.
-    """
-
-    def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
-        if alpha <= 0:
-            raise ValueError(f"{type(self).__name__}: alpha is {alpha}, it must be above 0")
-        self.alpha, self.probability = alpha, probability
-        self.num_classes = 0
-
-    def fit(self, data: ImageDataModule) -> None:
-        """Takes the number of classes."""
-        self.num_classes = len(data.classes)
-
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """See `BatchTransform`."""
-        if labels.ndim == 1:
-            labels = F.one_hot(labels, self.num_classes).to(images.dtype)
-        rng = draws.batch_generator()
-        if rng.random() >= self.probability:
-            return images, labels
-        images, share = self.mix(images, images.roll(1, 0), float(rng.beta(self.alpha, self.alpha)), rng)
-        return images, labels * share + labels.roll(1, 0) * (1 - share)
-
-    def mix(self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-        """Returns the mixed images and the share that remains of the first ones."""
-        raise NotImplementedError
-
-
-class MixUp(_Mixing):
-    """Blends every image with another and their labels alike (Zhang et al., 2018)."""
-
-    def mix(self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-        """See `_Mixing.mix`."""
-        return images * share + others * (1 - share), share
-
-
-class CutMix(_Mixing):
-    """Pastes a box of another image into every image, labels by area (Yun et al., 2019)."""
-
-    def mix(self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-        """See `_Mixing.mix`."""
-        height, width = images.shape[-2:]
-        cut = math.sqrt(1 - share) / 2
-        y, x = rng.random() * height, rng.random() * width
-        top, bottom = (round(min(max(y + sign * cut * height, 0), height)) for sign in (-1, 1))
-        left, right = (round(min(max(x + sign * cut * width, 0), width)) for sign in (-1, 1))
-        images = images.clone()
-        images[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
-        return images, 1 - (bottom - top) * (right - left) / (height * width)

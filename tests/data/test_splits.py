@@ -140,10 +140,10 @@ def test_folds_cover_every_image_once(test: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val": 1.0}, "val=1.0; give a fraction"),
-        ({"val": -0.1}, "val=-0.1; give a fraction"),
-        ({"test": -1}, "test=-1; give a fraction"),
-        ({"test": float("nan")}, "test=nan; give a fraction"),
+        ({"val": 1.0}, "val_split=1.0; give a fraction"),
+        ({"val": -0.1}, "val_split=-0.1; give a fraction"),
+        ({"test": -1}, "test_split=-1; give a fraction"),
+        ({"test": float("nan")}, "test_split=nan; give a fraction"),
         ({"val": 0.5, "test": 0.5}, "take all of 20 images"),
         ({"test": 20}, "take all of 20 images"),
         ({"val": 10, "test": 9}, "leave a class without images"),

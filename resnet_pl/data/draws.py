@@ -1,0 +1,61 @@
+"""Random numbers for whole batches on any device, each a pure function of (seed, epoch, image)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def _signed(number: int) -> int:
+    """The same 64 bits as torch's int64."""
+    number &= _MASK
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64: every bit of the result depends on every bit of the input."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+class Draws:
+    """Random numbers for the images of one batch, a pure function of (seed, epoch, image).
+
+    Args:
+        seed: the run's seed.
+        epoch: epoch, from 0.
+        number: position of the batch in its epoch, for what is drawn once a batch.
+        indices: `(N,)` position of each image in its data set; its device is where the numbers are made.
+    """
+
+    def __init__(self, seed: int, epoch: int, number: int, indices: Tensor) -> None:
+        base = int(_mix(_mix(torch.tensor(_signed(seed))) + epoch))
+        self._keys = _mix(indices + base)
+        self._count = 0
+        self._for_batch = (seed & _MASK, epoch, number)
+
+    def uniform(self) -> Tensor:
+        """`(N,)` float32 in [0, 1)."""
+        self._count += 1
+        return ((_mix(self._keys + self._count) >> 40) & 0xFFFFFF).float() / (1 << 24)
+
+    def integers(self, high: int) -> Tensor:
+        """`(N,)` int64, uniform over 0 … high - 1."""
+        return (self.uniform() * high).long().clamp_(max=high - 1)
+
+    def normal(self) -> Tensor:
+        """`(N,)` float32, standard normal."""
+        radius = torch.sqrt(-2 * torch.log1p(-self.uniform()))
+        return radius * torch.cos(2 * math.pi * self.uniform())
+
+    def batch_generator(self) -> np.random.Generator:
+        """A generator on the host for what is drawn once a batch, such as MixUp's coefficient."""
+        self._count += 1
+        return np.random.default_rng([*self._for_batch, self._count])

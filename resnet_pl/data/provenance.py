@@ -1,0 +1,49 @@
+"""Where the images of a training run came from, as its checkpoint tells."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_pl.errors import UserError
+
+
+@dataclass
+class Provenance:
+    """What a checkpoint keeps of its data; empty without a checkpoint.
+
+    Attributes:
+        root: folder of the images.
+        classes: in the order of the net's outputs.
+        class_names: a name for each class that a person understands.
+        splits: names of the images in each split; None where the folders on disk say it.
+    """
+
+    root: str | None = None
+    classes: list[str] | None = None
+    class_names: list[str] | None = None
+    splits: dict[str, list[str]] | None = None
+
+    def __bool__(self) -> bool:
+        return self.classes is not None
+
+    def splits_are_in(self, names: Container[str], root: Path | None) -> bool:
+        """Whether the splits are made of these images.
+
+        Args:
+            names: the images there are.
+            root: folder they lie in.
+
+        Raises:
+            UserError: they are, but some are missing; a test on what is left could be one on training images.
+        """
+        wanted = [name for part in (self.splits or {}).values() for name in part]
+        missing = [name for name in wanted if name not in names]
+        same_place = self.root is not None and root is not None and Path(self.root).resolve() == root.resolve()
+        if missing and (same_place or 2 * len(missing) < len(wanted)):
+            raise UserError(
+                f"{root} lacks {len(missing)} of the {len(wanted)} images that the checkpoint was trained and tested "
+                f"on, the first is {missing[0]}\nput them back, or name other data with --data.root"
+            )
+        return bool(wanted) and not missing

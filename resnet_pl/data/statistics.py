@@ -1,0 +1,73 @@
+"""What normalisation and colour augmentation need to know of the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Mean = list[float] | Literal["pixel", "channel"]
+Std = list[float] | Literal["channel"] | None
+
+
+@dataclass
+class Statistics:
+    """What the training split looks like, images in [0, 1].
+
+    Attributes:
+        mean_image: `(C, H, W)` mean of every pixel.
+        covariance: `(C, C)` covariance of the channels over all pixels.
+    """
+
+    mean_image: Tensor
+    covariance: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`(C, 1, 1)` mean of every channel."""
+        return self.mean_image.mean((1, 2), keepdim=True)
+
+    @property
+    def std(self) -> Tensor:
+        """`(C, 1, 1)` standard deviation of every channel over all pixels."""
+        # Images of one flat colour have none, and are divided by it: one grey level is the least there is.
+        return self.covariance.diag().clamp(min=1 / 255**2).sqrt()[:, None, None]
+
+    @classmethod
+    def of(cls, batches: Iterator[Tensor]) -> Statistics:
+        """Measures batches of `(N, C, H, W)` uint8 images of one size, in float64."""
+        count, total, products = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            pixels = batch.double() / 255
+            count += len(batch)
+            total = total + pixels.sum(0)
+            products = products + torch.einsum("nchw,ndhw->cd", pixels, pixels)
+        mean_image = total / count
+        mean = mean_image.mean((1, 2))
+        covariance = products / (count * mean_image[0].numel()) - torch.outer(mean, mean)
+        return cls(mean_image.float(), covariance.float())
+
+
+def check_input(image_size: int, mean: Mean, std: Std) -> None:
+    """Raises ValueError where the net's input cannot have this size or be normalised so."""
+    if image_size < 8:
+        raise ValueError(f"image_size is {image_size}, it must be 8 or more")
+    for name, values in {"mean": mean, "std": std}.items():
+        if isinstance(values, list) and len(values) != 3:
+            raise ValueError(f"{name} is {values}, it needs three values: for red, green and blue")
+    if isinstance(std, list) and not min(std) > 0:
+        raise ValueError(f"std is {std}, each value must be above 0")
+
+
+def normalization(mean: Mean, std: Std, measure: Callable[[], Statistics]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, each `(C, 1, 1)` or `(C, H, W)`; measures only what is not given."""
+    if mean == "pixel":
+        subtracted = measure().mean_image
+    else:
+        subtracted = measure().mean if mean == "channel" else torch.tensor(mean)[:, None, None]
+    if std is None:
+        return subtracted, torch.ones(1, 1, 1)
+    return subtracted, measure().std if std == "channel" else torch.tensor(std)[:, None, None]

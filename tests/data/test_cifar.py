@@ -1,0 +1,220 @@
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_pl.data import CIFAR10, CIFAR100, PadCrop, RandomFlip
+from resnet_pl.data.cifar import _CIFAR
+from resnet_pl.errors import UserError
+
+RNG = np.random.default_rng(0)
+KINDS = {CIFAR10: "cifar-10-batches-bin", CIFAR100: "cifar-100-binary"}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def arrays(kind: type[_CIFAR], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(N, 32, 32, 3)` and labels; the classes in turn."""
+    return RNG.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.arange(count) % len(kind.names)
+
+
+def write_binaries(kind: type[_CIFAR], folder: Path, each: int = 40) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The official layout: label bytes, then 1024 red, 1024 green and 1024 blue bytes, row by row."""
+    folder.mkdir(parents=True)
+    written = {}
+    for part, names in kind.binaries.items():
+        made = [arrays(kind, each * (5 if kind is CIFAR100 else 1)) for _ in names]
+        for name, (images, labels) in zip(names, made, strict=True):
+            with (folder / name).open("wb") as file:
+                for image, label in zip(images, labels, strict=True):
+                    coarse = [] if kind is CIFAR10 else [19]
+                    file.write(bytes([*coarse, label]) + image.transpose(2, 0, 1).tobytes())
+        written[part] = tuple(np.concatenate(columns) for columns in zip(*made, strict=True))
+    return written
+
+
+def ready(kind: type[_CIFAR], root: Path, **kwargs: object) -> _CIFAR:
+    data = kind(str(root), **{"val_split": 0.2, "download": False, **kwargs})
+    data.setup("fit")
+    return data
+
+
+def assert_same(data: _CIFAR, written: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    for part, (images, labels) in written.items():
+        found = [data.splits[name] for name in (("train", "val") if part == "train" else ("test",))]
+        places = [int(name.split("/")[1]) for split in found for name in split.names]
+        assert sorted(places) == list(range(len(labels)))
+        pixels = torch.cat([split.images for split in found]).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(pixels, images[places])
+        assert np.array_equal(torch.cat([split.labels for split in found]).numpy(), labels[places])
+
+
+@each_kind
+@pytest.mark.parametrize("inner", [True, False])
+def test_official_binaries(kind: type[_CIFAR], inner: bool, tmp_path: Path) -> None:
+    written = write_binaries(kind, tmp_path / "data" / KINDS[kind] if inner else tmp_path / "data")
+    data = ready(kind, tmp_path / "data")
+    assert_same(data, written)
+    assert len(data.classes) == len(set(data.classes)) == len(kind.names) == (10 if kind is CIFAR10 else 100)
+    assert len(data.splits["val"]) == round(0.2 * len(written["train"][1]))
+
+
+def save_npz(root: Path, kind: type[_CIFAR] = CIFAR10, **changes: object) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    root.mkdir(exist_ok=True)
+    written = {"train": arrays(kind, 200), "test": arrays(kind, 100)}
+    columns = {
+        f"{letter}_{part}": array for part, pair in written.items() for letter, array in zip("xy", pair, strict=True)
+    }
+    np.savez(root / kind.npz, **{key: value for key, value in {**columns, **changes}.items() if value is not None})
+    return written
+
+
+@each_kind
+def test_npz(kind: type[_CIFAR], tmp_path: Path) -> None:
+    written = save_npz(tmp_path, kind)
+    assert_same(ready(kind, tmp_path), written)
+
+
+def test_npz_as_keras_has_it(tmp_path: Path) -> None:
+    written = save_npz(tmp_path, y_train=(np.arange(200) % 10)[:, None], y_test=(np.arange(100) % 10)[:, None])
+    assert_same(ready(CIFAR10, tmp_path), written)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": np.array([{}] * 200, dtype=object)}, "Object arrays cannot be loaded"),
+        ({"x_test": None}, "x_test is not a file"),
+        ({"x_train": np.zeros((200, 3, 32, 32), np.uint8)}, r"x_train is uint8 of shape \(200, 3, 32, 32\)"),
+        ({"x_train": np.zeros((200, 32, 32, 3), np.float32)}, "x_train is float32"),
+        ({"y_train": np.arange(199) % 10}, "x_train is uint8"),
+        ({"y_test": np.full(100, 10)}, "y_test has labels 10 to 10, for 10 classes"),
+        ({"y_test": np.full(100, -1)}, "y_test has labels -1 to -1"),
+    ],
+)
+def test_bad_npz(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    save_npz(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as error:
+        ready(CIFAR10, tmp_path)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "pickle", "npy"])
+def test_npz_that_is_none(kind: str, tmp_path: Path) -> None:
+    save_npz(tmp_path)
+    file = tmp_path / "cifar10.npz"
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    contents = {
+        "cut": file.read_bytes()[:-500],
+        "empty": b"",
+        "text": b"hello",
+        "pickle": b"\x80\x04N.",
+        "npy": array.getvalue(),
+    }
+    file.write_bytes(contents[kind])
+    with pytest.raises(UserError, match=r"cannot read .*cifar10.npz: .+\nit must hold"):
+        ready(CIFAR10, tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 3073 * 7 + 1, 3072])
+def test_truncated_binary_is_named(length: int, tmp_path: Path) -> None:
+    write_binaries(CIFAR10, tmp_path / "data")
+    file = tmp_path / "data" / "data_batch_3.bin"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"data_batch_3\.bin is empty or cut short\n"):
+        ready(CIFAR10, tmp_path / "data")
+
+
+def test_binaries_of_something_else(tmp_path: Path) -> None:
+    write_binaries(CIFAR10, tmp_path / "data")
+    (tmp_path / "data" / "test_batch.bin").write_bytes(b"\xff" * 3073)
+    with pytest.raises(UserError, match="holds no CIFAR10: y_test has labels 255 to 255"):
+        ready(CIFAR10, tmp_path / "data")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"CIFAR10 is not in .*: looked for cifar10.npz and data_batch_1.bin\n"):
+        ready(CIFAR10, tmp_path)
+
+
+# ------------------------------------------------------------------------------------ the cut
+def test_5000_are_held_out_by_default_and_none_if_asked(tmp_path: Path) -> None:
+    assert CIFAR10(str(tmp_path)).val_split == CIFAR100(str(tmp_path)).val_split == 5000
+    save_npz(tmp_path)
+    with pytest.raises(UserError, match="val_split=5000"):
+        ready(CIFAR10, tmp_path, val_split=5000)
+    data = ready(CIFAR10, tmp_path, val_split=0)
+    assert {part: len(images) for part, images in data.splits.items()} == {"train": 200, "test": 100}
+    assert data.val_dataloader() == []
+
+
+def test_the_cut_never_touches_the_official_test(tmp_path: Path) -> None:
+    save_npz(tmp_path)
+    first = ready(CIFAR10, tmp_path)
+    for data in (ready(CIFAR10, tmp_path, split_seed=1), ready(CIFAR10, tmp_path, num_folds=4, fold=2)):
+        assert data.splits["val"].names != first.splits["val"].names
+        assert data.splits["test"].names == [f"test/{i:05d}" for i in range(100)]
+        assert {name.split("/")[0] for name in data.splits["train"].names + data.splits["val"].names} == {"train"}
+
+
+def test_the_papers_recipe_by_default(tmp_path: Path) -> None:
+    data = CIFAR10(str(tmp_path))
+    assert [type(transform) for transform in data.batch_transforms] == [RandomFlip, PadCrop]
+    assert (data.batch_transforms[1].padding, data.mean, data.std, data.batch_size) == (4, "pixel", None, 128)
+    with pytest.raises(ValueError, match="CIFAR10: image_size is 64"):
+        CIFAR10(str(tmp_path), image_size=64)
+
+
+def test_padding_is_zero_for_the_net(tmp_path: Path) -> None:
+    save_npz(tmp_path)
+    data = ready(CIFAR10, tmp_path)
+    mean, _ = data.normalization()
+    assert mean.shape == (3, 32, 32)
+    batch = data.augment(next(iter(data.train_dataloader())))
+    seen = batch.images - mean
+    # A crop that is not in the middle shows whole rows or columns of padding.
+    edges = torch.stack([seen[:, :, 0].abs().amax((1, 2)), seen[:, :, -1].abs().amax((1, 2))])
+    assert 0.7 < float((edges.amin(0) < 1e-6).double().mean()) < 1
+
+
+# ------------------------------------------------------------------------------------ download
+@each_kind
+def test_fetched_once(kind: type[_CIFAR], tmp_path: Path, serve: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_binaries(kind, tmp_path / "made")
+    archive = tmp_path / "web" / Path(kind.urls[0]).name
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made", KINDS[kind])
+    server = serve(archive.parent)
+    monkeypatch.setattr(kind, "urls", [f"{server.address}/{archive.name}"])
+    monkeypatch.setattr(kind, "checksum", f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}")
+    root = tmp_path / "data" / "cifar"
+    for _ in range(2):
+        data = kind(str(root), val_split=20)
+        data.prepare_data()
+        data.setup("fit")
+        assert_same(data, written)
+    assert len(server.requests) == 1
+    assert [path.name for path in root.parent.iterdir()] == ["cifar"]
+    assert [path.name for path in root.iterdir()] == [KINDS[kind]]
+
+
+def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10, "urls", ["http://127.0.0.1:9/cifar-10-binary.tar.gz"])
+    with pytest.raises(UserError) as error:
+        CIFAR10(str(tmp_path / "data" / "cifar10")).prepare_data()
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert "cannot download CIFAR10" in lines[0]
+    assert str(tmp_path / "data" / "cifar-10-binary.tar.gz") in lines[1]
+
+
+def test_no_request_where_an_npz_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10, "urls", ["http://127.0.0.1:9/cifar-10-binary.tar.gz"])
+    save_npz(tmp_path)
+    CIFAR10(str(tmp_path)).prepare_data()

@@ -1,0 +1,136 @@
+import hashlib
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet_pl import download
+from resnet_pl.data import Flowers
+from resnet_pl.data import flowers as flowers_module
+from resnet_pl.errors import UserError
+
+CLASSES = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
+
+
+@pytest.fixture
+def server(tmp_path: Path, make_photos: Callable, serve: Callable, monkeypatch: pytest.MonkeyPatch) -> object:
+    """A server on this machine that has a small flower_photos.tgz, laid out as the real one."""
+    make_photos(tmp_path / "made" / "flower_photos", CLASSES, count=4)
+    (tmp_path / "made" / "flower_photos" / "LICENSE.txt").write_text("by many photographers")
+    archive = tmp_path / "web" / "flower_photos.tgz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made" / "flower_photos", "flower_photos")
+    served = serve(archive.parent)
+    monkeypatch.setattr(Flowers, "urls", [f"{served.address}/flower_photos.tgz"])
+    monkeypatch.setattr(Flowers, "checksum", f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}")
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    return served
+
+
+def flowers(root: Path, **kwargs: object) -> Flowers:
+    return Flowers(str(root), image_size=16, num_workers=0, **kwargs)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_fetched_once_and_nothing_else_left(server: object, tmp_path: Path) -> None:
+    root = tmp_path / "data" / "my flowers"
+    for _ in range(2):
+        data = flowers(root)
+        data.prepare_data()
+        data.setup("fit")
+        assert data.classes == CLASSES
+        assert sum(map(len, data.splits.values())) == 20
+    assert server.requests == ["/flower_photos.tgz"]
+    assert left(root.parent) == ["my flowers"]
+
+
+def test_an_empty_folder_is_filled(server: object, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    flowers(tmp_path / "data").prepare_data()
+    assert left(tmp_path / "data") == ["LICENSE.txt", *CLASSES]
+
+
+def test_two_at_once_fetch_once(server: object, tmp_path: Path) -> None:
+    errors = []
+
+    def prepare() -> None:
+        try:
+            flowers(tmp_path / "data" / "flowers").prepare_data()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert server.requests == ["/flower_photos.tgz"]
+    assert left(tmp_path / "data") == ["flowers"]
+
+
+def test_interrupted_unpacking_leaves_no_half_folder(
+    server: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, extract = tmp_path / "data" / "flowers", flowers_module.extract
+
+    def interrupted(archive: Path, folder: Path) -> None:
+        extract(archive, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flowers_module, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        flowers(root).prepare_data()
+    assert not root.exists()
+    monkeypatch.setattr(flowers_module, "extract", extract)
+    flowers(root).prepare_data()
+    assert len(list(root.glob("*/*.jpg"))) == 20
+    assert left(root.parent) == ["flowers"]
+    assert len(server.requests) == 1, "the archive that was there is used"
+
+
+def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Flowers, "urls", ["http://127.0.0.1:9/flower_photos.tgz"])
+    root = tmp_path / "data" / "flowers"
+    with pytest.raises(UserError) as error:
+        flowers(root).prepare_data()
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert "cannot download Flowers flower_photos.tgz, tried http://127.0.0.1:9/flower_photos.tgz" in lines[0]
+    assert str(root.parent / "flower_photos.tgz") in lines[1]
+    assert "--data.root FOLDER" in lines[1]
+    assert str(root) in lines[1]
+    assert not root.exists()
+
+
+def test_wrong_content_is_refused(server: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Flowers, "checksum", f"sha256:{'0' * 64}")
+    with pytest.raises(UserError, match="wrong content"):
+        flowers(tmp_path / "data" / "flowers").prepare_data()
+    assert not list((tmp_path / "data").glob("*.tgz"))
+    assert not (tmp_path / "data" / "flowers").exists()
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*file: .*\nchoose another place with --data.root"):
+        flowers(tmp_path / "file" / "flowers").prepare_data()
+
+
+def test_nothing_is_fetched_where_it_is_not_wanted(server: object, tmp_path: Path, photo_folder: Path) -> None:
+    data = flowers(tmp_path / "data" / "flowers", download=False)
+    data.prepare_data()
+    with pytest.raises(UserError, match=r"there is no folder .*flowers\ndownload it with --data.download true"):
+        data.setup("fit")
+    data = flowers(tmp_path / "data" / "flowers")
+    data.predict_on(sorted(photo_folder.glob("*/*.jpg")))
+    data.prepare_data()
+    data.setup("predict")
+    assert sum(len(batch.images) for batch in data.predict_dataloader()) == 30
+    assert server.requests == []

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+
+from resnet_pl.data.loaders import EpochSampler
+from resnet_pl.data.tensors import TensorDataModule, TensorImages, TensorLoader
+from resnet_pl.errors import UserError
+
+
+def images(count: int, part: str = "train", first: int = 0) -> TensorImages:
+    """Different images, three classes in turn."""
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(first)).to(torch.uint8)
+    return TensorImages(pixels, torch.arange(count) % 3, [f"{part}/{i}" for i in range(first, first + count)])
+
+
+class Toy(TensorDataModule):
+    def __init__(self, parts: dict[str, TensorImages], **kwargs: object) -> None:
+        super().__init__(image_size=8, **kwargs)
+        self.parts = parts
+
+    def read(self) -> dict[str, TensorImages]:
+        self.classes = ["ant", "bee", "cat"]
+        return dict(self.parts)
+
+
+def toy(parts: dict[str, TensorImages] | None = None, stored: dict | None = None, **kwargs: object) -> Toy:
+    data = Toy(parts or {"train": images(60)}, **kwargs)
+    if stored:
+        data.use_provenance(stored)
+    data.setup("fit")
+    return data
+
+
+def contents(part: TensorImages) -> set[bytes]:
+    return {image.numpy().tobytes() for image in part.images}
+
+
+def test_cut_leaks_nothing() -> None:
+    twice = images(60)
+    twice.images[40:50] = twice.images[:10]
+    twice.labels[40:50] = twice.labels[:10]
+    data = toy({"train": twice}, val_split=0.2, test_split=0.2)
+    parts = [contents(part) for part in data.splits.values()]
+    assert len(parts) == 3
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 50
+    assert sum(map(len, data.splits.values())) == 60
+
+
+def test_official_test_is_left_whole() -> None:
+    data = toy({"train": images(60), "test": images(20, "test", 1000)}, val_split=12, test_split=0.5)
+    assert {part: len(found) for part, found in data.splits.items()} == {"train": 48, "val": 12, "test": 20}
+    assert data.splits["test"].names == [f"test/{i}" for i in range(1000, 1020)]
+    assert "val" not in toy({"train": images(60), "test": images(20, "test")}, val_split=0).splits
+
+
+def test_folds_take_turns() -> None:
+    folds = [toy(num_folds=3, fold=fold, test_split=0.1).splits for fold in range(3)]
+    assert len({tuple(fold["test"].names) for fold in folds}) == 1
+    validated = [name for fold in folds for name in fold["val"].names]
+    assert sorted(validated) == sorted(set(images(60).names) - set(folds[0]["test"].names))
+
+
+def test_stored_split_wins_over_the_options() -> None:
+    first = toy(val_split=0.2, test_split=0.2)
+    again = toy(stored=first.provenance(), val_split=0.4, test_split=0.0, split_seed=9)
+    assert {part: found.names for part, found in again.splits.items()} == first.provenance()["splits"]
+    assert again.told("test") == "the test split stored in the checkpoint, Toy"
+    assert torch.equal(again.splits["val"].images, first.splits["val"].images)
+
+
+def test_stored_split_that_is_not_all_there() -> None:
+    first = toy()
+    with pytest.raises(UserError, match=r"lacks 20 of the 60 images .* the first is train/\d+\n"):
+        toy({"train": images(40)}, first.provenance())
+
+
+def test_other_data_than_the_checkpoints() -> None:
+    stored = toy().provenance()
+    other = toy({"train": images(9, "other"), "test": images(7, "other test")}, stored)
+    assert {part: len(found) for part, found in other.splits.items()} == {"val": 7, "test": 7}
+    whole = toy({"train": images(9, "other")}, stored)
+    assert len(whole.splits["test"]) == 9
+    assert whole.told("test") == "every image of other data than the training's, Toy"
+    with pytest.raises(UserError, match=r"has no images for train\nto train on other data start a new run"):
+        whole.train_dataloader()
+
+
+@pytest.mark.parametrize("mean", ["channel", "pixel"])
+def test_measures_the_training_split_alone(mean: str) -> None:
+    data = toy({"train": images(60), "test": images(20, "test", 1000)}, mean=mean)
+    pixels = data.splits["train"].images.numpy() / 255
+    subtracted, divided = data.normalization()
+    expected = pixels.mean(0) if mean == "pixel" else pixels.mean((0, 2, 3))[:, None, None]
+    np.testing.assert_allclose(subtracted, expected, atol=1e-6)
+    np.testing.assert_allclose(divided.flatten(), pixels.std((0, 2, 3)), atol=1e-6)
+
+
+def test_loader_takes_the_sampled_images() -> None:
+    all_images = images(11)
+    batches = list(TensorLoader(all_images, EpochSampler(11, 3, True), 4))
+    assert [len(batch.images) for batch in batches] == [4, 4]
+    for batch in batches:
+        assert torch.equal(batch.images, all_images.images[batch.indices])
+        assert torch.equal(batch.labels, all_images.labels[batch.indices])
+    assert torch.equal(all_images.picture(3), all_images.images[3])
