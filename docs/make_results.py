@@ -51,7 +51,7 @@ def record(run: Path) -> dict[str, Any]:
         "data": config["data"]["class_path"].rsplit(".", 1)[-1],
         "epochs": sum(1 for row in rows if row.get("epoch_seconds")),
         "iterations": max(int(row["step"]) for row in rows) + 1,
-        "minutes": round(seconds / 60, 1),
+        "seconds": round(seconds),
         "images_per_second": round(speeds[len(speeds) // 2]),
         "top1": results["top1"],
         "loss": results["loss"],
@@ -61,6 +61,11 @@ def record(run: Path) -> dict[str, Any]:
         "seed": config["seed_everything"],
         **{key: sessions[0][key] for key in ("command", "commit", "machine", "device", "versions")},
     }
+
+
+def duration(facts: dict[str, Any]) -> str:
+    """How long the training took, validation apart."""
+    return f"{facts['seconds'] / 60:.0f} minutes" if facts["seconds"] >= 120 else f"{facts['seconds']} seconds"
 
 
 def add(run: Path) -> None:
@@ -77,7 +82,7 @@ def section(facts: dict[str, Any]) -> str:
     against = ""
     if (facts["net"], facts["data"]) in PAPER:
         top1, iterations = PAPER[facts["net"], facts["data"]]
-        hours = facts["minutes"] / 60 * iterations / facts["iterations"]
+        hours = facts["seconds"] / 3600 * iterations / facts["iterations"]
         against = (
             f"\nThe paper reports {top1:.2%} after {iterations:,} iterations; this run made {facts['iterations']:,}. "
             f"At its speed the whole schedule takes {hours:.1f} hours.\n"
@@ -93,7 +98,7 @@ def section(facts: dict[str, Any]) -> str:
 | test top-1 | test images | loss | calibration error | epochs | iterations | training | images/s | seed |
 |---|---|---|---|---|---|---|---|---|
 | **{facts["top1"]:.2%}** | {facts["images"]:,} | {facts["loss"]:.4f} | {facts["calibration_error"]:.2%} | {facts["epochs"]} \
-| {facts["iterations"]:,} | {facts["minutes"]} min | {facts["images_per_second"]:,} | {facts["seed"]} |
+| {facts["iterations"]:,} | {duration(facts)} | {facts["images_per_second"]:,} | {facts["seed"]} |
 
 {facts["checkpoint"]}; commit {facts["commit"]}; {facts["device"]} ({facts["machine"]}); {versions}.
 {against}
@@ -110,7 +115,7 @@ def write_pages() -> None:
     before, rest = readme.read_text(encoding="utf-8").split("<!-- results:start -->\n")
     after = rest.split("<!-- results:end -->")[1]
     rows = [
-        f"| {facts['net']} on {facts['data']} | {facts['epochs']} epochs, {facts['minutes']:.0f} minutes, "
+        f"| {facts['net']} on {facts['data']} | {facts['epochs']} epochs, {duration(facts)}, "
         f"{facts['device']} | {facts['top1']:.2%} |\n"
         for facts in records
     ]

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 
@@ -42,9 +43,14 @@ def progress(
         yield lambda amount: bar.advance(task, amount)
 
 
-def tell(message: str) -> None:
-    """Prints a line, once however many processes there are."""
+def on_rank_zero(function: Callable[..., object], *args: object) -> None:
+    """Calls a function in one process, however many there are."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     if rank_zero_only.rank == 0:
-        print(message, flush=True)
+        function(*args)
+
+
+def tell(message: str) -> None:
+    """Prints a line, once however many processes there are."""
+    on_rank_zero(partial(print, flush=True), message)

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import glob
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +71,28 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         # Neither a file nor a link: a pipe or socket, which would block whoever reads it.
         elif path.suffix.lower() in IMAGE_EXTENSIONS and (entry.is_file() or entry.is_symlink()):
             yield path
+
+
+def find_images(patterns: list[str]) -> list[Path]:
+    """The image files behind paths, folders and patterns, in the order given.
+
+    Raises:
+        UserError: something names no image.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            paths = list_images(path)
+        elif path.is_file():
+            paths = [path]
+        else:
+            matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            paths = [Path(match) for match in matches if Path(match).is_file()]
+        if not paths:
+            raise UserError(f"--images: {pattern} names no image\ngive files, folders of images, or patterns")
+        found |= dict.fromkeys(paths)
+    return list(found)
 
 
 def read_image(path: Path) -> torch.Tensor:

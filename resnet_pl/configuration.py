@@ -1,0 +1,218 @@
+"""From the command line, configuration files and a checkpoint to data, net and trainer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from resnet_pl import checkpoint as ckpt
+from resnet_pl import runs
+from resnet_pl.callbacks import (
+    BestCheckpoint,
+    Dashboard,
+    EpochLine,
+    LastCheckpoint,
+    MetricsCSV,
+    PredictionWriter,
+    ProgressBar,
+    StartReport,
+    Throughput,
+)
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.console import on_rank_zero
+from resnet_pl.data import ImageDataModule
+from resnet_pl.errors import UserError
+from resnet_pl.explain import constructor_error, explain
+from resnet_pl.request import Request
+
+# Trainer methods' arguments that the command line fills itself.
+OWN = {"model", "datamodule", "weights_only"}
+
+
+class ConfiguredCLI(LightningCLI):
+    """Data, net and trainer as the command line, configuration files and a checkpoint ask for them.
+
+    Precedence rises from the classes' defaults over the checkpoint's configuration and `--config` files, in order, to
+    values on the command line.
+
+    Args:
+        request: the command line, its checkpoint found.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.subcommand = request, request.subcommand
+        self.checkpoint = ckpt.read(request.checkpoint) if request.checkpoint else None
+        self.run: Path | None = None
+        self._new_run = False
+        super().__init__(
+            ImageClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={
+                "default_root_dir": "runs",
+                "max_epochs": 10,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "enable_autolog_hparams": False,
+                "num_sanity_val_steps": 0,
+            },
+            args=request.args,
+        )
+
+    # ------------------------------------------------------------------------------------ parsing
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """See LightningCLI."""
+        return {
+            "fit": {*OWN, "train_dataloaders", "val_dataloaders"},
+            "validate": {*OWN, "dataloaders", "verbose"},
+            "test": {*OWN, "dataloaders", "verbose"},
+            "predict": {*OWN, "dataloaders", "return_predictions"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """See LightningCLI."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.add_argument("--name", type=str, default="resnet", help="name of the run: runs/NAME/version_N")
+        if subcommand == "fit":
+            parser.add_lightning_class_args(Dashboard, "dashboard")
+        else:
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="folder to write into; the checkpoint's run",
+            )
+        if subcommand == "predict":
+            parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns")
+            parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes told for each image")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Puts the checkpoint's configuration below everything that is given."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            if self.checkpoint is not None:
+                yaml.safe_dump(ckpt.config_of(self.checkpoint, self.request.checkpoint, self.subcommand), file)
+                file.flush()
+                # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
+                args = [args[0], "--config", file.name, *args[1:]]
+            try:
+                self.config = parser.parse_args(args)
+            except ArgumentError as error:
+                files = [*self.request.files, file.name]
+                raise UserError(explain(str(error), self._subcommand_parsers[self.subcommand], args, files)) from error
+        if self.checkpoint is not None:
+            self.config[self.subcommand]["ckpt_path"] = str(self.request.checkpoint)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's own reading covers the model alone, and would beat the command line."""
+
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration as plain types, as config.yaml and checkpoints hold it."""
+        self._dump_config()
+        return {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+
+    # ------------------------------------------------------------------------------------ building
+    def instantiate_classes(self) -> None:
+        """Builds data, net and trainer; what their constructors refuse is the user's to put right."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, ImportError) as error:
+            raise UserError(constructor_error(str(error))) from error
+        self.model.config = self.plain_config
+        if self.checkpoint is not None:
+            self.model.restoring = True
+            if provenance := self.checkpoint[ckpt.KEY]["data"]:
+                self.datamodule.use_provenance(provenance)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds loggers, checkpoints and reports to what the configuration names."""
+        settings = self.config_init[self.subcommand]
+        config = {**settings["trainer"], "plugins": _listed(settings["trainer"]["plugins"])}
+        if self.subcommand == "fit":
+            self.run = self._run_folder(settings)
+            config["logger"] = self._loggers(config["logger"])
+            config["plugins"] += [ckpt.SafeCheckpointIO()]
+            own = [StartReport(self.run), Throughput(), settings["dashboard"]]
+            if config["enable_checkpointing"] is not False:
+                own += [BestCheckpoint(self.run / "checkpoints"), LastCheckpoint(self.run / "checkpoints")]
+        else:
+            config |= {"logger": False, "enable_checkpointing": False}
+            own = [PredictionWriter(self.output, settings["top_k"])] if self.subcommand == "predict" else []
+        if config["enable_progress_bar"] is not False:
+            # A bar is of no use in a file or a pipe; a line an epoch is.
+            own.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
+            config["enable_progress_bar"] = sys.stdout.isatty()
+        with self._kept_if_trained():
+            return self._instantiate_trainer(config, own)
+
+    def _run_folder(self, settings: Namespace) -> Path:
+        """The checkpoint's own run, or a new one."""
+        if found := runs.run_of(self.request.checkpoint) if self.request.checkpoint else None:
+            return found
+        self._new_run = True
+        return _new_run(Path(settings["trainer"]["default_root_dir"]), settings["name"])
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        """TensorBoard and metrics.csv in the run folder; loggers that the configuration names replace TensorBoard."""
+        if given is False:
+            return False
+        board = TensorBoardLogger(
+            self.run.parent.parent, name=self.run.parent.name, version=self.run.name, default_hp_metric=False
+        )
+        start = self.checkpoint["global_step"] if self.checkpoint else 0
+        return [*([board] if given in (None, True) else _listed(given)), MetricsCSV(self.run, start)]
+
+    @property
+    def output(self) -> Path:
+        """Where evaluation writes: as asked, else the checkpoint's run folder, else here."""
+        asked = self.config[self.subcommand]["output"]
+        return Path(asked) if asked else runs.run_of(self.request.checkpoint) or Path()
+
+    @contextmanager
+    def _kept_if_trained(self) -> Iterator[None]:
+        """Removes a new run folder when an error comes before the first step: it would pass for the newest run."""
+        try:
+            yield
+        except Exception:
+            if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
+                on_rank_zero(shutil.rmtree, self.run)
+            raise
+
+
+def _new_run(root: Path, name: str) -> Path:
+    """The next version of a run; the processes that Lightning starts take the one that the first has made."""
+    made = os.environ.get("RESNET_PL_RUN")
+    if made and rank_zero_only.rank != 0:
+        return Path(made)
+    run = runs.new_run(root, name)
+    os.environ["RESNET_PL_RUN"] = str(run)
+    return run
+
+
+def _listed(value: Any) -> list[Any]:
+    """What Lightning lets be one thing, several or none, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
