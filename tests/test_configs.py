@@ -16,7 +16,11 @@ from resnet_pl.data import CIFAR10, CIFAR100
 from resnet_pl.reports.results import read_results
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-WHOLE = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+WHOLE = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for part in (".", "paper")
+    for path in (CONFIGS / part).glob("*.yaml")
+)
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
 # Files of torchvision's weights, by the name of our builder.
 WEIGHTS = {"resnet18": "resnet18-f37072fd.pth", "resnet34": "resnet34-b627a593.pth"}
@@ -80,7 +84,7 @@ def overrides(name: str, data: Path) -> list[str]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_config_trains_and_tests(name: str, data: Path) -> None:
     assert main.main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *overrides(name, data)]) == 0
-    run = Path("runs") / name / "version_0"
+    run = Path("runs") / name.replace("/", "-") / "version_0"
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     assert main.main(["test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", "2"]) == 0
     assert 0 <= read_results(run / "results.json")["top1"] <= 1
@@ -104,5 +108,5 @@ def test_every_config_says_what_it_is() -> None:
     for path in CONFIGS.rglob("*.yaml"):
         assert path.read_text().startswith("# "), path
         config = yaml.safe_load(path.read_text())
-        if path.parent == CONFIGS:
-            assert config["name"] == path.stem
+        if path.parent.name != "recipes":
+            assert config["name"] == path.relative_to(CONFIGS).with_suffix("").as_posix().replace("/", "-")
