@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.report import report
 from resnet_pl.main import main
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -35,9 +35,19 @@ def measure(seed: int, extra: list[str]) -> tuple[float, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
+    parser.add_argument("--record", action="store_true", help="write the table into docs/benchmarks.md")
     options, extra = parser.parse_known_args()
     rows = [(seed, *measure(seed, extra)) for seed in range(options.seeds)]
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print("seed  test top-1  seconds")
-    for seed, top1, seconds in rows:
-        print(f"{seed:>4}  {top1:>10.2%}  {seconds:>7.1f}")
+    scores = [top1 for _, top1, _ in rows]
+    table = [
+        "| seed | test top-1 | seconds |",
+        "|---|---|---|",
+        *(f"| {seed} | {top1:.2%} | {seconds:.1f} |" for seed, top1, seconds in rows),
+        f"| mean | {statistics.mean(scores):.2%} ± {statistics.stdev(scores):.2%} | |" if len(scores) > 1 else "",
+    ]
+    report(
+        "Digits: `configs/digits.yaml` with several seeds",
+        ["python benchmarks/digits.py", *extra],
+        "\n".join(line for line in table if line),
+        options.record,
+    )
