@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import runs
@@ -45,8 +46,15 @@ class CLI(ConfiguredCLI):
         """Trains, then says where everything is."""
         on_rank_zero(runs.write_config, self.run, self.plain_config)
         on_rank_zero(runs.write_session, self.run, self._session())
-        with self._kept_if_trained():
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            with self._kept_if_trained():
+                self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except SystemExit as end:
+            # Lightning ends so at Ctrl-C, with 1, and at SIGTERM, with 0; shells expect 128 and the signal's number.
+            last = self.run / "checkpoints" / "last.ckpt"
+            if last.exists():
+                tell(f"stopped; go on with: python cli.py fit --ckpt_path {last}")
+            raise SystemExit(143 if isinstance(end, SIGTERMException) else 130) from end
         on_rank_zero(self._close)
 
     def _session(self) -> dict[str, Any]:
