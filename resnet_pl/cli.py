@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import runs
 from resnet_pl.callbacks import PredictionWriter
-from resnet_pl.callbacks.terminal import device_name
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.configuration import ConfiguredCLI
 from resnet_pl.console import on_rank_zero, tell
@@ -44,8 +38,6 @@ class CLI(ConfiguredCLI):
 
     def fit(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Trains, then says where everything is."""
-        on_rank_zero(runs.write_config, self.run, self.plain_config)
-        on_rank_zero(runs.write_session, self.run, self._session())
         try:
             with self._kept_if_trained():
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
@@ -56,17 +48,6 @@ class CLI(ConfiguredCLI):
                 tell(f"stopped; go on with: python cli.py fit --ckpt_path {last}")
             raise SystemExit(143 if isinstance(end, SIGTERMException) else 130) from end
         on_rank_zero(self._close)
-
-    def _session(self) -> dict[str, Any]:
-        return {
-            "command": shlex.join(["python", "cli.py", *self.request.args]),
-            "commit": runs.commit(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-            "device": device_name(self.trainer),
-            "threads": torch.get_num_threads(),
-            "versions": ckpt.versions(),
-        }
 
     def _close(self) -> None:
         best, last = (self.run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))

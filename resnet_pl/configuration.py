@@ -154,7 +154,7 @@ class ConfiguredCLI(LightningCLI):
             self.run = self._run_folder(settings)
             config["logger"] = self._loggers(config["logger"])
             config["plugins"] += [ckpt.SafeCheckpointIO()]
-            own = [StartReport(self.run), Throughput(), settings["dashboard"]]
+            own = [StartReport(self.run, self.request.args), Throughput(), settings["dashboard"]]
             if config["enable_checkpointing"] is not False:
                 own += [BestCheckpoint(self.run / "checkpoints"), LastCheckpoint(self.run / "checkpoints")]
         else:

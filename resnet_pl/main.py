@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from resnet_pl import __version__
 from resnet_pl.errors import UserError
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0, 2 where the user can put it right, 130 after Ctrl-C.
+        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -53,6 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if debug:
+            raise
+        print(unexpected(error), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def unexpected(error: Exception) -> str:
+    """Two lines on an error that nobody foresaw: a value that torch or Lightning refuses, or a fault of ours."""
+    what = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"error: {type(error).__name__}: {what} ({Path(where.filename).name}, line {where.lineno})\n"
+        "add --debug to see the whole traceback; if no value of yours explains it, it is a fault of this project"
+    )

@@ -76,7 +76,12 @@ def write_config(run: Path, config: dict[str, Any]) -> None:
 def write_session(run: Path, facts: dict[str, Any]) -> None:
     """Adds to sessions.json what a start of the run was like: command, commit, versions, machine."""
     path = run / "sessions.json"
-    sessions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        sessions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError:
+        # Damaged; it is kept aside, and no reason to stop a training.
+        path.rename(path.with_name("sessions.json.bad"))
+        sessions = []
     with replacing(path) as partial:
         partial.write_text(json.dumps([*sessions, facts], indent=2), encoding="utf-8")
 
@@ -84,7 +89,8 @@ def write_session(run: Path, facts: dict[str, Any]) -> None:
 def write_splits(run: Path, provenance: dict[str, Any]) -> None:
     """Writes splits.json: root, classes, and the names in each split where no folder says it."""
     with replacing(run / "splits.json") as partial:
-        partial.write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
+        # Escapes are the one form that holds file names of any encoding.
+        partial.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 
 
 def commit() -> str | None:

@@ -290,6 +290,14 @@ def test_a_refused_resume_leaves_the_run_alone(copy: Path, capsys: pytest.Captur
     assert set(before) <= set(copy.rglob("*"))
 
 
+def test_a_refused_resume_leaves_the_config_alone(copy: Path) -> None:
+    before = (copy / "config.yaml").read_text()
+    # The state of SGD does not fit Adam.
+    argv = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "5", "--model.optimizer", "Adam"]
+    assert main.main(argv) == 1
+    assert (copy / "config.yaml").read_text() == before
+
+
 def test_another_net_than_the_checkpoint_holds(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "test", "--ckpt_path", copy / "checkpoints/best.ckpt", "--model.backbone.depth", 14)
     assert "another net" in said

@@ -114,3 +114,12 @@ def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(PROJECT), *argv], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_unforeseen_error_is_told_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--seed_everything", "-5"]
+    assert main.main(argv) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 2 and "ValueError" in said[0] and "-5" in said[0] and "--debug" in said[1]
+    with pytest.raises(ValueError, match="-5"):
+        main.main([*argv, "--debug"])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from resnet_pl.checkpoint import versions
 from resnet_pl.console import tell
-from resnet_pl.runs import write_splits
+from resnet_pl.runs import commit, write_config, write_session, write_splits
 
 
 class ProgressBar(RichProgressBar):
@@ -61,14 +68,15 @@ class EpochLine(Callback):
 
 
 class StartReport(Callback):
-    """Prints net, data, batch, learning rate, precision and device before the first step, and keeps the splits.
+    """Prints what is about to be trained and writes it down, once nothing can stop the first step any more.
 
     Args:
-        run: the run folder; splits.json is written there.
+        run: the run folder; config.yaml, splits.json and sessions.json are written there.
+        args: the command line.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, args: Sequence[str] = ()) -> None:
+        self.run, self.args = run, args
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +91,22 @@ class StartReport(Callback):
         }
         for name, text in rows.items():
             print(f"{name:<10}{text}")
+        write_config(self.run, pl_module.config or {})
         write_splits(self.run, trainer.datamodule.provenance())
+        write_session(self.run, _session(trainer, self.args))
+
+
+def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
+    """What this start of the run is like."""
+    return {
+        "command": shlex.join(["python", "cli.py", *args]),
+        "commit": commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "device": device_name(trainer),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
 
 
 def _net(pl_module: LightningModule) -> str:
