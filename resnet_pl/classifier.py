@@ -16,7 +16,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.console import tell
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import Batch
-from resnet_pl.errors import UserError
+from resnet_pl.errors import Diverged, UserError
 from resnet_pl.evaluation.metrics import Evaluation
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
@@ -113,10 +113,14 @@ class ImageClassifier(LightningModule):
             self.normalize.set(*data.normalization())
 
     def _take_classes(self, data: ImageDataModule) -> None:
-        names = data.class_names
-        if self.hparams.class_names is None and not self._trainer.predicting:
+        if data.predict_paths is not None:
+            return
+        names, own = data.class_names, self.hparams.class_names
+        # At the start of training names may be given for the data's classes.
+        named = self._trainer.training and not self.restoring and own is not None and len(own) == len(names)
+        if own is None:
             self.hparams.class_names = list(names)
-        elif list(names) != list(self.hparams.class_names or []) and not self._trainer.predicting:
+        elif list(names) != list(own) and not named:
             raise UserError(
                 f"{data.describe()} has the {len(names)} classes {_few(names)}, but the net was trained on the "
                 f"{len(self.class_names)} classes {_few(self.class_names)}\n"
@@ -165,9 +169,15 @@ class ImageClassifier(LightningModule):
     def _log_training(self) -> None:
         """Mean loss and top-1 since they were logged last, over this process's images."""
         total, correct, count = self._seen.unbind()
+        rate = self.optimizers().param_groups[0]["lr"]
+        if not torch.isfinite(total):
+            raise Diverged(
+                f"the training loss is {float(total):g} at step {self.trainer.global_step}, learning rate {rate:.3g}\n"
+                "lower --model.optimizer.lr; the checkpoints of the epochs before are kept"
+            )
         self.log("train/loss", total / count, prog_bar=True)
         self.log("train/top1", correct / count)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self.log("lr", rate)
         self._seen = None
 
     def on_train_epoch_end(self) -> None:
@@ -245,6 +255,16 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compares the checkpoint with the net before a weight is touched."""
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        if fitting and not checkpoint.get("optimizer_states"):
+            raise UserError("the checkpoint holds weights alone, no training to go on with\nuse it as --model.weights")
+        trained = ((checkpoint.get(ckpt.KEY) or {}).get("config") or {}).get("model", {}).get("optimizer") or {}
+        wanted = ((self.config or {}).get("model") or {}).get("optimizer") or {}
+        if fitting and trained.get("class_path") != wanted.get("class_path"):
+            raise UserError(
+                f"the run was trained with {trained.get('class_path')}, not {wanted.get('class_path')}\n"
+                "start a new run with another optimiser, from these weights with --model.weights"
+            )
         own, given = self.backbone.state_dict(), checkpoint["state_dict"]
         given = {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
         other = [key for key in own.keys() | given.keys() if key not in own or key not in given]

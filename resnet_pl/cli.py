@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import runs
@@ -18,7 +18,7 @@ from resnet_pl.console import on_rank_zero, tell
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import find_images
 from resnet_pl.evaluation.metrics import per_class
-from resnet_pl.patches import quieten, short_names, told_plainly
+from resnet_pl.patches import quieten, short_names, stopping_between_batches, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
@@ -38,15 +38,17 @@ class CLI(ConfiguredCLI):
 
     def fit(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str | None) -> None:
         """Trains, then says where everything is."""
+        start = self.checkpoint["global_step"] if self.checkpoint else 0
         try:
-            with self._kept_if_trained():
+            with self._kept_if_trained(), stopping_between_batches(self.trainer):
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit as end:
-            # Lightning ends so at Ctrl-C, with 1, and at SIGTERM, with 0; shells expect 128 and the signal's number.
             last = self.run / "checkpoints" / "last.ckpt"
             if last.exists():
-                tell(f"stopped; go on with: python cli.py fit --ckpt_path {last}")
-            raise SystemExit(143 if isinstance(end, SIGTERMException) else 130) from end
+                tell(f"stopped; go on with: python cli.py fit --ckpt_path {shlex.quote(str(last))}")
+            raise SystemExit(end.code if end.code in (130, 143) else 130) from end
+        if self.trainer.global_step == start:
+            tell("nothing was trained: the run is already that long; raise --trainer.max_epochs or --trainer.max_steps")
         on_rank_zero(self._close)
 
     def _close(self) -> None:
@@ -56,7 +58,7 @@ class CLI(ConfiguredCLI):
         if score is not None:
             print(f"best validation top-1 {score:.2%}")
         if best.exists() or last.exists():
-            print(f"test it:    python cli.py test --ckpt_path {best if best.exists() else last}")
+            print(f"test it:    python cli.py test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
         print(f"look at it: tensorboard --logdir {self.run.parent.parent}")
 
     def validate(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str) -> None:
@@ -76,7 +78,7 @@ class CLI(ConfiguredCLI):
         results["per_class"] = per_class(confusion, model.class_names)
         run = runs.run_of(Path(path))
         results |= {
-            "protocol": "single view",
+            "protocol": self._protocol(data, results["images"], len(data.split(split))),
             "split": split,
             "data": data.describe(),
             "tested_on": data.told(split),
@@ -88,6 +90,17 @@ class CLI(ConfiguredCLI):
             "versions": ckpt.versions(),
         }
         on_rank_zero(self._tell_results, results, confusion.numpy())
+
+    def _protocol(self, data: ImageDataModule, tested: int, there_are: int) -> str:
+        """How it was tested, with what differs from the training's own way, so that no result replaces another."""
+        trained = self.checkpoint[ckpt.KEY]["config"] or {}
+        precision = self.config[self.subcommand]["trainer"]["precision"]
+        size = ((trained.get("data") or {}).get("init_args") or {}).get("image_size", data.image_size)
+        parts = ["single view"]
+        parts += [f"image_size {data.image_size}"] if data.image_size != size else []
+        parts += [f"precision {precision}"] if precision != (trained.get("trainer") or {}).get("precision") else []
+        parts += [f"{tested} of {there_are} images"] if tested != there_are else []
+        return ", ".join(parts)
 
     def _tell_results(self, results: dict[str, Any], confusion: np.ndarray) -> None:
         suffix = "" if results["split"] == "test" else "-val"
@@ -111,7 +124,8 @@ class CLI(ConfiguredCLI):
 
     def _tell_predictions(self) -> None:
         writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
-        print_report(predictions_table(writer.rows, self.config[self.subcommand]["top_k"]))
+        # Three classes fit on a line; the file has as many as were asked for.
+        print_report(predictions_table(writer.rows, min(3, self.config[self.subcommand]["top_k"])))
         print(f"written to {self.output / 'predictions.csv'} and {self.output / 'contact_sheet.png'}")
 
     def _prepare(self, data: ImageDataModule, split: str) -> None:
@@ -119,4 +133,4 @@ class CLI(ConfiguredCLI):
         data.prepare_data()
         data.setup(self.subcommand)
         images = data.split(split)
-        tell(f"{self.subcommand}: {len(images):,} images, {data.told(split)}")
+        tell(f"{self.subcommand}: {len(images):,} images, {data.told(split)}; {self.request.checkpoint}")

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
@@ -110,16 +109,22 @@ class ConfiguredCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Puts the checkpoint's configuration below everything that is given."""
+        files = self.request.files
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             if self.checkpoint is not None:
-                yaml.safe_dump(ckpt.config_of(self.checkpoint, self.request.checkpoint, self.subcommand), file)
+                config = ckpt.config_of(self.checkpoint, self.request.checkpoint, self.subcommand)
+                stored = (config.get("data") or {}).get("class_path", "").rsplit(".", 1)[-1]
+                if self.request.data_class not in ("", stored):
+                    # Another class has other arguments.
+                    config.pop("data", None)
+                file.write(runs.to_yaml(config))
                 file.flush()
                 # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
-                args = [args[0], "--config", file.name, *args[1:]]
+                files = [file.name, *files]
+            args = [args[0], *(word for name in files for word in ("--config", name)), *self.request.options]
             try:
                 self.config = parser.parse_args(args)
             except ArgumentError as error:
-                files = [*self.request.files, file.name]
                 raise UserError(explain(str(error), self._subcommand_parsers[self.subcommand], args, files)) from error
         if self.checkpoint is not None:
             self.config[self.subcommand]["ckpt_path"] = str(self.request.checkpoint)

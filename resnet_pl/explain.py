@@ -85,7 +85,10 @@ def _not_accepted(message: str, path: list[str], parser: LightningArgumentParser
     found = re.search(r"Option '([^']+)' is not accepted", message)
     if not found:
         return None
-    owner = re.findall(r"given class_path '([^']+)'", message)[-1]
+    owners = re.findall(r"class_path[ =]'([^']+)'", message)
+    if not owners:
+        return None
+    owner = owners[-1]
     word = found[1].removeprefix("init_args.")
     return ".".join([*path, word]), f"{owner.rsplit('.', 1)[-1]} has no such argument{_near(word, arguments_of(owner))}"
 
@@ -94,7 +97,7 @@ def _no_such_class(message: str, path: list[str], parser: LightningArgumentParse
     found = re.findall(
         r"(?:Expected a dot import path string|Import path|Expected a .*class.* but got): (\S+)", message
     )
-    if not found or not path:
+    if not found or not path or re.search(r"<class '(int|float)'>", message):
         return None
     name = found[-1]
     known = [cls.__name__ for base in NAMEABLE for cls in _subclasses(base)] + list(models.__all__)
@@ -126,12 +129,16 @@ def _wrong_value(message: str, path: list[str], parser: LightningArgumentParser)
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
              "NoneType": "null", "dict": "keys and values"}  # fmt: skip
     wanted = " or ".join(dict.fromkeys(names.get(name, name) for name in types if name != "NoneType"))
-    return ".".join(path), f"{_value(message)} is not {wanted or 'of the type that is needed'}"
+    return ".".join(
+        path
+    ), f"{_value(message, path[-1].rsplit('.', 1)[-1])} is not {wanted or 'of the type that is needed'}"
 
 
-def _value(message: str) -> str:
-    """The value that was given."""
-    for pattern in (r"NestedArg\(key='[^']*', val='([^']*)'", r"Got value: (.+)", r"Given value: (.+)",
+def _value(message: str, argument: str = "") -> str:
+    """The value that was given, to an argument if it is named."""
+    for pattern in (
+        rf"\b{re.escape(argument or ' ')}='([^']*)'",
+r"NestedArg\(key='[^']*', val='([^']*)'", r"Got value: (.+)", r"Given value: (.+)",
                     r"base 10: '([^']*)'", r"could not convert string to float: '([^']*)'"):  # fmt: skip
         found = re.findall(pattern, message)
         if found:

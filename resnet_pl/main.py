@@ -37,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that knows ASCII alone must not stop a training.
+            stream.reconfigure(errors="replace")
+    # The installed command finds a user's own classes beside it, as `python cli.py` does.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:

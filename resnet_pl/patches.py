@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jsonargparse._typehints
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from resnet_pl import models
 from resnet_pl.errors import UserError
@@ -21,6 +25,7 @@ NOISE = [
     "does not have many workers",
     "configure_model.*shard",
     "sync_dist",
+    "across ranks is zero",
     "exists and is not empty",
     "smaller than the logging interval",
     "is not resumable",
@@ -64,3 +69,29 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+
+
+@contextmanager
+def stopping_between_batches(trainer: Trainer) -> Iterator[None]:
+    """Inside the block the first Ctrl-C ends a training after the running batch, as SIGTERM does.
+
+    Lightning would stop inside the batch, which is then lost when the run goes on. A second Ctrl-C stops at once. The
+    exit codes are those that shells expect, 128 and the signal's number. Several processes keep Lightning's way.
+    """
+    stopped: list[int] = []
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    mendable = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, on_interrupt) if mendable else None
+    try:
+        yield
+    except SIGTERMException as end:
+        raise SystemExit(130 if stopped else 143) from end
+    finally:
+        if mendable:
+            signal.signal(signal.SIGINT, before)

@@ -34,7 +34,8 @@ class Request:
         args: the arguments.
         subcommand: the first of them.
         checkpoint: the file behind `--ckpt_path`, `best` and `last` resolved.
-        files: the configuration files.
+        files: the configuration files, in order.
+        options: the other arguments; they win over the files wherever they stand.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -42,7 +43,7 @@ class Request:
         if self.subcommand not in SUBCOMMANDS:
             raise UserError(_unknown_subcommand(self.subcommand))
         self.checkpoint: Path | None = None
-        self.files = [*self._values("--config"), *self._values("-c")]
+        self.files, self.options = _configs_apart(args[1:])
         if {"-h", "--help"} & set(args):
             return
         self._settings: dict[str, Any] = {}
@@ -69,6 +70,8 @@ class Request:
 
     def _find_checkpoint(self) -> Path | None:
         path = self._setting("ckpt_path")
+        if path is not None and not isinstance(path, str):
+            raise UserError(f"ckpt_path: {path} is no path\ngive the path of a checkpoint, or best or last")
         if path is None:
             if self.subcommand == "fit":
                 return None
@@ -77,18 +80,28 @@ class Request:
                 "give --ckpt_path PATH, or --ckpt_path best for the best of the newest run"
             )
         if path in ("best", "last"):
-            root = Path(self._setting("trainer.default_root_dir") or "runs")
-            return runs.newest_checkpoint(root, self._setting("name"), path)
+            root, name = self._setting("trainer.default_root_dir") or "runs", self._setting("name")
+            return runs.newest_checkpoint(Path(str(root)), None if name is None else str(name), path)
+        for name in ("best", "last"):
+            if (inside := Path(path) / "checkpoints" / f"{name}.ckpt").is_file():
+                return inside
         if not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")
         return Path(path)
 
-    def _check_root(self) -> None:
+    @property
+    def data_class(self) -> str:
+        """The last word of the data module's name, empty where none is given."""
         data = self._setting("data")
-        name = (data if isinstance(data, str) else self._setting("data.class_path") or "").rsplit(".", 1)[-1]
+        name = data if isinstance(data, str) else self._setting("data.class_path")
+        return name.rsplit(".", 1)[-1] if isinstance(name, str) else ""
+
+    def _check_root(self) -> None:
+        name = self.data_class
         if name not in FOLDER_DATA or self.checkpoint is not None:
             return
-        root = Path(self._setting("data.root") or self._setting("data.init_args.root") or FOLDER_DATA[name])
+        given = self._setting("data.root") or self._setting("data.init_args.root")
+        root = Path(given if isinstance(given, str) else FOLDER_DATA[name])
         if not root.is_dir():
             raise UserError(
                 f"data.root: there is no folder {root}\n"
@@ -115,9 +128,29 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no valid YAML\n{where}{getattr(error, 'problem', error)}") from error
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"cannot read the configuration file {path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no valid YAML\n{error}") from error
     if not isinstance(config, dict | None):
         raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
     return config or {}
+
+
+def _configs_apart(args: list[str]) -> tuple[list[str], list[str]]:
+    """The values of `--config` and `-c` in their order, and all other arguments in theirs."""
+    files, others, waiting = [], [], False
+    for arg in args:
+        if waiting:
+            files.append(arg)
+            waiting = False
+        elif arg in ("--config", "-c"):
+            waiting = True
+        elif arg.startswith("--config="):
+            files.append(arg.removeprefix("--config="))
+        else:
+            others.append(arg)
+    if waiting:
+        raise UserError("--config needs a file\nfor example --config configs/flowers.yaml")
+    return files, others
 
 
 def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

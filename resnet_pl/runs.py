@@ -20,6 +20,8 @@ def new_run(root: Path, name: str) -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
+    if not name.strip() or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"--name: {name!r} cannot name a run\ngive a word, such as --name flowers")
     version = max((number for number, _ in versions(root, name)), default=-1) + 1
     run = root / name / f"version_{version}"
     try:
@@ -70,7 +72,27 @@ def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Writes config.yaml, which `fit --config` takes as it is."""
     with replacing(run / "config.yaml") as partial:
-        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        partial.write_text(to_yaml(config), encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that other readers of YAML, jsonargparse's among them, take for a number: a class called 1e3."""
+
+
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        float(text.replace("_", ""))
+    except ValueError:
+        return dumper.represent_str(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Dumper.add_representer(str, _quoted)
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """A configuration as text that every reader of YAML reads alike."""
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def write_session(run: Path, facts: dict[str, Any]) -> None:

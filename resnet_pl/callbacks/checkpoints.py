@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from resnet_pl.errors import Diverged
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the net with the best validation top-1 as best.ckpt; nothing where no images are held out.
@@ -68,3 +70,8 @@ class LastCheckpoint(ModelCheckpoint):
         """From here on a state is worth keeping; an error before must not replace the file that is being resumed."""
         self.save_on_exception = True
         super().on_train_start(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keeps the state, but not one that has gone wrong."""
+        if not isinstance(exception, Diverged):
+            super().on_exception(trainer, pl_module, exception)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -65,11 +66,17 @@ class PredictionWriter(Callback):
         ]
         write_predictions(self.rows, self.folder / "predictions.csv")
         order = sorted(index for rows in found for index, *_ in rows)[: self.sheet]
-        pictures = [images.picture(index).permute(1, 2, 0).numpy() for index in order]
+        pictures = [_small(images.picture(index)) for index in order]
         if pictures:
             shown = self.rows[: len(pictures)]
             sheet = contact_sheet(pictures, [_caption(row) for row in shown], [_mark(row) for row in shown])
             save_png(sheet, self.folder / "contact_sheet.png")
+
+
+def _small(image: torch.Tensor) -> np.ndarray:
+    """A `(3, H, W)` photo as `(H, W, 3)`, thinned out and copied, so that many large ones fit into memory."""
+    step = max(1, min(image.shape[1:]) // 320)
+    return image[:, ::step, ::step].permute(1, 2, 0).numpy().copy()
 
 
 def _shown(images: Any, index: int) -> str:

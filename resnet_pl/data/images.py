@@ -82,7 +82,9 @@ def find_images(patterns: list[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
+        if not pattern:
+            paths = []
+        elif path.is_dir():
             paths = list_images(path)
         elif path.is_file():
             paths = [path]
