@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class ImageFolder(ImageDataModule):
         super().__init__(mean=mean, std=std, batch_transforms=batch_transforms, **kwargs)
         self.root = Path(root)
         self.crop, self.transforms, self.scan = crop or ScaleCrop(), transforms or [], scan
+        self._test_bytes: int | None = None
 
     # ------------------------------------------------------------------------------------ splits
     def find_splits(self) -> dict[str, Photos]:
@@ -68,6 +69,8 @@ class ImageFolder(ImageDataModule):
             listings = self._split(listings)
         if self.scan:
             self._scan(listings)
+        # Measured now: a file may be gone when a checkpoint is written.
+        self._test_bytes = self._size(listings.get("test", ()))
         return {part: self._photos(part, listing) for part, listing in listings.items() if listing}
 
     def where_to_get(self) -> str:
@@ -134,7 +137,7 @@ class ImageFolder(ImageDataModule):
         whole: Listing = {}
         for listing in listings.values():
             whole |= listing
-        if self.stored.splits_are_in(whole, self.root):
+        if self.stored.splits_are_in(whole, self.root) and self._same_test_images():
             self.origins = {part: f"the {part} split stored in the checkpoint" for part in self.stored.splits}
             return {part: {name: whole[name] for name in names} for part, names in self.stored.splits.items()}
         # The folder's own test part if it has one: what lies beside it may have been trained on.
@@ -143,6 +146,18 @@ class ImageFolder(ImageDataModule):
         self.origins = dict.fromkeys(("val", "test"), f"{source} a folder other than the training data's")
         chosen = listings[part] if part else whole
         return {"val": chosen, "test": chosen}
+
+    def provenance(self) -> dict[str, Any]:
+        """See `ImageDataModule.provenance`."""
+        return super().provenance() | {"test_bytes": self._test_bytes}
+
+    def _size(self, names: Iterable[str]) -> int:
+        return sum((self.root / name).stat().st_size for name in names)
+
+    def _same_test_images(self) -> bool:
+        """Whether the files with the names of the stored test images are those images, elsewhere too."""
+        known, here = self.stored.test_bytes, str(self.root.resolve())
+        return known is None or here == self.stored.root or known == self._size(self.stored.splits.get("test", []))
 
     def _photos(self, part: str, listing: Listing) -> Photos:
         number = {name: index for index, name in enumerate(self.classes)}

@@ -18,12 +18,14 @@ class Provenance:
         classes: in the order of the net's outputs.
         class_names: a name for each class that a person understands.
         splits: names of the images in each split; None where the folders on disk say it.
+        test_bytes: size of the test images together, by which other images of the same names are told apart.
     """
 
     root: str | None = None
     classes: list[str] | None = None
     class_names: list[str] | None = None
     splits: dict[str, list[str]] | None = None
+    test_bytes: int | None = None
 
     def __bool__(self) -> bool:
         return self.classes is not None

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from resnet_pl.data import ImageFolder
 from resnet_pl.data.photos import Photos
@@ -375,3 +377,18 @@ def test_measured_on_the_training_split_in_evaluations_view(photo_folder: Path) 
     mean, std = data.normalization()
     torch.testing.assert_close(mean, views.mean(0).float())
     torch.testing.assert_close(std.flatten(), views.transpose(0, 1).flatten(1).std(1, correction=0).float())
+
+
+def test_other_images_of_the_same_names_are_another_folder(tmp_path):
+    for root, size in (("mine", 20), ("other", 23)):
+        for name in ("ant", "bee"):
+            (tmp_path / root / name).mkdir(parents=True)
+            for i in range(10):
+                pixels = np.random.default_rng(i).integers(0, 255, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / root / name / f"{i}.png")
+    first = ImageFolder(str(tmp_path / "mine"), test_split=4, val_split=4)
+    first.setup("fit")
+    again = ImageFolder(str(tmp_path / "other"))
+    again.use_provenance(first.provenance())
+    again.setup("test")
+    assert len(again.splits["test"]) == 20 and "every image" in again.told("test")
