@@ -96,12 +96,8 @@ class ConfiguredCLI(LightningCLI):
         if subcommand == "fit":
             parser.add_lightning_class_args(Dashboard, "dashboard")
         else:
-            parser.add_argument(
-                "--output",
-                type=str | None,
-                default=None,
-                help="folder to write into; the checkpoint's run",
-            )
+            where = "folder to write into; the checkpoint's run if not given"
+            parser.add_argument("--output", type=str | None, default=None, help=where)
         if subcommand == "predict":
             parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns")
             parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes told for each image")
@@ -197,10 +193,10 @@ class ConfiguredCLI(LightningCLI):
 
     @contextmanager
     def _kept_if_trained(self) -> Iterator[None]:
-        """Removes a new run folder when an error comes before the first step: it would pass for the newest run."""
+        """Removes a new run folder when the end comes before the first step: it would pass for the newest run."""
         try:
             yield
-        except Exception:
+        except BaseException:
             if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
                 on_rank_zero(shutil.rmtree, self.run)
             raise

@@ -114,6 +114,7 @@ class _Part:
             self.note.write_text(version)
 
     def verify(self, checksum: str | None) -> None:
+        """Compares the file with its checksum, if there is one; a wrong file is removed and refused."""
         if not (expected := _CHECKSUM.fullmatch(checksum or "")):
             return
         digits = expected["digits"]
@@ -219,6 +220,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
+    """Holds a file's lock for the block; another process waits, and says once what for."""
     with path.open("a") as file:
         if not _try_lock(file):
             print(f"waiting for another process that downloads {what}", file=sys.stderr)
