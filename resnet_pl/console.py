@@ -4,7 +4,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Literal
+
+
+def program() -> str:
+    """The command line's name, as it was started."""
+    started = Path(sys.argv[0])
+    if started.stem == "resnet-pl":
+        return "resnet-pl"
+    return "python -m resnet_pl" if started.parent.name == "resnet_pl" else "python cli.py"
 
 
 @contextmanager

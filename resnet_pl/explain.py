@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
 
+import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -35,11 +38,11 @@ def explain(message: str, parser: LightningArgumentParser, args: Sequence[str], 
         One or two lines. A message of no known kind comes back with the lines that matter most.
     """
     path = [key.rstrip("+") for key in re.findall(r'Parser key "([\w.+]+)"', message)]
-    for kind in (_required, _unrecognised, _not_accepted, _no_such_class, _not_a_choice, _wrong_value):
+    for kind in (_required, _unrecognised, _no_good_class, _not_accepted, _no_such_class, _not_a_choice, _wrong_value):
         told = kind(message, path, parser)
         if told is not None:
             key, what = told
-            on_the_line = any(re.match(rf"--{re.escape(key)}\+?(=|$)", arg) for arg in args)
+            on_the_line = any(re.match(rf"--{re.escape(key)}(\.class_path)?\+?(=|$)", arg) for arg in args)
             return f"{_where(key, [] if on_the_line else files)}{what}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return "\n".join(lines[:2])
@@ -47,7 +50,8 @@ def explain(message: str, parser: LightningArgumentParser, args: Sequence[str], 
 
 def constructor_error(message: str) -> str:
     """What a constructor refused, without what the parser wraps around it; one or two lines."""
-    causes = re.findall(r"^\s*- (?!Expected a |Does not validate|Problem with)(.+)$", message, re.MULTILINE)
+    wrapping = "Expected a |Does not validate|Problem with|Not a valid subclass|a class path|a dict with"
+    causes = re.findall(rf"^\s*- (?!{wrapping})(.+)$", message, re.MULTILINE)
     return causes[-1] if causes else "\n".join(message.splitlines()[:2])
 
 
@@ -59,6 +63,9 @@ def _required(message: str, path: list[str], parser: LightningArgumentParser) ->
     if not found:
         return None
     keys = [key.split(".", 1)[-1] for key in found[1].split(", ")]
+    if path:
+        key = ".".join([*path, keys[0]])
+        return key, f"it must be given\ngive --{key} VALUE"
     return (
         "",
         f"{' and '.join(keys)} must be given\nstart from a file of configs/, such as --config configs/flowers.yaml",
@@ -79,6 +86,48 @@ def _unrecognised(message: str, path: list[str], parser: LightningArgumentParser
         key = found[1]
     known = [action.dest for action in parser._actions if action.dest]
     return key, f"there is no such option{_near(key, known)}"
+
+
+# How the parser says that a path leads to nothing that it can use.
+REFUSED = (
+    r"Import path (?P<path>[\w.]+) does not correspond to a subclass of (?P<base>\w+)",
+    r"Import path does not correspond to a subclass of (?P<base>\w+).*?Given value: \W*(class_path\W*)?(?P<path>[\w.]+)",  # noqa: E501
+    r"Expected '(?P<path>[\w.]+)' to be a (subclass of|function that returns) <class '(\w+\.)*(?P<base>\w+)'",
+    r"Problem with given class_path '(?P<path>[\w.]+)'(?P<base>)",
+    r"callable class: .* Got value: (?P<path>[\w.]+)(?P<base>)",
+)
+
+
+def _no_good_class(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
+    """A class given by its path that is not what is needed; the parser leaves out why, so it is looked at here."""
+    for found in (found for pattern in REFUSED for found in re.finditer(pattern, message, re.DOTALL)):
+        if "." in found["path"] and (fault := _fault_of_class(found["path"], found["base"])):
+            return ".".join(path), fault
+    return None
+
+
+def _fault_of_class(name: str, base: str) -> str | None:
+    """Why a path leads to no class, or to none that derives from the base where one is named."""
+    module, _, word = name.rpartition(".")
+    try:
+        holder = importlib.import_module(module)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            return f"there is no module {error.name}\nit is looked for in {Path.cwd()} and among installed packages"
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{module} cannot be imported\n{error} ({where.filename}, line {where.lineno})"
+    if not hasattr(holder, word):
+        return f"there is no {word} in {module}{_near(word, dir(holder))}"
+    found = getattr(holder, word)
+    if not base:
+        return None
+    if not inspect.isfunction(found):
+        return f"{name} is no class that derives from {base}"
+    returns = inspect.signature(found).return_annotation
+    if returns is inspect.Signature.empty:
+        annotation = "nn.Module" if base == "Module" else base
+        return f"the function {name} does not say what it returns\nwrite def {word}(…) -> {annotation}:"
+    return f"the function {name} returns {getattr(returns, '__name__', returns)}, not {base}"
 
 
 def _not_accepted(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
@@ -117,10 +166,10 @@ def _not_a_choice(message: str, path: list[str], parser: LightningArgumentParser
 def _wrong_value(message: str, path: list[str], parser: LightningArgumentParser) -> Told:
     if not path:
         return None
-    bound = re.search(r"Not of type \w+: (\S+) does not conform to restriction (.+)", message)
+    bound = re.search(r"Not of type \w+: (?:(\S+) )?does not conform to restriction (.+)", message)
     if bound:
         wanted = bound[2].strip().replace("v>=", "at least ").replace("v>", "above ").replace("v<", "below ")
-        return ".".join(path), f"{bound[1]} is out of range, it must be {wanted}"
+        return ".".join(path), f"{bound[1] or _value(message)} is out of range, it must be {wanted}"
     types = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", message)
     if "invalid literal for int()" in message:
         types = ["int", *types]
@@ -173,9 +222,21 @@ def _where(key: str, files: Sequence[str]) -> str:
     """The key, and the file and line where it stands."""
     if not key:
         return ""
-    last = re.escape(key.rsplit(".", 1)[-1])
     for name in reversed(files):
-        for number, line in enumerate(Path(name).read_text(encoding="utf-8").splitlines(), 1):
-            if re.match(rf"\s*(?:- )?[\"']?{last}[\"']?\s*:", line) or re.search(rf"[{{,]\s*{last}\s*:", line):
-                return f"{key} ({name}, line {number}): "
+        root = yaml.compose(Path(name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if lines := list(dict.fromkeys(_lines(root, key.split(".")))):
+            return f"{key} ({name}, line {' or '.join(map(str, lines))}): "
     return f"{key}: "
+
+
+def _lines(node: yaml.Node | None, path: Sequence[str]) -> Iterator[int]:
+    """Lines that a key can stand in: the items of a list have no names, so it can be in any of them."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _lines(item, path)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value in ("init_args", "dict_kwargs", "<<"):
+                yield from _lines(value, path)
+            elif key.value.rstrip("+") == path[0]:
+                yield from _lines(value, path[1:]) if path[1:] else [key.start_mark.line + 1]

@@ -33,5 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except Exception as error:
+        # A full disk is reported without the file's name.
+        error.add_note(str(path))
+        raise
     finally:
         partial.unlink(missing_ok=True)

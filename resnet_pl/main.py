@@ -8,23 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_pl import __version__
+from resnet_pl.console import program
 from resnet_pl.errors import UserError
-from resnet_pl.request import SUBCOMMANDS, Request
+from resnet_pl.request import COMMANDS, SUBCOMMANDS, Request
 
-HELP = f"""usage: python cli.py SUBCOMMAND [options]
+HELP = f"""usage: {program()} SUBCOMMAND [options]
 
 resnet_pl {__version__}: train residual networks properly with PyTorch Lightning.
 
 subcommands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
 
-examples:
-  python cli.py fit --config configs/digits.yaml
-  python cli.py fit --config configs/flowers.yaml --data.root my/flowers --trainer.max_epochs 10
-  python cli.py test --ckpt_path best
-  python cli.py predict --ckpt_path runs/flowers/version_0/checkpoints/best.ckpt --images photos/*.jpg
+nets and finished runs:
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
-`python cli.py SUBCOMMAND --help` lists every option; --debug shows the traceback of an error."""
+examples:
+  {program()} fit --config configs/digits.yaml
+  {program()} fit --config configs/flowers.yaml --data.root my/flowers --trainer.max_epochs 10
+  {program()} test --ckpt_path best
+  {program()} predict --ckpt_path runs/flowers/version_0/checkpoints/best.ckpt --images photos/*.jpg
+
+`{program()} SUBCOMMAND --help` lists every option; --debug shows the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args[0] == "--version":
             print(__version__)
             return 0
+        if args[0] in COMMANDS:
+            from resnet_pl import commands
+
+            return commands.run(args)
         request = Request(args)
         from resnet_pl import cli  # imports torch
 
@@ -74,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def unexpected(error: Exception) -> str:
     """Two lines on an error that nobody foresaw: a value that torch or Lightning refuses, or a fault of ours."""
-    what = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    # The message of an error in a worker is the worker's traceback.
+    what = lines[-1] if "in DataLoader worker" in lines[0] else lines[0]
     where = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"error: {type(error).__name__}: {what} ({Path(where.filename).name}, line {where.lineno})\n"

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from resnet_pl.console import progress
+from resnet_pl.console import program, progress
 
 
 def test_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,3 +22,17 @@ def test_bar_on_a_terminal(
     assert out == ""
     assert "some [odd] name" in err
     assert shown in err
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/usr/bin/resnet-pl", "resnet-pl"),
+        ("cli.py", "python cli.py"),
+        ("/there/resnet_pl/__main__.py", "python -m resnet_pl"),
+        ("/there/pytest/__main__.py", "python cli.py"),
+    ],
+)
+def test_the_program_is_called_as_it_was_started(started: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "fit"])
+    assert program() == name

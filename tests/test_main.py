@@ -116,10 +116,22 @@ def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_unforeseen_error_is_told_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--seed_everything", "-5"]
+def test_an_unforeseen_error_is_told_in_two_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    net = ["--model.backbone=torch.nn.Linear", "--model.backbone.in_features=3", "--model.backbone.out_features=10"]
+    argv = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), *net, "--trainer.default_root_dir", str(tmp_path)]
+    argv += ["--dashboard.graph", "false"]
     assert main.main(argv) == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 2 and "ValueError" in said[0] and "-5" in said[0] and "--debug" in said[1]
-    with pytest.raises(ValueError, match="-5"):
+    said = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert "RuntimeError: mat1 and mat2" in said[0] and "--debug" in said[1]
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
         main.main([*argv, "--debug"])
+
+
+def test_an_unforeseen_error_of_a_worker_is_told_in_its_own_words() -> None:
+    wrapped = (
+        'Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "a"\n'
+    )
+    try:
+        raise RuntimeError(f"{wrapped}KeyError: 7\n")
+    except RuntimeError as error:
+        assert main.unexpected(error).startswith("error: RuntimeError: KeyError: 7 (test_main.py")
