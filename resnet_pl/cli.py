@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 import time
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl import runs
-from resnet_pl.callbacks import PredictionWriter
+from resnet_pl import protocol, runs
+from resnet_pl.callbacks import PreciseBN, PredictionWriter
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.configuration import ConfiguredCLI
-from resnet_pl.console import on_rank_zero, tell
+from resnet_pl.configuration import ConfiguredCLI, Restored
+from resnet_pl.console import on_rank_zero, program, tell
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import find_images
+from resnet_pl.ensemble import Ensemble, check_members
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.patches import quieten, short_names, stopping_between_batches, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
@@ -45,7 +47,7 @@ class CLI(ConfiguredCLI):
         except SystemExit as end:
             last = self.run / "checkpoints" / "last.ckpt"
             if last.exists():
-                tell(f"stopped; go on with: python cli.py fit --ckpt_path {shlex.quote(str(last))}")
+                tell(f"stopped; go on with: {program()} fit --ckpt_path {shlex.quote(str(last))}")
             raise SystemExit(end.code if end.code in (130, 143) else 130) from end
         if self.trainer.global_step == start:
             tell("nothing was trained: the run is already that long; raise --trainer.max_epochs or --trainer.max_steps")
@@ -58,7 +60,7 @@ class CLI(ConfiguredCLI):
         if score is not None:
             print(f"best validation top-1 {score:.2%}")
         if best.exists() or last.exists():
-            print(f"test it:    python cli.py test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
+            print(f"test it:    {program()} test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
         print(f"look at it: tensorboard --logdir {self.run.parent.parent}")
 
     def validate(self, model: ImageClassifier, datamodule: ImageDataModule, ckpt_path: str) -> None:
@@ -70,33 +72,84 @@ class CLI(ConfiguredCLI):
         self._evaluate("test", self.trainer.test, model, datamodule, ckpt_path)
 
     def _evaluate(self, split: str, measure: Any, model: ImageClassifier, data: ImageDataModule, path: str) -> None:
+        settings = self.config[self.subcommand]
+        protocol.check(settings)
         self._prepare(data, split)
+        members = [(self._tested, model, data), *self._other_members()]
+        for _, net, own in members:
+            protocol.apply(settings, net, own)
+        if settings["precise_bn"]:
+            pairs = [(net, own) for _, net, own in members]
+            self.trainer.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
         start = time.perf_counter()
-        measure(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
-        results = dict(model.results)
+        if len(members) > 1:
+            results = self._measure_together(members, split, measure)
+        else:
+            measure(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+            results = dict(model.results)
         confusion = results.pop("confusion")
         results["per_class"] = per_class(confusion, model.class_names)
-        run = runs.run_of(Path(path))
+        checkpoint = self.checkpoint or {}
         results |= {
-            "protocol": self._protocol(data, results["images"], len(data.split(split))),
+            "protocol": self._protocol(data, results["images"], len(data.split(split)), [n for n, *_ in members[1:]]),
             "split": split,
             "data": data.describe(),
             "tested_on": data.told(split),
-            "checkpoint": Path(path).absolute().relative_to(run.absolute()).as_posix() if run else path,
-            "epoch": self.checkpoint["epoch"],
-            "step": self.checkpoint["global_step"],
+            "checkpoint": self._tested,
+            "epoch": checkpoint.get("epoch"),
+            "step": checkpoint.get("global_step"),
             "precision": str(self.trainer.precision),
             "seconds": round(time.perf_counter() - start, 2),
             "versions": ckpt.versions(),
         }
         on_rank_zero(self._tell_results, results, confusion.numpy())
+        if settings["save_to"]:
+            state = {key: value.cpu() for key, value in model.state_dict().items()}
+            kept = checkpoint | {"state_dict": state}
+            on_rank_zero(ckpt.SafeCheckpointIO().save_checkpoint, kept, settings["save_to"])
+            tell(f"kept with these BatchNorm statistics as {settings['save_to']}")
 
-    def _protocol(self, data: ImageDataModule, tested: int, there_are: int) -> str:
+    @property
+    def _tested(self) -> str:
+        """What is tested, in a word: the checkpoint as its run names it, or published weights."""
+        path = self.request.checkpoint
+        if path is None:
+            return f"weights {self.model.weights}"
+        run = runs.run_of(path)
+        return path.absolute().relative_to(run.absolute()).as_posix() if run else str(path)
+
+    def _other_members(self) -> list[tuple[str, ImageClassifier, ImageDataModule]]:
+        """Name, net and data of an ensemble's other members; what the line says of the data holds for all of them."""
+        words, options = [*self.request.options, "--"], []
+        for word, following in pairwise(words):
+            if word.startswith("--data"):
+                options += [word] if "=" in word or following.startswith("--") else [word, following]
+        members = []
+        for path in self.config[self.subcommand]["ensemble"] or []:
+            other = Restored(path, options)
+            if other.request.checkpoint.resolve() != self.request.checkpoint.resolve():
+                other.datamodule.trainer = self.trainer
+                members.append((str(path), other.model, other.datamodule))
+        return members
+
+    def _measure_together(self, members: list[Any], split: str, measure: Any) -> dict[str, Any]:
+        _, model, data = members[0]
+        check_members([(str(self.request.checkpoint), model, data), *members[1:]], split)
+        model.configure_model()
+        model.load_state_dict(self.checkpoint["state_dict"])
+        data.trainer = self.trainer
+        # Every loader gives the same images in the same order, each as its own net wants them.
+        loaders = [own.val_dataloader() if split == "val" else own.test_dataloader() for *_, own in members]
+        ensemble = Ensemble([net for _, net, _ in members])
+        measure(ensemble, dataloaders=CombinedLoader(loaders, "min_size"), verbose=False)
+        return dict(ensemble.results)
+
+    def _protocol(self, data: ImageDataModule, tested: int, there_are: int, others: list[str]) -> str:
         """How it was tested, with what differs from the training's own way, so that no result replaces another."""
-        trained = self.checkpoint[ckpt.KEY]["config"] or {}
+        trained = (self.checkpoint or {ckpt.KEY: {}})[ckpt.KEY].get("config") or {}
         precision = self.config[self.subcommand]["trainer"]["precision"]
         size = ((trained.get("data") or {}).get("init_args") or {}).get("image_size", data.image_size)
-        parts = ["single view"]
+        parts = protocol.told(self.config[self.subcommand], data, others)
         parts += [f"image_size {data.image_size}"] if data.image_size != size else []
         parts += [f"precision {precision}"] if precision != (trained.get("trainer") or {}).get("precision") else []
         parts += [f"{tested} of {there_are} images"] if tested != there_are else []
@@ -133,4 +186,6 @@ class CLI(ConfiguredCLI):
         data.prepare_data()
         data.setup(self.subcommand)
         images = data.split(split)
-        tell(f"{self.subcommand}: {len(images):,} images, {data.told(split)}; {self.request.checkpoint}")
+        tell(
+            f"{self.subcommand}: {len(images):,} images, {data.told(split)}; {self.request.checkpoint or self._tested}"
+        )

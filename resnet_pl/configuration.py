@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl import runs
+from resnet_pl import protocol, runs
 from resnet_pl.callbacks import (
     BestCheckpoint,
     Dashboard,
@@ -32,14 +32,17 @@ from resnet_pl.callbacks import (
     Throughput,
 )
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.console import on_rank_zero
+from resnet_pl.console import on_rank_zero, program
 from resnet_pl.data import ImageDataModule
 from resnet_pl.errors import UserError
 from resnet_pl.explain import constructor_error, explain
+from resnet_pl.foreseen import check_trainer, foreseen
+from resnet_pl.patches import quieten, short_names
 from resnet_pl.request import Request
 
 # Trainer methods' arguments that the command line fills itself.
 OWN = {"model", "datamodule", "weights_only"}
+CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
 
 
 class ConfiguredCLI(LightningCLI):
@@ -92,12 +95,17 @@ class ConfiguredCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"{program()} {subcommand} [--config FILE ...] [--key value ...]"
+        next(action for action in parser._actions if action.dest == "ckpt_path").help = CKPT_PATH
         parser.add_argument("--name", type=str, default="resnet", help="name of the run: runs/NAME/version_N")
         if subcommand == "fit":
             parser.add_lightning_class_args(Dashboard, "dashboard")
+            parser.add_class_arguments(LastCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
         else:
             where = "folder to write into; the checkpoint's run if not given"
             parser.add_argument("--output", type=str | None, default=None, help=where)
+        if subcommand in ("validate", "test"):
+            protocol.add_arguments(parser)
         if subcommand == "predict":
             parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns")
             parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes told for each image")
@@ -121,7 +129,9 @@ class ConfiguredCLI(LightningCLI):
             try:
                 self.config = parser.parse_args(args)
             except ArgumentError as error:
-                raise UserError(explain(str(error), self._subcommand_parsers[self.subcommand], args, files)) from error
+                given = self.request.files  # not the checkpoint's, which is gone by now
+                parser = self._subcommand_parsers[self.subcommand]
+                raise UserError(explain(str(error), parser, args, given)) from error
         if self.checkpoint is not None:
             self.config[self.subcommand]["ckpt_path"] = str(self.request.checkpoint)
 
@@ -140,7 +150,7 @@ class ConfiguredCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError) as error:
-            raise UserError(constructor_error(str(error))) from error
+            raise UserError(foreseen(error) or constructor_error(str(error))) from error
         self.model.config = self.plain_config
         if self.checkpoint is not None:
             self.model.restoring = True
@@ -150,6 +160,7 @@ class ConfiguredCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers, checkpoints and reports to what the configuration names."""
         settings = self.config_init[self.subcommand]
+        check_trainer(settings["trainer"])
         config = {**settings["trainer"], "plugins": _listed(settings["trainer"]["plugins"])}
         if self.subcommand == "fit":
             self.run = self._run_folder(settings)
@@ -157,7 +168,8 @@ class ConfiguredCLI(LightningCLI):
             config["plugins"] += [ckpt.SafeCheckpointIO()]
             own = [StartReport(self.run, self.request.args), Throughput(), settings["dashboard"]]
             if config["enable_checkpointing"] is not False:
-                own += [BestCheckpoint(self.run / "checkpoints"), LastCheckpoint(self.run / "checkpoints")]
+                folder = self.run / "checkpoints"
+                own += [BestCheckpoint(folder), LastCheckpoint(folder, **settings["checkpoint"])]
         else:
             config |= {"logger": False, "enable_checkpointing": False}
             own = [PredictionWriter(self.output, settings["top_k"])] if self.subcommand == "predict" else []
@@ -188,8 +200,9 @@ class ConfiguredCLI(LightningCLI):
     @property
     def output(self) -> Path:
         """Where evaluation writes: as asked, else the checkpoint's run folder, else here."""
-        asked = self.config[self.subcommand]["output"]
-        return Path(asked) if asked else runs.run_of(self.request.checkpoint) or Path()
+        if asked := self.config[self.subcommand]["output"]:
+            return Path(asked)
+        return (self.request.checkpoint and runs.run_of(self.request.checkpoint)) or Path()
 
     @contextmanager
     def _kept_if_trained(self) -> Iterator[None]:
@@ -200,6 +213,36 @@ class ConfiguredCLI(LightningCLI):
             if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
                 on_rank_zero(shutil.rmtree, self.run)
             raise
+
+
+class Restored(ConfiguredCLI):
+    """The net and the data of a checkpoint, built and not run: the subject of an analysis, a member of an ensemble.
+
+    Args:
+        checkpoint: the file, `best`, `last` or a run folder.
+        options: options as on the command line, such as `--data.root elsewhere`.
+
+    Attributes:
+        model: the net with its weights, in evaluation mode.
+        datamodule: the data with its splits; the checkpoint's own where the data is the same.
+    """
+
+    def __init__(self, checkpoint: str | Path, options: Sequence[str] = ()) -> None:
+        quieten()
+        with short_names():
+            super().__init__(Request(["test", "--ckpt_path", str(checkpoint), *options]))
+        self.model.configure_model()
+        self.model.on_load_checkpoint(self.checkpoint)
+        self.model.load_state_dict(self.checkpoint["state_dict"])
+        self.model.eval()
+        self.datamodule.prepare_data()
+        self.datamodule.setup("test")
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        """None: there is nothing to run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def _new_run(root: Path, name: str) -> Path:

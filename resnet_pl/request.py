@@ -17,6 +17,14 @@ SUBCOMMANDS = {
     "test": "measure a checkpoint on the test images",
     "predict": "classify images with a checkpoint",
 }
+COMMANDS = {
+    "summary": "layers, parameters, multiply-adds and memory of any net",
+    "curves": "training and validation error of several runs, in one picture",
+    "compare": "a table of runs, mean ± std over seeds, next to the paper",
+    "responses": "how strongly each layer of a net responds (Fig. 7)",
+    "gradients": "gradient of each layer, at the start and in a checkpoint",
+    "sweep": "train and test many runs, one after another or several at a time",
+}
 # Data sets that are never downloaded: a root that is not there can be told before torch is imported.
 FOLDER_DATA = {"ImageFolder": "data/photos", "ImageNet": "data/imagenet"}
 
@@ -49,7 +57,7 @@ class Request:
         self._settings: dict[str, Any] = {}
         for path in self.files:
             self._settings = _merged(self._settings, read_config(Path(path)))
-        self.checkpoint = self._find_checkpoint()
+        self.checkpoint = self._find_checkpoint(self.setting("ckpt_path") or self._first("--ensemble"))
         self._check_root()
 
     def _values(self, option: str) -> list[str]:
@@ -58,7 +66,7 @@ class Request:
         joined = [arg.removeprefix(f"{option}=") for arg in self.args if arg.startswith(f"{option}=")]
         return [value for arg, value in pairs if arg == option] + joined
 
-    def _setting(self, key: str) -> Any:
+    def setting(self, key: str) -> Any:
         """The value of a dotted key: the command line's, else the configuration files'."""
         given = self._values(f"--{key}")
         if given:
@@ -68,19 +76,22 @@ class Request:
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
-    def _find_checkpoint(self) -> Path | None:
-        path = self._setting("ckpt_path")
+    def _first(self, option: str) -> str | None:
+        return next(iter(self._values(option)), None)
+
+    def _find_checkpoint(self, path: Any) -> Path | None:
         if path is not None and not isinstance(path, str):
             raise UserError(f"ckpt_path: {path} is no path\ngive the path of a checkpoint, or best or last")
         if path is None:
-            if self.subcommand == "fit":
+            # Published weights are measured without a checkpoint of ours.
+            if self.subcommand == "fit" or self.setting("model.weights"):
                 return None
             raise UserError(
                 f"{self.subcommand} needs a checkpoint\n"
                 "give --ckpt_path PATH, or --ckpt_path best for the best of the newest run"
             )
         if path in ("best", "last"):
-            root, name = self._setting("trainer.default_root_dir") or "runs", self._setting("name")
+            root, name = self.setting("trainer.default_root_dir") or "runs", self.setting("name")
             return runs.newest_checkpoint(Path(str(root)), None if name is None else str(name), path)
         for name in ("best", "last"):
             if (inside := Path(path) / "checkpoints" / f"{name}.ckpt").is_file():
@@ -92,15 +103,15 @@ class Request:
     @property
     def data_class(self) -> str:
         """The last word of the data module's name, empty where none is given."""
-        data = self._setting("data")
-        name = data if isinstance(data, str) else self._setting("data.class_path")
+        data = self.setting("data")
+        name = data if isinstance(data, str) else self.setting("data.class_path")
         return name.rsplit(".", 1)[-1] if isinstance(name, str) else ""
 
     def _check_root(self) -> None:
         name = self.data_class
         if name not in FOLDER_DATA or self.checkpoint is not None:
             return
-        given = self._setting("data.root") or self._setting("data.init_args.root")
+        given = self.setting("data.root") or self.setting("data.init_args.root")
         root = Path(given if isinstance(given, str) else FOLDER_DATA[name])
         if not root.is_dir():
             raise UserError(
@@ -161,8 +172,8 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unknown_subcommand(word: str) -> str:
-    near = difflib.get_close_matches(word, SUBCOMMANDS, n=1)
+    near = difflib.get_close_matches(word, [*SUBCOMMANDS, *COMMANDS], n=1)
     if word.startswith("-"):
         return f"the subcommand comes first, before {word}\nit is one of {', '.join(SUBCOMMANDS)}"
-    hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(SUBCOMMANDS)}"
+    hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join([*SUBCOMMANDS, *COMMANDS])}"
     return f"there is no subcommand {word}\n{hint}"

@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "resnet_pl"
 FLOORS = [
     ["__main__"],
     ["main"],
-    ["cli"],
+    ["cli", "commands"],
     ["configuration"],
-    ["patches", "explain", "request", "classifier"],
+    ["patches", "explain", "foreseen", "request", "ensemble", "protocol"],
+    ["classifier"],
     ["callbacks"],
     ["evaluation", "reports", "models"],
     ["data"],
-    ["optim", "checkpoint", "runs"],
+    ["optim", "checkpoint", "runs", "resume"],
     ["download", "archives"],
     ["console", "files", "errors"],
 ]

@@ -21,6 +21,7 @@ from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.splits import make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.transforms import BatchTransform
+from resnet_pl.data.views import Views
 from resnet_pl.errors import UserError
 
 
@@ -79,6 +80,8 @@ class ImageDataModule(LightningDataModule):
         self.origins: dict[str, str] = {}
         # What the checkpoint says that is being tested or gone on from.
         self.stored = Provenance()
+        # What a test looks at instead of each image's single view.
+        self.views: Views | None = None
         # Files that `predict` was given; the data set itself is then not needed.
         self.predict_paths: list[Path] | None = None
 
@@ -204,6 +207,8 @@ class ImageDataModule(LightningDataModule):
                 f"{self.describe()}: {len(images)} images cannot be shared by {processes} processes\n"
                 "lower --trainer.devices or give more images"
             )
+        if not training and self.views is not None and isinstance(images, Photos):
+            images = images.through(self.views)
         sampler = EpochSampler(len(images), self.seed, training, rank, processes)
         return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
 

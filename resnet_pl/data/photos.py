@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from resnet_pl.data.images import BadImage, read_image
 from resnet_pl.data.loaders import keyed_rng
 from resnet_pl.data.transforms import CentreCrop, Crop
+from resnet_pl.data.views import Views
 
 
 class Photos(torch.utils.data.Dataset):
@@ -45,6 +47,12 @@ class Photos(torch.utils.data.Dataset):
     def picture(self, index: int) -> Tensor:
         """`(3, H, W)` uint8, the whole photo as a person looks at it."""
         return read_image(self.root / self.names[index])
+
+    def through(self, views: Views) -> Photos:
+        """These photos, each as a list of views instead of one."""
+        photos = copy(self)
+        photos.crop, photos.transforms = views, ()
+        return photos
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | BadImage:
         """Returns the `(3, S, S)` uint8 view, label and index of a photo in an epoch, or what is wrong with its file.

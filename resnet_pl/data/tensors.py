@@ -13,6 +13,7 @@ from torch import Tensor
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import EpochSampler, Loader
 from resnet_pl.data.statistics import Statistics
+from resnet_pl.data.views import View, Views
 
 
 @dataclass
@@ -46,19 +47,32 @@ class TensorLoader(Loader):
 
     Args:
         device: where images and labels are kept.
+        views: what a test looks at instead of the images as they are.
     """
 
     def __init__(
-        self, images: TensorImages, sampler: EpochSampler, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        images: TensorImages,
+        sampler: EpochSampler,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        views: Views | None = None,
     ) -> None:
         super().__init__(images, sampler, batch_size)
+        self.views = views
         self._images, self._labels = images.images.to(device), images.labels.to(device)
 
-    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """See `Loader.read`."""
         for indices in plan:
             where = indices.to(self._images.device)
-            yield self._images[where], self._labels[where], indices
+            yield self._seen(self._images[where]), self._labels[where], indices
+
+    def _seen(self, images: Tensor) -> Tensor | list[View]:
+        if self.views is None:
+            return images
+        owners = torch.arange(len(images), device=images.device)
+        return [View(view, owners) for view in self.views(images, images.shape[-1])]
 
 
 class TensorDataModule(ImageDataModule):
@@ -94,7 +108,8 @@ class TensorDataModule(ImageDataModule):
     def loader(self, images: Any, sampler: EpochSampler, batch_size: int) -> Loader:
         """See `ImageDataModule.loader`."""
         if isinstance(images, TensorImages):
-            return TensorLoader(images, sampler, batch_size, device=self.device)
+            views = None if sampler.shuffle else self.views
+            return TensorLoader(images, sampler, batch_size, self.device, views)
         return super().loader(images, sampler, batch_size)
 
     def measure(self, images: TensorImages) -> Statistics:

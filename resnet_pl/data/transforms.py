@@ -102,17 +102,19 @@ class CentreCrop(Crop):
     """Evaluation's view: shorter side resized to size × 256 / 224, then the centre square; used in training too, it
     switches random cropping off."""
 
-    # Longer sides per shorter one that are resized: a line of 10,000 pixels would else grow to a gigabyte.
-    MAX_RATIO = 16
-
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """`(3, H, W)` uint8 to `(3, size, size)` uint8, resized before it is cut, as published accuracies are."""
-        height, width = image.shape[-2:]
-        longest = self.MAX_RATIO * min(height, width)
-        if max(height, width) > longest:
-            image = TF.center_crop(image, [min(height, longest), min(width, longest)])
-        image = TF.resize(image, [round(size * 256 / 224)], antialias=True)
+        image = TF.resize(no_line(image), [round(size * 256 / 224)], antialias=True)
         return TF.center_crop(image, [size, size])
+
+
+def no_line(images: Tensor, ratio: int = 16) -> Tensor:
+    """`(…, H, W)` cut to so many shorter sides: a line of 10,000 pixels would take a gigabyte when it is resized."""
+    height, width = images.shape[-2:]
+    longest = ratio * min(height, width)
+    if max(height, width) <= longest:
+        return images
+    return TF.center_crop(images, [min(height, longest), min(width, longest)])
 
 
 # ------------------------------------------------------------------------------------ batches

@@ -1,0 +1,33 @@
+"""Commands that train nothing: they look at nets, checkpoints and finished runs.
+
+A command is a module of its name here: its docstring is the help, `add_arguments` the options, `run` the work; its line
+in `request.COMMANDS` makes it known. A `parse`, where there is one, reads the options in place of the parser's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from resnet_pl.console import program
+from resnet_pl.errors import UserError
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs a command and returns its exit code; raises UserError where the user can put it right.
+
+    Args:
+        args: arguments, the command's name first.
+    """
+    name, *options = args
+    command = import_module(f"{__name__}.{name}")
+    parser = ArgumentParser(prog=f"{program()} {name}", description=command.__doc__, exit_on_error=False)
+    command.add_arguments(parser)
+    try:
+        settings = getattr(command, "parse", ArgumentParser.parse_args)(parser, options)
+    except ArgumentError as error:
+        message = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise UserError(f"{name}: {message}\nsee {program()} {name} --help") from error
+    return command.run(settings) or 0
