@@ -266,6 +266,7 @@ def test_yaml_can_name_every_builder(name):
     assert isinstance(net, ResNet)
     assert net.fc.out_features == 7 and net.checkpoint_activations
     assert net.init_args["shortcut"] == ("none" if "plain" in name else "A" if "cifar" in name else "B")
+    assert net.init_args["zero_init_residual"] is False, "the paper starts every BatchNorm at one"
 
 
 def test_yaml_refuses_what_a_builder_does_not_take():

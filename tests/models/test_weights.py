@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from resnet_pl import models
 from resnet_pl.errors import UserError
@@ -255,14 +256,58 @@ def test_unknown_names_suggest(weights, hint):
 # ---------------------------------------------------------------- fitting
 
 
+class WidespreadBlock(nn.Module):
+    """A block of the CIFAR-10 nets that many weights on the web are of."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = nn.Sequential()
+        self.grows, self.quarter = stride > 1, planes // 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self.grows:
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.quarter, self.quarter), "constant", 0)
+        return functional.relu(out + self.shortcut(x))
+
+
+class WidespreadNet(nn.Module):
+    """Such a net of 8 layers; its keys are `conv1 … layer1.0.conv1 … linear`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(WidespreadBlock(16, 16, 1))
+        self.layer2 = nn.Sequential(WidespreadBlock(16, 32, 2))
+        self.layer3 = nn.Sequential(WidespreadBlock(32, 64, 2))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer3(self.layer2(self.layer1(functional.relu(self.bn1(self.conv1(x))))))
+        return self.linear(functional.avg_pool2d(out, out.size(3)).flatten(1))
+
+
 def test_the_widespread_cifar_nets(tmp_path):
-    source, target = cifar_resnet(8), cifar_resnet(8)
-    names = {key: "module." + key.replace("fc.", "linear.") for key in source.state_dict()}
-    state = {names[key]: value for key, value in source.state_dict().items()}
-    assert "module.linear.weight" in state
+    torch.manual_seed(0)
+    source = nn.DataParallel(WidespreadNet())
+    images = torch.randn(8, 3, 32, 32)
+    source(images)  # else BatchNorm's running statistics would be those of any net
+    state = source.state_dict()
+    assert {"module.conv1.weight", "module.layer1.0.conv1.weight", "module.linear.bias"} <= state.keys()
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet8.th")
-    load_weights(target, str(tmp_path / "resnet8.th"), no_fetch)
-    assert same(target.state_dict(), source.state_dict())
+
+    logits = {}
+    for zero_pad in ("both", "end"):
+        target = cifar_resnet(8, shortcut="A", zero_pad=zero_pad)
+        load_weights(target, str(tmp_path / "resnet8.th"), no_fetch)
+        logits[zero_pad] = target.eval()(images)
+    torch.testing.assert_close(logits["both"], source.eval()(images))
+    assert not torch.allclose(logits["end"], logits["both"], atol=1e-3)
 
 
 def test_old_names_of_others(tmp_path):

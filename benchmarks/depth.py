@@ -1,0 +1,109 @@
+"""Memory and time of a training step by depth, with and without activation checkpointing: python benchmarks/depth.py"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.report import report
+
+MIB = 2**20
+NOTE = """
+The peak holds parameters, gradients and momentum too, and on a processor what the C library keeps of freed memory: with
+`MALLOC_MMAP_THRESHOLD_=65536` in the environment it gives all of it back, and the steps are slower."""
+
+
+def step(depth: int, batch: int, checkpointed: bool) -> dict[str, float]:
+    """Takes three training steps of a CIFAR net in this process.
+
+    Returns:
+        `peak`: bytes that they took at most, over what there was before; `seconds`: of the fastest.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from resnet_pl.models import cifar_resnet
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def train(depth: int, batch: int) -> float:
+        net = cifar_resnet(depth, checkpoint_activations=checkpointed).to(device)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        images, labels = torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            cross_entropy(net(images), labels).backward()
+            optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    train(8, 2)  # loads what every step needs
+    before = _peak(device)
+    seconds = train(depth, batch)
+    return {"peak": _peak(device) - before, "seconds": seconds}
+
+
+def _peak(device: str) -> int:
+    """The most memory that this process has used so far, bytes."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    # Kibibytes, but on macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def kept(depth: int, checkpointed: bool) -> int:
+    """Bytes of activations that `summary` counts for an image."""
+    import torch
+
+    from resnet_pl.models import cifar_resnet
+    from resnet_pl.models.complexity import count
+
+    with torch.device("meta"):
+        net = cifar_resnet(depth, checkpoint_activations=checkpointed)
+    return sum(layer.activations for layer in count(net, 32))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56, 110, 1202], help="layers: 6n + 2")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step")
+    parser.add_argument("--record", action="store_true", help="write the table into docs/benchmarks.md")
+    # One measurement, in a process of its own: a peak never comes down again.
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(step(*options.one)))
+        raise SystemExit
+    measured = {}
+    for depth in options.depths:
+        for checkpointed in (False, True):
+            one = json.dumps([depth, options.batch, checkpointed])
+            done = subprocess.run([sys.executable, __file__, "--one", one], stdout=subprocess.PIPE, check=True)
+            measured[depth, checkpointed] = json.loads(done.stdout)
+    table = [
+        "| layers | activations | peak of a step, MiB | activations as `summary` counts them, MiB | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for (depth, checkpointed), result in measured.items():
+        how = "checkpointed" if checkpointed else "kept"
+        computed = kept(depth, checkpointed) * options.batch / MIB
+        table.append(f"| {depth} | {how} | {result['peak'] / MIB:,.0f} | {computed:,.0f} | {result['seconds']:.2f} |")
+    report(
+        f"Depth: a training step of the CIFAR nets, batch {options.batch}",
+        ["python benchmarks/depth.py", *(word for word in sys.argv[1:] if word != "--record")],
+        "\n".join([*table, NOTE]),
+        options.record,
+    )

@@ -1,0 +1,56 @@
+"""The code of docs/detection.md runs, at small size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_pl import ImageClassifier
+from resnet_pl.models import ResNet
+from tests.tiny import Tiny, trainer
+
+PAGE = Path(__file__).parent.parent / "docs" / "detection.md"
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that the page's code leaves, after a classifier was trained for a step."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    fitted = trainer(max_steps=1)
+    fitted.fit(ImageClassifier(ResNet("bottleneck", [1, 1, 1, 1], width=8)), datamodule=Tiny(image_size=32))
+    fitted.save_checkpoint("best.ckpt")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert "min_size=600" in code
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("min_size=600", "min_size=96, max_size=160"), str(PAGE), "exec"), names)
+    return names
+
+
+def test_the_page_trains_a_detector(page):
+    assert set(page["losses"]) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    assert all(loss.isfinite() and loss > 0 for loss in page["losses"].values())
+    net = page["net"]
+    assert all(parameter.grad.any() for parameter in net.parameters()), "every layer learns, down to conv1"
+    assert "conv1.weight" in dict(net.named_parameters())
+    assert [sorted(each) for each in page["found"]] == [["boxes", "labels", "scores"]] * 2
+
+    # What the net was trained to is what the detector starts from, and its BatchNorm does not change in training.
+    trained = ImageClassifier.load_from_checkpoint("best.ckpt")
+    state, found = trained.backbone.state_dict(), net.state_dict()
+    assert "bn1.running_mean" in found and state["bn1.running_mean"].any()
+    assert all(torch.equal(state[key], value) for key, value in found.items())
+    assert not [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    images = torch.randn(1, 3, 64, 96)
+    for name, stage in trained.backbone.eval().forward_features(images).items():
+        torch.testing.assert_close(net.train().forward_features(images)[name], stage, msg=name)
+
+    detector = page["detector"]
+    assert torch.tensor(detector.transform.image_mean).equal(trained.normalize.mean.flatten())
+    sizes = [tuple(level.shape[2:]) for level in page["pyramid"](images).values()]
+    assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
