@@ -1,0 +1,68 @@
+"""The gradient of each layer's weight."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resnet_pl.evaluation.gradients import gradient_norms
+from resnet_pl.models import cifar_resnet
+
+IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % 4
+BATCHES = list(zip(IMAGES.split(4), LABELS.split(4), strict=True))
+LOSS = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return cifar_resnet(8, num_classes=4, shortcut="B").eval()
+
+
+def plainly(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The norms as anybody would compute them, on a copy in training mode."""
+    model = copy.deepcopy(model).train()
+    LOSS(model(batch[0]), batch[1]).backward()
+    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+    return {name.removesuffix(".weight"): float(p.grad.norm()) for name, p in weights.items()}
+
+
+def test_agrees_with_a_plain_computation() -> None:
+    model = net()
+    found = gradient_norms(model, BATCHES, LOSS)
+    batches = [plainly(model, batch) for batch in BATCHES]
+    assert list(found) == list(batches[0]) and len(found) == 7 + 2 + 1
+    mean = {name: sum(norms[name] for norms in batches) / 3 for name in found}
+    assert found == pytest.approx(mean, rel=1e-5)
+    assert batches[0]["fc"] != pytest.approx(batches[1]["fc"], rel=1e-3)
+
+
+def test_a_known_gradient() -> None:
+    # The gradient of the mean of w·x over the batch is the mean of x.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    images = torch.tensor([[2.0, 8.0], [4.0, 0.0]])
+    assert gradient_norms(model, [(images, images)], lambda logits, _: logits.mean()) == {"1": 5.0}
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_model_is_as_it_was(recomputed: bool) -> None:
+    model = net()
+    model.checkpoint_activations = recomputed
+    model.layer1.train()
+    model.conv1.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = gradient_norms(model, BATCHES, LOSS)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.layer1.training and model.layer1[0].bn1.training and not model.training and not model.bn1.training
+    assert all(p.grad is None for p in model.parameters())
+    # A frozen layer has a gradient to look at all the same, and stays frozen.
+    assert not model.conv1.weight.requires_grad and found["conv1"] > 0
+    assert found == pytest.approx(gradient_norms(net(), BATCHES, LOSS), rel=1e-6)
+
+
+def test_a_layer_without_a_part_in_the_loss_has_none() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    model[1].register_module("spare", nn.Linear(2, 2))
+    found = gradient_norms(model, BATCHES, LOSS)
+    assert found["1.spare"] == 0 and found["1"] > 0
