@@ -7,22 +7,23 @@ import warnings
 from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveInt, restricted_number_type
-from lightning.pytorch import LightningModule
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks.exact_resume import ExactResume
 from resnet_pl.console import tell
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import Batch
 from resnet_pl.errors import Diverged, UserError
 from resnet_pl.evaluation.metrics import Evaluation
+from resnet_pl.evaluation.views import average_scores
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
-from resnet_pl.optim import Schedule, ScheduledLR, parameter_groups
-
-Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
+from resnet_pl.optim import Schedule, ScheduledLR, Share, parameter_groups
+from resnet_pl.resume import changed_arguments, check_net
 
 
 class ImageClassifier(LightningModule):
@@ -82,7 +83,15 @@ class ImageClassifier(LightningModule):
         self.results: dict[str, Any] = {}
         # Set by the command line where a checkpoint will be restored: nothing pretrained is then read.
         self.restoring = False
+        # Set by the command line: whether a test averages each view with its mirror image.
+        self.mirror = False
         self._seen: Tensor | None = None
+        # Of the images since the last step, while a warm-up waits for the training error: how many, and how many wrong.
+        self._wrong: Tensor | None = None
+        self._scheduler: ScheduledLR | None = None
+        # Arguments of the optimiser that a run goes on with other values of, by parameter group.
+        self._changed: set[str] = set()
+        self._asked: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------------------------ the net
     @property
@@ -105,7 +114,7 @@ class ImageClassifier(LightningModule):
         if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.evaluation = Evaluation(num_classes)
-        if self._trainer is None or not self._trainer.training or self.restoring:
+        if self._trainer is None or self.restoring:
             return
         if self.weights is not None:
             tell(load_weights(self.backbone, self.weights, fetch_weights))
@@ -147,9 +156,18 @@ class ImageClassifier(LightningModule):
         return self.backbone(images)
 
     # ------------------------------------------------------------------------------------ training
+    def configure_callbacks(self) -> list[Callback]:
+        """What every training has, from Python too."""
+        return [ExactResume()]
+
     def on_train_start(self) -> None:
-        """Gives the loader its place in the epoch: it was made, to learn the run's length, before that was known."""
+        """Gives the loader its place in the epoch: it was made, to learn the run's length, before that was known.
+
+        And the optimiser what is asked of it now: with its state it was given the values from before.
+        """
         self.trainer.fit_loop._load_combined_loader_states()
+        for group, asked in zip(self.optimizers().param_groups, self._asked, strict=True):
+            group.update(asked)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; what is logged stays on the device until a logging step."""
@@ -161,10 +179,22 @@ class ImageClassifier(LightningModule):
             size = len(labels)
             seen = torch.stack([loss.detach().float() * size, correct.float(), correct.new_full((), size).float()])
             self._seen = seen if self._seen is None else self._seen + seen
+            if self._scheduler is not None and self._scheduler.errors is not None:
+                wrong = torch.stack([size - correct, correct.new_full((), size)])
+                self._wrong = wrong if self._wrong is None else self._wrong + wrong
         # Of the accumulated batches only the last one's line is kept.
         if self.trainer._logger_connector.should_update_logs and not self.trainer.fit_loop._should_accumulate():
             self._log_training()
         return loss
+
+    def lr_scheduler_step(self, scheduler: ScheduledLR, metric: Any) -> None:
+        """See LightningModule; a warm-up that ends by training error is told the error of all processes."""
+        if scheduler.errors is None:
+            scheduler.step()
+            return
+        wrong, images = self.trainer.strategy.reduce(self._wrong, reduce_op="sum").tolist()
+        self._wrong = None
+        scheduler.warm(wrong / images)
 
     def _log_training(self) -> None:
         """Mean loss and top-1 since they were logged last, over this process's images."""
@@ -194,14 +224,20 @@ class ImageClassifier(LightningModule):
         if self.base_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.effective_batch_size / self.base_batch_size
+        self._asked = [{key: group[key] for key in self._changed & group.keys()} for group in optimizer.param_groups]
         trainer = self.trainer
+        if self.schedule.shape == "plateau" and "val" not in trainer.datamodule.splits:
+            raise UserError(
+                "model.schedule.shape: plateau follows the validation, and no images are held out\n"
+                "hold some out with --data.val_split, or choose another shape"
+            )
         # Else the length of an epoch is not known where steps alone set the end.
         trainer.fit_loop.setup_data()
         total = trainer.estimated_stepping_batches
         # Lightning steps at the end of an epoch, however few batches have been accumulated.
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        schedule = ScheduledLR(optimizer, self.schedule, total, per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self._scheduler = ScheduledLR(optimizer, self.schedule, total, per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler, "interval": "step"}}
 
     @property
     def effective_batch_size(self) -> int:
@@ -210,8 +246,12 @@ class ImageClassifier(LightningModule):
         return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------------------ evaluation
+    def probabilities(self, batch: Batch) -> Tensor:
+        """`(N, K)`, averaged over the views that the batch has of each image, and over mirror images where asked."""
+        return average_scores(self, batch.images, len(batch.labels), self.mirror)
+
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        probabilities = self(batch.images).float().softmax(1)
+        probabilities = self.probabilities(batch)
         self.evaluation.update(probabilities, batch.labels)
         return {"probabilities": probabilities}
 
@@ -225,7 +265,7 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns `probabilities` `(N, K)`, `labels` and `indices` `(N,)`."""
-        probabilities = self(batch.images).float().softmax(1)
+        probabilities = self.probabilities(batch)
         return {"probabilities": probabilities, "labels": batch.labels, "indices": batch.indices}
 
     def _finish(self, stage: str) -> None:
@@ -258,22 +298,11 @@ class ImageClassifier(LightningModule):
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting and not checkpoint.get("optimizer_states"):
             raise UserError("the checkpoint holds weights alone, no training to go on with\nuse it as --model.weights")
-        trained = ((checkpoint.get(ckpt.KEY) or {}).get("config") or {}).get("model", {}).get("optimizer") or {}
-        wanted = ((self.config or {}).get("model") or {}).get("optimizer") or {}
-        if fitting and trained.get("class_path") != wanted.get("class_path"):
-            raise UserError(
-                f"the run was trained with {trained.get('class_path')}, not {wanted.get('class_path')}\n"
-                "start a new run with another optimiser, from these weights with --model.weights"
-            )
-        own, given = self.backbone.state_dict(), checkpoint["state_dict"]
-        given = {key.removeprefix("backbone."): value for key, value in given.items() if key.startswith("backbone.")}
-        other = [key for key in own.keys() | given.keys() if key not in own or key not in given]
-        other += [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
-        if other:
-            raise UserError(
-                f"the checkpoint holds another net: {len(other)} of its tensors differ, such as {min(other)}\n"
-                "leave model.backbone to the checkpoint"
-            )
+        if fitting:
+            trained = (checkpoint.get(ckpt.KEY) or {}).get("config")
+            self._changed = changed_arguments(trained or {}, self.config or {})
+        given = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("backbone.")}
+        check_net(self.backbone.state_dict(), {key.removeprefix("backbone."): value for key, value in given.items()})
 
 
 def _few(names: list[str]) -> str:

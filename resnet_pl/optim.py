@@ -1,4 +1,4 @@
-"""Parameter groups, and learning rate schedules in epochs or iterations."""
+"""Parameter groups, and learning rate schedules in epochs, iterations or parts of the run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_pl.errors import UserError
+
+Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
+# Iterations over which the training error is averaged: one batch alone is below a threshold by chance.
+WINDOW = 100
 
 
 @dataclass
@@ -22,16 +26,23 @@ class Schedule:
     Args:
         shape: `cosine` falls to nothing at the end; `step` is multiplied by `factor` at each milestone; `plateau` is
             multiplied by `factor` when validation top-1 has not improved for `patience` validations; or `constant`.
-        unit: what `warmup` and `milestones` are counted in.
+        unit: what `warmup` and `milestones` are counted in; `run` means parts of the whole, from 0 to 1.
         warmup: length of the linear rise from nothing at the start.
+        warmup_error: a warm-up that ends by training error: the rate is multiplied by `warmup_share` until the error
+            over 100 iterations is below this share, as for the paper's 110 layers (0.8). Falls come when they would.
+        warmup_share: what the rate is multiplied by until then.
+        warmup_limit: iterations after which the run stops where the error is not below by then.
         milestones: when `step` falls.
         factor: what the rate is multiplied by at each fall of `step` and `plateau`.
         patience: validations without improvement before `plateau` falls.
     """
 
     shape: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    unit: Literal["epochs", "iterations"] = "epochs"
+    unit: Literal["epochs", "iterations", "run"] = "epochs"
     warmup: NonNegativeFloat = 0
+    warmup_error: Share | None = None
+    warmup_share: PositiveFloat = 0.1
+    warmup_limit: PositiveInt = 4000
     milestones: list[NonNegativeFloat] = field(default_factory=list)
     factor: PositiveFloat = 0.1
     patience: PositiveInt = 10
@@ -50,27 +61,38 @@ class ScheduledLR(LRScheduler):
         steps_per_epoch: optimiser steps in an epoch.
 
     Raises:
-        UserError: a cosine without a length, or milestones that are missing or out of order.
+        UserError: a cosine or parts of a run without a length, or milestones that are missing or out of order.
+
+    Attributes:
+        errors: the training errors of the last iterations while `warmup_error` has not been reached, else None.
     """
 
     STATE = ("last_epoch", "_step_count", "reductions", "best", "waited")
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float, steps_per_epoch: float) -> None:
-        scale = steps_per_epoch if schedule.unit == "epochs" else 1
+        scale = {"epochs": steps_per_epoch, "iterations": 1, "run": total_steps}[schedule.unit]
         self.shape, self.factor, self.patience = schedule.shape, schedule.factor, schedule.patience
-        self.warmup = schedule.warmup * scale
-        self.milestones = [milestone * scale for milestone in schedule.milestones]
-        self.total_steps = total_steps
+        self.schedule, self.total_steps = schedule, total_steps
         self.reductions, self.best, self.waited = 0, -math.inf, 0
-        if self.shape == "cosine" and not math.isfinite(total_steps):
+        self.errors: list[float] | None = None if schedule.warmup_error is None else []
+        if (self.shape == "cosine" or schedule.unit == "run") and not math.isfinite(total_steps):
+            what = "shape: cosine" if self.shape == "cosine" else "unit: run"
             raise UserError(
-                "model.schedule.shape: cosine needs to know how long the run is\n"
-                "set --trainer.max_epochs or --trainer.max_steps, or choose another shape"
+                f"model.schedule.{what} needs to know how long the run is\n"
+                "set --trainer.max_epochs or --trainer.max_steps, or choose another"
             )
+        # Rounded, for 0.7 of 10 steps is 7.000000000000001 in floating point, one step late.
+        self.warmup = round(schedule.warmup * scale, 6)
+        self.milestones = [round(milestone * scale, 6) for milestone in schedule.milestones]
         if self.shape == "step" and (not self.milestones or self.milestones != sorted(self.milestones)):
             raise UserError(
                 f"model.schedule.milestones: {schedule.milestones} must be one or more numbers in rising order "
                 f"({schedule.unit})\nfor example --model.schedule.milestones '[80, 120]'"
+            )
+        if schedule.unit == "run" and max([schedule.warmup, *schedule.milestones]) > 1:
+            raise UserError(
+                f"model.schedule: warmup {schedule.warmup:g} and milestones {schedule.milestones} must be parts of the "
+                "run, from 0 to 1\nset --model.schedule.unit iterations or epochs for other numbers"
             )
         super().__init__(optimizer)
 
@@ -87,7 +109,28 @@ class ScheduledLR(LRScheduler):
 
     def get_lr(self) -> list[float]:
         """See torch's LRScheduler."""
-        return [base * self.share(self.last_epoch) for base in self.base_lrs]
+        share = self.share(self.last_epoch) * (1 if self.errors is None else self.schedule.warmup_share)
+        return [base * share for base in self.base_lrs]
+
+    def warm(self, error: float) -> None:
+        """A step of the warm-up that ends by training error.
+
+        Args:
+            error: share of the iteration's images that were wrong, over all processes.
+
+        Raises:
+            UserError: the warm-up has lasted for too long.
+        """
+        self.errors = [*self.errors, error][-WINDOW:]
+        mean = sum(self.errors) / len(self.errors)
+        if len(self.errors) == WINDOW and mean < self.schedule.warmup_error:
+            self.errors = None
+        self.step()
+        if self.errors is not None and self.last_epoch >= self.schedule.warmup_limit:
+            raise UserError(
+                f"the training error is {mean:.2%} after {self.last_epoch:,} iterations of warm-up, not below "
+                f"{self.schedule.warmup_error:.2%}\nlower --model.schedule.warmup_share, or raise --model.schedule.warmup_limit"
+            )
 
     def observe(self, top1: float) -> None:
         """Tells the schedule how a validation went; `plateau` falls where it should."""
@@ -100,11 +143,13 @@ class ScheduledLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {name: getattr(self, name) for name in self.STATE}
+        warming = {} if self.errors is None else {"errors": self.errors}
+        return {name: getattr(self, name) for name in self.STATE} | warming
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state, with the optimiser's rates already those of the next step."""
         self.__dict__.update({name: state_dict[name] for name in self.STATE})
+        self.errors = None if self.errors is None else state_dict.get("errors")
         self._set_rates()
 
     def _set_rates(self) -> None:

@@ -53,19 +53,29 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
-    """The `best` or `last` checkpoint of the newest run, of a name or of any.
+    """The `best` or `last` checkpoint of the newest run that has it, of a name or of any.
 
     Raises:
-        UserError: no run has it; says what was looked for.
+        UserError: no run has it, or the newest has a `last` but no `best`; says what was looked for.
     """
-    names = [name] if name else sorted(path.name for path in root.glob("*") if path.is_dir())
-    found = [run / "checkpoints" / f"{which}.ckpt" for name in names for _, run in versions(root, name)]
-    found = [path for path in found if path.is_file()]
-    if not found:
+    last = _newest(root, name, "last")
+    if which == "best" and last is not None and not last.with_name("best.ckpt").is_file():
+        raise UserError(
+            f"there is no {last.with_name('best.ckpt')}: no images were held out to choose it by, or none validated yet\n"
+            "use --ckpt_path last"
+        )
+    if (found := _newest(root, name, which)) is None:
         looked_for = root / (name or "NAME") / "version_N" / "checkpoints" / f"{which}.ckpt"
         raise UserError(f"there is no {looked_for}\ntrain first, or give the path of a checkpoint with --ckpt_path")
-    if name:
-        return found[-1]
+    return found
+
+
+def _newest(root: Path, name: str | None, which: str) -> Path | None:
+    names = [name] if name else sorted(path.name for path in root.glob("*") if path.is_dir())
+    paths = [run / "checkpoints" / f"{which}.ckpt" for name in names for _, run in versions(root, name)]
+    found = [path for path in paths if path.is_file()]
+    if name or not found:
+        return found[-1] if found else None
     return max(found, key=lambda path: path.stat().st_mtime)
 
 

@@ -20,6 +20,8 @@ WHOLE = sorted(
     path.relative_to(CONFIGS).with_suffix("").as_posix()
     for part in (".", "paper")
     for path in (CONFIGS / part).glob("*.yaml")
+    # Without data it is laid over another.
+    if "data" in yaml.safe_load(path.read_text())
 )
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
 # Files of torchvision's weights, by the name of our builder.

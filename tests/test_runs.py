@@ -72,12 +72,22 @@ def test_the_newest_checkpoint_of_a_name_is_of_its_last_version_that_has_one(tmp
     assert runs.newest_checkpoint(tmp_path, "a", "last") == old.with_name("last.ckpt")
 
 
+def test_best_of_a_newest_run_that_has_none_is_not_an_older_runs(tmp_path):
+    for which in ("best", "last"):
+        checkpoint(tmp_path / "a" / "version_0", which, when=100)
+    new = checkpoint(tmp_path / "a" / "version_1", "last", when=200)
+    for name in ("a", None):
+        with pytest.raises(UserError, match=r"version_1/checkpoints/best\.ckpt: no images were held out.*\n.* last$"):
+            runs.newest_checkpoint(tmp_path, name, "best")
+        assert runs.newest_checkpoint(tmp_path, name, "last") == new
+
+
 @pytest.mark.parametrize(("name", "shown"), [("a", "a"), (None, "NAME")])
 def test_no_checkpoint_says_what_was_looked_for(tmp_path, name, shown):
-    checkpoint(tmp_path / "a" / "version_0", "last")
+    checkpoint(tmp_path / "a" / "version_0", "best")
     with pytest.raises(UserError) as error:
-        runs.newest_checkpoint(tmp_path, name, "best")
-    assert f"{tmp_path}/{shown}/version_N/checkpoints/best.ckpt" in str(error.value)
+        runs.newest_checkpoint(tmp_path, name, "last")
+    assert f"{tmp_path}/{shown}/version_N/checkpoints/last.ckpt" in str(error.value)
     assert len(str(error.value).splitlines()) == 2
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -54,22 +57,50 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the state after each epoch, and at an error, as last.ckpt.
+    """Keeps the state after each epoch, at an error, and as often in between as asked, as last.ckpt.
 
     Lightning's own `save_last` writes only when the best one changes too, so that a run would go on from an old epoch.
 
     Args:
         folder: where the checkpoint goes.
+        every_n_steps: steps since it was last written, after which it is also in the middle of an epoch.
+        every_minutes: minutes since it was last written, after which it is also in the middle of an epoch.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, every_n_steps: PositiveInt | None = None, every_minutes: PositiveFloat | None = None
+    ) -> None:
         # Always at the end of an epoch: by default only where every epoch is validated, once.
         super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        self.every_n_steps, self.every_seconds = every_n_steps or math.inf, (every_minutes or math.inf) * 60
+        self._saved_at, self._saved_step = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a state is worth keeping; an error before must not replace the file that is being resumed."""
         self.save_on_exception = True
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes where it is due, but for the middle of accumulated batches and just before a validation.
+
+        A run that went on from there would validate again, and tell it twice; a batch later is soon enough. The end of
+        an epoch writes anyway.
+        """
+        due = trainer.global_step - self._saved_step >= self.every_n_steps
+        if math.isfinite(self.every_seconds):
+            due |= trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds)
+        loop = trainer.fit_loop.epoch_loop
+        if not due or loop._should_accumulate() or loop._is_training_done:
+            return
+        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keeps the state, but not one that has gone wrong."""

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.checkpoint import versions
-from resnet_pl.console import tell
+from resnet_pl.console import program, tell
 from resnet_pl.runs import commit, write_config, write_session, write_splits
 
 
@@ -99,12 +99,13 @@ class StartReport(Callback):
 def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
     """What this start of the run is like."""
     return {
-        "command": shlex.join(["python", "cli.py", *args]),
+        "command": shlex.join([*program().split(), *args]),
         "commit": commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "device": device_name(trainer),
         "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
         "versions": versions(),
     }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnet_pl.data.images import BadImage
+from resnet_pl.data.views import View, grouped
 from resnet_pl.errors import UserError
 
 
@@ -21,14 +22,15 @@ class Batch(NamedTuple):
     """What the net is given.
 
     Attributes:
-        images: `(N, C, H, W)`, uint8, or float in [0, 1] once augmented.
+        images: `(N, C, H, W)`, uint8, or float in [0, 1] once augmented; a list of `View` where a test looks at several
+            views of each image.
         labels: `(N,)` int64, -1 where the truth is not known; `(N, K)` probabilities once mixed.
         indices: `(N,)` int64, position of each image in its data set.
         epoch: epoch the batch belongs to, from 0.
         number: position of the batch in its epoch, from 0.
     """
 
-    images: Tensor
+    images: Tensor | list[View]
     labels: Tensor
     indices: Tensor
     epoch: int
@@ -91,7 +93,8 @@ class Loader:
         self.images, self.sampler, self.batch_size = images, sampler, batch_size
         # A short last batch is left out of training, unless it is all there is: BatchNorm fails on a single image.
         self.drop_last = sampler.shuffle and len(sampler) >= batch_size
-        self._done = 0
+        # How far the last epoch has come of which a batch was asked for.
+        self._reached = {"epoch": 0, "done": 0}
         self._resume_from: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -102,10 +105,10 @@ class Loader:
         # A generator: its body runs at the first batch, which is after Lightning has called set_epoch.
         epoch, state = self.sampler.epoch, self._resume_from
         start, self._resume_from = state["done"] if state.get("epoch") == epoch else 0, {}
-        self._done = start
+        self._reached = {"epoch": epoch, "done": start}
         plan = self.sampler.indices().split(self.batch_size)[: len(self)][start:]
         for number, (images, labels, indices) in enumerate(self.read(plan, epoch), start):
-            self._done = number + 1
+            self._reached = {"epoch": epoch, "done": number + 1}
             if len(indices):
                 yield Batch(images, labels, indices, epoch, number)
 
@@ -114,12 +117,12 @@ class Loader:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, int]:
-        """How far this epoch has come."""
-        return {"epoch": self.sampler.epoch, "done": self._done}
+        """How far the epoch has come."""
+        return dict(self._reached)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Makes the epoch of that state start after the batches that were done; another epoch starts anew."""
-        self._resume_from = dict(state)
+        self._resume_from, self._reached = dict(state), dict(state)
 
 
 class PhotoLoader(Loader):
@@ -202,11 +205,14 @@ class _Plan:
         return len(self.batches)
 
 
-def _collate(samples: list[tuple[Tensor, int, int] | BadImage]) -> tuple[Tensor, Tensor, Tensor, list[BadImage]]:
+def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tensor, Tensor, list[BadImage]]:
     """Stacks what could be read. Bad images travel as values: an exception raised in a worker loses its type."""
     good = [sample for sample in samples if not isinstance(sample, BadImage)]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
-    images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    if good and isinstance(good[0][0], list):
+        images: Any = grouped([views for views, _, _ in good])
+    else:
+        images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from resnet_pl.errors import UserError
-from resnet_pl.reports.curves import read_metrics, training_curves
+from resnet_pl.reports.curves import _several, read_metrics, training_curves
 
 HEADER = "epoch,step,train/loss,train/top1,val/loss,val/top1,lr"
 
@@ -169,3 +169,39 @@ def test_errors_say_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         training_curves({"a": tmp_path / "nowhere"}, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_plain_nets_stand_left_of_the_others(tmp_path):
+    plain, residual = (
+        write_run(tmp_path / name / "metrics.csv", floor=floor) for name, floor in (("p", 0.4), ("r", 0.0))
+    )
+    training_curves({"r": residual, "p": plain}, tmp_path / "curves.png", plain=["p"])
+    assert Image.open(tmp_path / "curves.png").size == (1740, 720)
+    # Each panel's last value, below its legend: the plain net's error of 52 % left, the residual net's of 12 % right.
+    left, right = np.hsplit(coloured(tmp_path / "curves.png")[200:], 2)
+    lowest = [np.nonzero(panel.any(axis=1))[0].max() for panel in (left, right)]
+    assert lowest[0] < lowest[1] - 100
+    training_curves({"p": plain}, tmp_path / "one.png", plain=["p"])
+    assert Image.open(tmp_path / "one.png").size == (1080, 720)
+
+
+def test_panels_share_the_longest_runs_axis(tmp_path):
+    short, long = (write_run(tmp_path / name / "metrics.csv", epochs=epochs) for name, epochs in (("s", 4), ("l", 40)))
+    training_curves({"s": short, "l": long}, tmp_path / "curves.png", plain=["s"])
+    left, right = np.hsplit(coloured(tmp_path / "curves.png")[200:], 2)
+    widths = [np.ptp(np.nonzero(panel.any(axis=0))[0]) for panel in (left, right)]
+    assert widths[0] < widths[1] / 5 and widths[1] > 600
+
+
+def test_seeds_are_their_mean_in_a_band(tmp_path):
+    for seed, values in enumerate(["0.2", "0.6"]):
+        write = tmp_path / str(seed) / "metrics.csv"
+        write.parent.mkdir()
+        write.write_text(f"step,val/top1\n0,{values}\n50,{values}\n" + ("100,0.9\n" if seed else ""))
+    training_curves({"a": [tmp_path / "0", tmp_path / "1"]}, tmp_path / "seeds.png")
+    both = _several([tmp_path / "0", tmp_path / "1"], "error")
+    steps, means, least, greatest = (array.tolist() for array in both["val"])
+    assert steps == [0, 50]
+    assert (means, least, greatest) == (pytest.approx([60, 60]), pytest.approx([40, 40]), pytest.approx([80, 80]))
+    picture = np.asarray(Image.open(tmp_path / "seeds.png")).astype(int)
+    assert (np.abs(picture - (222, 235, 244)).max(axis=-1) < 6).sum() > 10_000, "no band"

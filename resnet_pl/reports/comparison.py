@@ -1,0 +1,245 @@
+"""Runs next to each other, seeds taken together: as a table, as CSV and markdown, and over depth as a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_pl.files import replacing
+from resnet_pl.reports.curves import lighten
+from resnet_pl.reports.pictures import INK, MUTED, render, save_png
+from resnet_pl.reports.records import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+# What may differ between runs that are repetitions of one another.
+INDIFFERENT = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "num_workers"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        runs: one or more.
+        differs: what sets it apart from groups with the same net and data, such as `lr 0.1`.
+    """
+
+    runs: list[Run]
+    differs: str = ""
+
+    @property
+    def net(self) -> str:
+        """Net, shortcut and what else tells it from the other groups, such as `cifar_resnet 56 (A)`."""
+        first = self.runs[0]
+        shortcut = f" ({first.shortcut})" if first.shortcut and not first.plain else ""
+        return f"{first.net}{shortcut}{', ' if self.differs else ''}{self.differs}"
+
+    @property
+    def family(self) -> str:
+        """The same without the depth."""
+        first = self.runs[0]
+        return self.net.replace(first.net, re.sub(r" ?\d+$", "", first.net), 1)
+
+    def statistics(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation over the runs (n − 1; NaN for one run) of an attribute."""
+        values = np.array([getattr(run, name) for run in self.runs])
+        return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+    def row(self) -> dict[str, Any]:
+        """The figures by the names of the CSV's columns, errors in per cent; None where not known."""
+        first, test, train = self.runs[0], self.statistics("test_error"), self.statistics("train_error")
+        sessions = [session for run in self.runs for session in run.sessions]
+        row = {
+            "net": self.net,
+            "data": first.data,
+            "n": len(self.runs),
+            "test_error": test[0],
+            "test_error_std": test[1],
+            "best": min(run.test_error for run in self.runs),
+            "train_error": train[0],
+            "train_error_std": train[1],
+            "paper": first.paper_error,
+            "iterations": max(run.iterations for run in self.runs),
+            "minutes": self.statistics("seconds")[0] / 60,
+            "images_per_second": self.statistics("images_per_second")[0],
+            "parameters": next((s["parameters"] for s in sessions if s.get("parameters")), None),
+            "commit": " ".join(dict.fromkeys(str(session["commit"]) for session in sessions if session.get("commit"))),
+            "seeds": " ".join(str(run.config.get("seed_everything")) for run in self.runs),
+        }
+        return {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """The runs with seeds taken together, by data, kind of net and depth."""
+    alike: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        alike[json.dumps(_flat(run.config), sort_keys=True, default=str)].append(run)
+    named: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in map(Group, alike.values()):
+        named[group.runs[0].data, group.net].append(group)
+    groups = [
+        Group(group.runs, text) for same in named.values() for group, text in zip(same, _differences(same), strict=True)
+    ]
+    return sorted(groups, key=lambda group: (group.runs[0].data, group.family, group.runs[0].depth or 0))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value under its dotted key, but for what repetitions may differ in."""
+    flat: dict[str, Any] = {}
+    for key in config.keys() - INDIFFERENT:
+        value = config[key]
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _differences(groups: Sequence[Group]) -> list[str]:
+    """For each group the values in which it differs from the others, at most three."""
+    flats = [_flat(group.runs[0].config) for group in groups]
+    every = sorted({key for flat in flats for key in flat})
+    keys = [key for key in every if len({str(flat.get(key)) for flat in flats}) > 1]
+    more = ", …" if len(keys) > 3 else ""
+    return [", ".join(f"{_last(key)} {_last(str(flat.get(key)))}" for key in keys[:3]) + more for flat in flats]
+
+
+def _last(name: str) -> str:
+    """The last word of a dotted name; a number stays as it is."""
+    words = name.removesuffix(".class_path").rsplit(".", 1)
+    return words[-1] if words[-1].isidentifier() else name
+
+
+def curves_of(groups: Sequence[Group]) -> tuple[dict[str, list[Path]], list[str]]:
+    """What `training_curves` draws of the groups: the runs under each name, and the names of plain nets."""
+    several = len({group.runs[0].data for group in groups}) > 1
+    named = {f"{group.net}, {group.runs[0].data}" if several else group.net: group.runs for group in groups}
+    return (
+        {name: [run.path for run in runs] for name, runs in named.items()},
+        [name for name, runs in named.items() if runs[0].plain],
+    )
+
+
+def cells(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """The table as text, a mapping from heading to cell for each group."""
+    return [_texts(group.row()) for group in groups]
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    def number(key: str, form: str) -> str:
+        return "–" if row[key] is None else format(row[key], form)
+
+    def spread(key: str) -> str:
+        text = number(key, ".2f")
+        return text if row[f"{key}_std"] is None else f"{text} ± {row[f'{key}_std']:.2f}"
+
+    return {
+        "net": row["net"],
+        "data": row["data"],
+        "n": str(row["n"]),
+        "test error (%)": spread("test_error"),
+        "best": number("best", ".2f"),
+        "paper": number("paper", ".2f"),
+        "train error (%)": spread("train_error"),
+        "iterations": number("iterations", ","),
+        "minutes": number("minutes", ",.1f"),
+        "images/s": number("images_per_second", ",.0f"),
+        "parameters": number("parameters", ","),
+        "commit": row["commit"] or "–",
+    }
+
+
+def comparison_table(groups: Sequence[Group]) -> Table:
+    """The table for the terminal; what is the same for all stands once, in its title."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = cells(groups)
+    same = [key for key in ("data", "n", "iterations", "commit") if len({row[key] for row in rows}) == 1]
+    title = Text(" · ".join(rows[0][key] if key == "data" else f"{key} {rows[0][key]}" for key in same))
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="", padding=(0, 1, 0, 0))
+    headings = [key for key in rows[0] if key not in same and {row[key] for row in rows} != {"–"}]
+    for key in headings:
+        # Words of a heading go below one another, so that a column is no wider than its numbers.
+        heading = Text("\n".join(key.split()))
+        table.add_column(heading, justify="left" if key in ("net", "data", "commit") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[key]) for key in headings))
+    return table
+
+
+def markdown(groups: Sequence[Group]) -> str:
+    """The table as markdown."""
+    rows = cells(groups)
+    lines = [list(rows[0]), ["---" if key in ("net", "data", "commit") else "---:" for key in rows[0]]]
+    lines += [[cell.replace("|", "\\|") for cell in row.values()] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_csv(groups: Sequence[Group], path: Path) -> None:
+    """Writes the figures, unrounded, one line a group; raises UserError where nothing can be written."""
+    rows = [group.row() for group in groups]
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def error_over_depth(groups: Sequence[Group], path: Path) -> None:
+    """Draws test and training error side by side as a PNG: over depth, or net by net where no net's depth varies.
+
+    Means with bars of one standard deviation; the paper's figures are the hollow diamonds.
+    """
+    from matplotlib.figure import Figure
+
+    families: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        families[group.runs[0].data, group.family].append(group)
+    over_depth = any(len({group.runs[0].depth for group in family}) > 1 for family in families.values())
+    place = {id(group): group.runs[0].depth or 0 if over_depth else place for place, group in enumerate(groups)}
+    figure = Figure(figsize=(9.6, 4.4), dpi=150, layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 2)
+    several = len({data for data, _ in families}) > 1
+    for axes, name, title in zip(panels, ("test_error", "train_error"), ("test", "training"), strict=True):
+        for index, ((data, family), members) in enumerate(families.items()):
+            label = f"{family}, {data}" if several else family
+            _errors(axes, [place[id(group)] for group in members], members, name, label, index, over_depth)
+        axes.set_title(f"{title} error (%)", loc="left", fontsize=11, color=INK)
+        lighten(axes)
+        if over_depth:
+            axes.set_xticks(sorted(set(place.values())))
+            axes.set_xlabel("layers", color=INK)
+        else:
+            axes.set_xticks(range(len(groups)), [g.net for g in groups], rotation=20, ha="right", parse_math=False)
+            axes.margins(x=0.2)
+    known = [(place[id(group)], group.runs[0].paper_error) for group in groups if group.runs[0].paper_error]
+    if known:
+        panels[0].plot(*zip(*known, strict=True), "D", color=MUTED, fillstyle="none", label="paper, 64k iterations")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
+    )
+    save_png(render(figure), path)
+
+
+def _errors(
+    axes: Axes, x: list[int], groups: Sequence[Group], name: str, label: str, colour: int, joined: bool
+) -> None:
+    """The means of one kind of net, with bars; plain nets dashed."""
+    from matplotlib import colormaps
+
+    means, deviations = np.array([group.statistics(name) for group in groups]).T
+    style = ("--" if groups[0].runs[0].plain else "-") if joined else "none"
+    axes.errorbar(
+        x, means, deviations, label=label, color=colormaps["tab10"](colour % 10), marker="o", markersize=4, capsize=3,
+        linewidth=1.4, linestyle=style,
+    )  # fmt: skip

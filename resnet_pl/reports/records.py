@@ -1,0 +1,206 @@
+"""What the files of finished runs say of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from resnet_pl.console import program
+from resnet_pl.errors import UserError
+from resnet_pl.reports.curves import Series, read_metrics
+from resnet_pl.reports.results import read_results
+
+# Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
+# 110 is the best of five (6.61 ± 0.16), the others one run each.
+PAPER = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
+PAPER_ITERATIONS = 64_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the files of a trained and tested run say of it.
+
+    Attributes:
+        path: its folder.
+        config: the resolved configuration.
+        results: the single-view test.
+        sessions: what each start was like.
+        metrics: as `read_metrics` returns them.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    sessions: list[dict[str, Any]]
+    metrics: dict[str, Series] = field(repr=False)
+
+    @property
+    def _backbone(self) -> tuple[str, dict[str, Any]]:
+        spec = self.config["model"]["backbone"]
+        return spec["class_path"].rsplit(".", 1)[-1], spec.get("init_args") or {}
+
+    @property
+    def depth(self) -> int | None:
+        """Layers, as an argument or the end of the net's name says."""
+        name, args = self._backbone
+        digits = re.search(r"\d+$", name)
+        return args.get("depth") or (int(digits[0]) if digits else None)
+
+    @property
+    def net(self) -> str:
+        """Its class and depth, such as `cifar_resnet 56`."""
+        name, args = self._backbone
+        return f"{name} {args['depth']}" if "depth" in args else name
+
+    @property
+    def shortcut(self) -> str | None:
+        """A, B, C, none, or None where the net's class has no such argument."""
+        return self._backbone[1].get("shortcut")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the net has no shortcuts."""
+        return "plain" in self._backbone[0] or self.shortcut == "none"
+
+    @property
+    def data(self) -> str:
+        """The class of its data."""
+        return self.config["data"]["class_path"].rsplit(".", 1)[-1]
+
+    @property
+    def test_error(self) -> float:
+        """In per cent."""
+        return 100 * (1 - self.results["top1"])
+
+    @cached_property
+    def train_error(self) -> float:
+        """In per cent, of the views trained on, over the last iterations that are as many as an epoch has."""
+        if "train/top1" not in self.metrics:
+            return math.nan
+        (steps, shares), (logged, epochs) = self.metrics["train/top1"], self.metrics["epoch"]
+        last = steps > steps[-1] - (1 + logged[epochs == epochs[0]][-1])
+        return float(100 * (1 - np.average(shares[last], weights=np.diff(steps, prepend=-1)[last])))
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the optimiser."""
+        return 1 + max(int(steps[-1]) for steps, _ in self.metrics.values())
+
+    @property
+    def seconds(self) -> float:
+        """Training time, validation apart."""
+        return float(self.metrics["epoch_seconds"][1].sum()) if "epoch_seconds" in self.metrics else math.nan
+
+    @property
+    def images_per_second(self) -> float:
+        """In training, of the median epoch."""
+        if "images_per_second" not in self.metrics:
+            return math.nan
+        speeds = np.sort(self.metrics["images_per_second"][1])
+        return float(speeds[len(speeds) // 2])
+
+    @property
+    def paper_error(self) -> float | None:
+        """The paper's test error in per cent, where it trained this net on this data."""
+        known = (self._backbone[0], self.shortcut, self.data) == ("cifar_resnet", "A", "CIFAR10")
+        return PAPER.get(self.depth) if known else None
+
+
+def read_run(path: Path, tested: bool = True) -> Run:
+    """Reads a run folder.
+
+    Args:
+        path: the folder.
+        tested: whether it must have been tested; else results and sessions are left empty.
+
+    Raises:
+        UserError: a file is missing or damaged, or the run is not tested; says which.
+    """
+    config = _load(path / "config.yaml")
+    results, sessions = (single_view(path), _load(path / "sessions.json")) if tested else ({}, [])
+    run = Run(path, config, results, sessions, read_metrics(path / "metrics.csv"))
+    try:
+        _ = run.net, run.data, run.train_error, tested and (run.test_error, sessions[0]["commit"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not whole: its files lack {error}\nfinish the run, or leave it out") from error
+    return run
+
+
+def _load(path: Path) -> Any:
+    # JSON is YAML; the C loader reads long configurations in no time.
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.CSafeLoader)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}\nfinish the run, or leave it out") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}\nleave the run out") from error
+
+
+def single_view(path: Path) -> dict[str, Any]:
+    """The test of single centre views in a run's results, wherever it stands among others, the plainest first.
+
+    Raises:
+        UserError: the run is not tested in this way.
+    """
+    results = read_results(path / "results.json")
+    tests = [results, *(value for value in results.values() if isinstance(value, dict))]
+    found = [
+        test
+        for test in tests
+        if str(test.get("protocol")).startswith("single view") and test.get("split") == "test" and "top1" in test
+    ]
+    if not found:
+        raise UserError(f"{path / 'results.json'} has no single-view test\n{program()} test --ckpt_path {path}")
+    return min(found, key=lambda test: len(test["protocol"]))
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among and below the paths, by name and version.
+
+    Raises:
+        UserError: there is none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"there is no run folder {path}\ngive runs/NAME/version_N, or a folder above it")
+        below = [path] if path.name.startswith("version_") else [p for p in path.rglob("version_*") if p.is_dir()]
+        own = [path] if (path / "config.yaml").is_file() else []
+        if not below and not own:
+            raise UserError(f"there are no runs in {path}\ngive runs/NAME/version_N, or a folder above it")
+        found += own or sorted(below, key=lambda p: (str(p.parent), int(re.sub(r"\D", "", p.name) or 0)))
+    return list(dict.fromkeys(found))
+
+
+def read_runs(paths: Iterable[Path], tested: bool = True) -> tuple[list[Run], list[str]]:
+    """The runs that are whole, and a line on each that is not; see `read_run`.
+
+    Raises:
+        UserError: none is whole.
+    """
+    whole, lines = [], []
+    for path in find_runs(paths):
+        try:
+            whole.append(read_run(path, tested))
+        except UserError as error:
+            lines.append(f"left out: {str(error).splitlines()[0]}")
+    if not whole:
+        raise UserError(f"no run is whole\n{lines[0].removeprefix('left out: ')}")
+    return whole, lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,266 @@
+"""A run that is stopped anywhere and goes on is bitwise the run that was never stopped: weights and metrics.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+
+from resnet_pl.callbacks import LastCheckpoint, MetricsCSV
+from resnet_pl.data import ImageFolder
+from resnet_pl.data.base import ImageDataModule
+from resnet_pl.errors import UserError
+from resnet_pl.optim import Schedule
+from tests.conftest import write_photos
+from tests.tiny import Tiny, classifier, optimizer, trainer
+
+
+class Fault(Callback):
+    """Raises an error at a place in a step."""
+
+    def __init__(self, place: str, step: int, error: type[BaseException] = RuntimeError) -> None:
+        self.place, self.step, self.error = place, step, error
+
+    def _raise(self, place: str, trainer: Any) -> None:
+        if place == self.place and trainer.global_step == self.step:
+            raise self.error("fault")
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        self._raise("before the step", trainer)
+
+    def on_before_backward(self, trainer: Any, *args: Any) -> None:
+        self._raise("after the forward pass", trainer)
+
+    def on_before_optimizer_step(self, trainer: Any, *args: Any) -> None:
+        self._raise("after the backward pass", trainer)
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self._raise("after the step", trainer)
+
+    def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+        self._raise("at an epoch's start", trainer)
+
+    def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
+        self._raise("in the validation", trainer)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(4)
+    )
+
+
+def run(
+    folder: Path,
+    data: ImageDataModule,
+    *callbacks: Callback,
+    resume: bool = False,
+    every: int | None = None,
+    backbone: Callable[[], nn.Module] = net,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """Trains for three epochs; returns the last state of the weights."""
+    path = folder / "checkpoints" / "last.ckpt" if resume else None
+    torch.manual_seed(7)
+    model = backbone()
+    model(torch.zeros(2, 3, data.image_size, data.image_size))
+    schedule = Schedule("step", "iterations", warmup=3, milestones=[8])
+    module = classifier(backbone=model, optimizer=optimizer(lr=0.05, momentum=0.9), schedule=schedule, num_classes=4)
+    torch.manual_seed(11)
+    start = torch.load(path, weights_only=True)["global_step"] if resume else 0
+    settings = {"max_epochs": 3, "log_every_n_steps": 3, "enable_checkpointing": True} | kwargs
+    last = LastCheckpoint(folder / "checkpoints", every_n_steps=every)
+    trainer(callbacks=[*callbacks, last], logger=MetricsCSV(folder, start), **settings).fit(
+        module, datamodule=data, ckpt_path=path, weights_only=True
+    )
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+class Whole(NamedTuple):
+    weights: dict[str, Tensor]
+    metrics: str
+
+
+def same(folder: Path, whole: Whole, resumed: dict[str, Tensor]) -> None:
+    assert (folder / "b" / "metrics.csv").read_text() == whole.metrics
+    assert whole.weights.keys() == resumed.keys()
+    assert [name for name, value in whole.weights.items() if not torch.equal(value, resumed[name])] == []
+
+
+def tiny() -> Tiny:
+    # 60 training images are 6 batches an epoch.
+    return Tiny(count=100)
+
+
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """metrics.csv and weights of runs that were never stopped, by their settings: each is trained once."""
+    return {}
+
+
+@pytest.fixture
+def whole(wholes: dict[str, Any], tmp_path: Path) -> Callable[..., Whole]:
+    """The run on tiny data that was never stopped."""
+
+    def trained(**kwargs: Any) -> Whole:
+        if (key := repr(kwargs)) not in wholes:
+            wholes[key] = Whole(run(tmp_path / "a", tiny(), **kwargs), (tmp_path / "a" / "metrics.csv").read_text())
+        return wholes[key]
+
+    return trained
+
+
+def interrupted(folder: Path, whole: Whole, fault: Fault, data: Callable[[], ImageDataModule], **kwargs: Any) -> None:
+    """Compares a run with one that the fault breaks off and that goes on."""
+    with pytest.raises(fault.error, match="fault"):
+        run(folder / "b", data(), fault, **kwargs)
+    same(folder, whole, run(folder / "b", data(), resume=True, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("place", "step"),
+    [
+        *[("before the step", 6), ("before the step", 8)],
+        *[("after the forward pass", step) for step in (6, 8, 11)],
+        ("after the backward pass", 8),
+        ("at an epoch's start", 6),
+    ],
+)
+def test_an_error_in_a_step(place: str, step: int, whole: Callable[..., Whole], tmp_path: Path) -> None:
+    interrupted(tmp_path, whole(), Fault(place, step), tiny)
+
+
+@pytest.mark.parametrize("step", [8, 12])
+def test_an_error_between_a_step_and_its_validation(step: int, whole: Callable[..., Whole], tmp_path: Path) -> None:
+    seldom = {"log_every_n_steps": 50}
+    interrupted(tmp_path, whole(**seldom), Fault("after the step", step), tiny, **seldom)
+
+
+def test_an_error_in_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="fault"):
+        run(tmp_path, tiny(), Fault("after the forward pass", 0))
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_an_error_beside_a_validation_within_the_epoch(step: int, whole: Callable[..., Whole], tmp_path: Path) -> None:
+    twice = {"val_check_interval": 3}
+    interrupted(tmp_path, whole(**twice), Fault("after the forward pass", step), tiny, **twice)
+
+
+def test_an_error_in_a_validation(whole: Callable[..., Whole], tmp_path: Path) -> None:
+    interrupted(tmp_path, whole(), Fault("in the validation", 12), tiny)
+
+
+def test_an_error_before_the_first_of_accumulated_batches(whole: Callable[..., Whole], tmp_path: Path) -> None:
+    pairs = {"accumulate_grad_batches": 2}
+    interrupted(tmp_path, whole(**pairs), Fault("before the step", 4), tiny, **pairs)
+
+
+def test_an_error_under_averaged_weights(tmp_path: Path) -> None:
+    weights = run(tmp_path / "a", tiny(), EMAWeightAveraging(decay=0.7))
+    with pytest.raises(RuntimeError, match="fault"):
+        run(tmp_path / "b", tiny(), Fault("after the forward pass", 8), EMAWeightAveraging(decay=0.7))
+    resumed = run(tmp_path / "b", tiny(), EMAWeightAveraging(decay=0.7), resume=True)
+    same(tmp_path, Whole(weights, (tmp_path / "a" / "metrics.csv").read_text()), resumed)
+
+
+def test_stopped_and_stopped_again_before_a_batch(whole: Callable[..., Whole], tmp_path: Path) -> None:
+    for resume in (False, True, True):
+        with pytest.raises(RuntimeError, match="fault"):
+            run(tmp_path / "b", tiny(), Fault("before the step", 8), resume=resume)
+    same(tmp_path, whole(), run(tmp_path / "b", tiny(), resume=True))
+
+
+class Stop(Callback):
+    """Ends a run as SIGTERM does, at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer._signal_connector.received_sigterm = True
+
+
+# The last two have a validation after them, which is broken off.
+@pytest.mark.parametrize("step", [8, 9, 12])
+def test_stopped_between_batches(step: int, whole: Callable[..., Whole], tmp_path: Path) -> None:
+    twice = {"val_check_interval": 3}
+    with pytest.raises(SIGTERMException):
+        run(tmp_path / "b", tiny(), Stop(step), **twice)
+    same(tmp_path, whole(**twice), run(tmp_path / "b", tiny(), resume=True, **twice))
+
+
+class Kill(BaseException):
+    """The end of a process that can write nothing any more."""
+
+
+# Six batches an epoch, written each second step and at the end; just before a validation it waits for a batch.
+@pytest.mark.parametrize(
+    ("step", "reached", "interval"), [(5, 4, 1.0), (9, 8, 1.0), (12, 12, 1.0), (5, 5, 4), (15, 14, 4)]
+)
+def test_killed_after_a_file_in_the_middle_of_an_epoch(
+    step: int, reached: int, interval: float, whole: Callable[..., Whole], tmp_path: Path, monkeypatch: Any
+) -> None:
+    settings = {"val_check_interval": interval}
+    with monkeypatch.context() as patch, pytest.raises(Kill, match="fault"):
+        patch.setattr(LastCheckpoint, "on_exception", lambda *args: None)
+        run(tmp_path / "b", tiny(), Fault("before the step", step, Kill), every=2, **settings)
+    assert torch.load(tmp_path / "b/checkpoints/last.ckpt", weights_only=True)["global_step"] == reached
+    same(tmp_path, whole(**settings), run(tmp_path / "b", tiny(), resume=True, every=2, **settings))
+
+
+# ------------------------------------------------------------------------------------ photos
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"), classes=("ant", "bee", "cat", "dog"), count=8)
+
+
+@pytest.fixture(scope="module")
+def whole_of_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    return Whole(run(folder, folder_data(photos, 0), max_epochs=2), (folder / "metrics.csv").read_text())
+
+
+def folder_data(root: Path, workers: int) -> ImageFolder:
+    return ImageFolder(str(root), image_size=16, batch_size=4, num_workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photos(workers: int, photos: Path, whole_of_photos: Whole, tmp_path: Path) -> None:
+    fault = Fault("after the forward pass", 8)
+    interrupted(tmp_path, whole_of_photos, fault, lambda: folder_data(photos, workers), max_epochs=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_photo_that_was_repaired(workers: int, photos: Path, whole_of_photos: Whole, tmp_path: Path) -> None:
+    (data := folder_data(photos, workers)).setup("fit")
+    images = data.splits["train"]
+    order = data.train_dataloader().sampler.indices().tolist()
+    path = images.root / images.names[order[13]]
+    content = path.read_bytes()
+
+    class Spoil(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            path.write_bytes(b"no image")
+
+    with pytest.raises(UserError, match=path.name):
+        run(tmp_path / "b", data, Spoil(), max_epochs=2)
+    path.write_bytes(content)
+    assert torch.load(tmp_path / "b/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    same(tmp_path, whole_of_photos, run(tmp_path / "b", folder_data(photos, workers), resume=True, max_epochs=2))
+
+
+# ------------------------------------------------------------------------------------ what is stored
+def test_the_state_is_plain_and_the_generator_is_the_runs_own(tmp_path: Path) -> None:
+    run(tmp_path, tiny(), max_epochs=1)
+    [state] = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["exact_resume"]
+    assert state["seen"] is None and torch.equal(state["torch"], torch.get_rng_state())

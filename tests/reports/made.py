@@ -1,0 +1,62 @@
+"""Run folders written by hand, with known numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NAMES = "epoch,step,train/top1,val/top1,epoch_seconds,images_per_second"
+
+
+def write_run(folder: Path, net: str = "cifar_resnet", depth: int = 20, seed: int = 0, **facts: Any) -> Path:
+    """A trained and tested run: 2 epochs of 10 iterations, a minute and a half each.
+
+    Args:
+        folder: the run folder.
+        net: class of the net; plain ones have no shortcut.
+        depth: its layers.
+        seed: of the run.
+        facts: `top1` of the test, `train_top1` of the last epoch, `lr`, `data`, `shortcut`; `tested=False` for no test.
+    """
+    shortcut = {} if "plain" in net else {"shortcut": facts.get("shortcut", "A")}
+    config = {
+        "seed_everything": seed,
+        "name": folder.parent.name,
+        "trainer": {"max_steps": 20, "default_root_dir": str(folder.parent.parent)},
+        "model": {
+            "backbone": {"class_path": f"resnet_pl.models.{net}", "init_args": {"depth": depth, **shortcut}},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": facts.get("lr", 0.1)}},
+        },
+        "data": {
+            "class_path": f"resnet_pl.data.{facts.get('data', 'CIFAR10')}",
+            "init_args": {"root": f"data/{seed}", "batch_size": 128},
+        },
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    share = facts.get("train_top1", 0.8)
+    # The last row of an epoch stands for one iteration, the one before for nine.
+    rows = [
+        "0,8,0.1,,,",
+        "0,9,0.5,,90,100",
+        "0,9,,0.4,,",
+        f"1,18,{share},,,",
+        "1,19,,0.7,,",
+        f"1,19,{share - 0.2},,90,300",
+    ]
+    (folder / "metrics.csv").write_text("".join(f"{line}\n" for line in [NAMES, *rows]))
+    session = {"command": facts.get("command", "python cli.py fit"), "commit": "abc", "parameters": 1000 * depth}
+    session |= {"machine": "a machine", "device": "1 × cpu", "versions": {"torch": "2"}}
+    (folder / "sessions.json").write_text(json.dumps([session]))
+    if facts.get("tested", True):
+        write_test(folder, facts.get("top1", 0.9))
+    return folder
+
+
+def write_test(folder: Path, top1: float, **facts: Any) -> None:
+    """A results.json with a single-view test."""
+    test = {"protocol": "single view", "split": "test", "checkpoint": "checkpoints/best.ckpt", "data": "CIFAR10"}
+    test |= {"top1": top1, "loss": 1.0, "calibration_error": 0.1, "images": 100, "epoch": 1, "step": 20}
+    (folder / "results.json").write_text(json.dumps(test | facts))

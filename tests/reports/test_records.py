@@ -1,0 +1,120 @@
+"""What is read from run folders, whole and not."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from resnet_pl.errors import UserError
+from resnet_pl.reports.records import duration, find_runs, read_run, read_runs, single_view
+from tests.reports.made import NAMES, write_run, write_test
+
+
+def test_a_run_has_the_numbers_of_its_files(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "a" / "version_0", depth=56, top1=0.93, train_top1=0.9))
+    assert (run.net, run.depth, run.shortcut, run.plain, run.data) == ("cifar_resnet 56", 56, "A", False, "CIFAR10")
+    assert run.test_error == pytest.approx(7)
+    # Nine iterations at 90 % and one at 70 %, of the last ten.
+    assert run.train_error == pytest.approx(100 - (9 * 90 + 70) / 10)
+    assert (run.iterations, run.seconds, run.images_per_second) == (20, 180, 300)
+    assert run.paper_error == 6.97
+
+
+def test_training_error_is_of_as_many_iterations_as_an_epoch_where_the_last_has_just_begun(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a" / "version_0")
+    path.joinpath("metrics.csv").write_text(f"{NAMES}\n0,4,0.2,,,\n0,9,0.4,,,\n1,14,0.6,,,\n1,19,0.8,,,\n2,20,1,,,\n")
+    # Steps 11 to 20: the rows of steps 14, 19 and 20, which stand for 5, 5 and 1 iterations.
+    assert read_run(path).train_error == pytest.approx(100 * (1 - (5 * 0.6 + 5 * 0.8 + 1) / 11))
+
+
+@pytest.mark.parametrize(
+    ("net", "facts", "paper"),
+    [
+        ("cifar_resnet", {}, 8.75),
+        ("cifar_resnet", {"shortcut": "B"}, None),
+        ("cifar_resnet", {"data": "Digits"}, None),
+        ("cifar_plain", {}, None),
+    ],
+)
+def test_only_what_the_paper_trained_stands_next_to_it(
+    tmp_path: Path, net: str, facts: dict[str, str], paper: float | None
+) -> None:
+    assert read_run(write_run(tmp_path / "a" / "version_0", net, **facts)).paper_error == paper
+
+
+def test_plain_nets_are_known_by_name_and_by_shortcut(tmp_path: Path) -> None:
+    assert read_run(write_run(tmp_path / "a" / "version_0", "cifar_plain")).plain
+    assert read_run(write_run(tmp_path / "b" / "version_0", shortcut="none")).plain
+
+
+def test_the_single_view_is_found_among_other_tests(tmp_path: Path) -> None:
+    other = {"protocol": "single view, image_size 64", "split": "test", "checkpoint": "best.ckpt", "data": "CIFAR10"}
+    plain = {**other, "protocol": "single view", "top1": 0.9}
+    write_test(tmp_path, 0.5, protocol="10-crop", **{"image_size 64": {**other, "top1": 0.7}, "single": plain})
+    assert single_view(tmp_path)["top1"] == 0.9
+    write_test(tmp_path, 0.5, protocol="10-crop", **{"image_size 64": {**other, "top1": 0.7}})
+    assert single_view(tmp_path)["top1"] == 0.7
+    write_test(tmp_path, 0.5, protocol="10-crop")
+    with pytest.raises(UserError, match=r"no single-view test\npython cli\.py test --ckpt_path"):
+        single_view(tmp_path)
+
+
+def test_runs_are_found_below_a_folder_in_the_order_of_their_versions(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name) for name in ("a/version_2", "a/version_10", "study/b/version_0")]
+    assert find_runs([tmp_path]) == paths
+    assert find_runs([paths[1], tmp_path / "a"]) == [paths[1], paths[0]]
+    copied = write_run(tmp_path / "copied")
+    assert find_runs([copied]) == [copied]
+
+
+def test_half_written_runs_are_a_line_each(tmp_path: Path) -> None:
+    for name in ("whole", "config.yaml", "metrics.csv", "sessions.json", "results.json"):
+        path = write_run(tmp_path / name / "version_0")
+        if name != "whole":
+            (path / name).unlink()
+    (write_run(tmp_path / "torn" / "version_0") / "results.json").write_text('{"top1": 0.')
+    (write_run(tmp_path / "bad" / "version_0") / "config.yaml").write_text("model: [")
+    (write_run(tmp_path / "list" / "version_0") / "config.yaml").write_text("[1]")
+    (write_run(tmp_path / "empty" / "version_0") / "sessions.json").write_text("[]")
+    (write_run(tmp_path / "early" / "version_0") / "metrics.csv").write_text(NAMES)
+    whole, lines = read_runs([tmp_path])
+    assert [run.path.parent.name for run in whole] == ["whole"]
+    assert len(lines) == 9 and all(line.startswith("left out: ") and "\n" not in line for line in lines)
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "sessions.json",
+        "results.json",
+        "torn",
+        "bad",
+        "list",
+        "empty",
+        "early",
+    ):
+        assert sum(f"/{name}/version_0" in line for line in lines) == 1, name
+
+
+def test_none_whole_is_an_error_that_says_what_is_wrong(tmp_path: Path) -> None:
+    write_run(tmp_path / "a" / "version_0", tested=False)
+    with pytest.raises(UserError, match=r"no run is whole\n.*results\.json cannot be read"):
+        read_runs([tmp_path])
+    assert len(read_runs([tmp_path], tested=False)[0]) == 1
+    with pytest.raises(UserError, match="no runs in"):
+        find_runs([tmp_path / "a" / "version_0" / "checkpoints"])
+    with pytest.raises(UserError, match=r"no run folder .*nowhere"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_what_was_not_logged_is_not_a_number(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a" / "version_0")
+    path.joinpath("metrics.csv").write_text("epoch,step,val/top1\n0,9,0.5\n")
+    sessions = json.loads(path.joinpath("sessions.json").read_text())
+    path.joinpath("sessions.json").write_text(json.dumps([{**sessions[0], "parameters": None}]))
+    run = read_run(path)
+    assert math.isnan(run.train_error) and math.isnan(run.seconds) and math.isnan(run.images_per_second)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9, "9 seconds"), (3360, "56 minutes"), (9000, "2.5 hours")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
