@@ -1,4 +1,4 @@
-"""Every command and every line of Python in README runs, at small size and without a network."""
+"""Every command and every line of Python in README and docs/paper.md runs, at small size and without a network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+PAPER = (PROJECT / "docs" / "paper.md").read_text(encoding="utf-8")
+PAPER_COMMANDS = [line for text in re.findall(r"```bash\n(.*?)```", PAPER, re.DOTALL) for line in text.splitlines()]
 WEIGHTS = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
     "resnet50": "resnet50-0676ba61.pth",
     "convnext_tiny": "convnext_tiny-983f1562.pth",
 }
+SHORT = "--model.backbone.depth 8 --trainer.max_steps 2 --trainer.limit_val_batches 2"
 SMALL = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --data.num_workers 0"
 PHOTOS = "--data.image_size 32 --data.batch_size 4 --trainer.devices 1"
 
@@ -83,6 +86,27 @@ def test_commands_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatc
         assert code == 0, command
         ran += 1
     assert ran >= 10
+
+
+def test_the_papers_commands_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
+    for command in PAPER_COMMANDS:
+        args = shlex.split(command)[2:]
+        if args[0] == "fit" and "configs/paper/imagenet.yaml" in args:
+            args += shlex.split(SMALL) + shlex.split(PHOTOS)
+        elif args[0] == "fit":
+            args += shlex.split(SHORT)
+        elif args[0] == "test" and "configs/imagenet.yaml" in args:
+            args += shlex.split(PHOTOS)
+        elif args[0] == "sweep":
+            args.append("--print")
+        elif args[0] == "gradients":
+            args += ["--batches", "1"]
+        args = [arg for arg in args if arg not in ("224", "256", "384", "480", "640", "--scales")]
+        assert main.main(args) == 0, command
+    for picture in ("fig6.png", "fig7/responses.png", "gradients/gradients.png"):
+        assert (place / picture).stat().st_size > 10_000
 
 
 def test_other_commands_name_what_exists() -> None:

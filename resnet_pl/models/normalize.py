@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 
 class Normalize(nn.Module):
@@ -22,7 +23,8 @@ class Normalize(nn.Module):
         """`(N, C, H, W)` uint8, or float in [0, 1], to normalised float."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        return (images - self.mean) / self.std
+        mean, std = (_fitted(statistic, images.shape[-2:]) for statistic in (self.mean, self.std))
+        return (images - mean) / std
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # A value a channel or a whole mean image: the checkpoint knows the shape.
@@ -30,3 +32,10 @@ class Normalize(nn.Module):
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _fitted(statistic: Tensor, size: torch.Size) -> Tensor:
+    """A statistic of each pixel stretched to images of another size, as a test at several scales has them."""
+    if statistic.shape[-2:] in ((1, 1), size):
+        return statistic
+    return interpolate(statistic[None], size=size, mode="bilinear")[0]

@@ -225,6 +225,8 @@ def error_over_depth(groups: Sequence[Group], path: Path) -> None:
     known = [(place[id(group)], group.runs[0].paper_error) for group in groups if group.runs[0].paper_error]
     if known:
         panels[0].plot(*zip(*known, strict=True), "D", color=MUTED, fillstyle="none", label="paper, 64k iterations")
+    for axes in panels:
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
     )
