@@ -20,9 +20,10 @@ from resnet_pl.data.loaders import Batch
 from resnet_pl.errors import Diverged, UserError
 from resnet_pl.evaluation.metrics import Evaluation
 from resnet_pl.evaluation.views import average_scores
+from resnet_pl.models.compiled import compile_training
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
-from resnet_pl.optim import Schedule, ScheduledLR, Share, parameter_groups
+from resnet_pl.optim import Schedule, ScheduledLR, Share, fuse_on_gpu, parameter_groups
 from resnet_pl.resume import changed_arguments, check_net
 
 
@@ -42,6 +43,7 @@ class ImageClassifier(LightningModule):
         loss: training loss of (logits, labels); cross-entropy if not given. Evaluation is always by cross-entropy.
         label_smoothing: share of each training label that is spread over all classes; for cross-entropy alone.
         channels_last: memory layout that convolutions are faster in.
+        compile: whether training runs the net compiled: its first step then takes a minute or more, the others less.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ImageClassifier(LightningModule):
         loss: nn.Module | None = None,
         label_smoothing: Share = 0.0,
         channels_last: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -168,6 +171,8 @@ class ImageClassifier(LightningModule):
         self.trainer.fit_loop._load_combined_loader_states()
         for group, asked in zip(self.optimizers().param_groups, self._asked, strict=True):
             group.update(asked)
+        if self.hparams.compile:
+            compile_training(self.backbone)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; what is logged stays on the device until a logging step."""
@@ -221,6 +226,7 @@ class ImageClassifier(LightningModule):
             optimizer = self.optimizer(parameter_groups(self, self.decay_norm_and_bias))
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
+        fuse_on_gpu(optimizer)
         if self.base_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.effective_batch_size / self.base_batch_size

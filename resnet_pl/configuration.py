@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
@@ -43,6 +44,7 @@ from resnet_pl.request import Request
 # Trainer methods' arguments that the command line fills itself.
 OWN = {"model", "datamodule", "weights_only"}
 CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
+TF32 = "whether a GPU may round factors of float32 products to 10 bits, which is several times faster; sums stay exact"
 
 
 class ConfiguredCLI(LightningCLI):
@@ -98,6 +100,7 @@ class ConfiguredCLI(LightningCLI):
         parser.usage = f"{program()} {subcommand} [--config FILE ...] [--key value ...]"
         next(action for action in parser._actions if action.dest == "ckpt_path").help = CKPT_PATH
         parser.add_argument("--name", type=str, default="resnet", help="name of the run: runs/NAME/version_N")
+        parser.add_argument("--tf32", type=bool, default=True, help=TF32)
         if subcommand == "fit":
             parser.add_lightning_class_args(Dashboard, "dashboard")
             parser.add_class_arguments(LastCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
@@ -154,15 +157,32 @@ class ConfiguredCLI(LightningCLI):
         self.model.config = self.plain_config
         if self.checkpoint is not None:
             self.model.restoring = True
+            self._check_normalization()
             if provenance := self.checkpoint[ckpt.KEY]["data"]:
                 self.datamodule.use_provenance(provenance)
+
+    def _check_normalization(self) -> None:
+        """Refuses another normalisation than the checkpoint's, which would be ignored: its numbers are in the net."""
+        stored = ((self.checkpoint[ckpt.KEY].get("config") or {}).get("data") or {}).get("init_args") or {}
+        for key in ("mean", "std"):
+            given = self.request.setting(f"data.{key}") or self.request.setting(f"data.init_args.{key}")
+            now = self.plain_config["data"]["init_args"].get(key)
+            if given is not None and key in stored and now != stored[key]:
+                raise UserError(
+                    f"data.{key}: the checkpoint has recorded the {key} {stored[key]}, not {now}\n"
+                    "leave it out: the normalisation is part of the checkpoint's net"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers, checkpoints and reports to what the configuration names."""
         settings = self.config_init[self.subcommand]
         check_trainer(settings["trainer"])
+        _allow_tf32(settings["tf32"])
         config = {**settings["trainer"], "plugins": _listed(settings["trainer"]["plugins"])}
         if self.subcommand == "fit":
+            if config["benchmark"] is None:
+                # Training batches have one shape; what cuDNN finds fastest for it differs from run to run.
+                config["benchmark"] = not config["deterministic"]
             self.run = self._run_folder(settings)
             config["logger"] = self._loggers(config["logger"])
             config["plugins"] += [ckpt.SafeCheckpointIO()]
@@ -260,3 +280,10 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Sets the precision of float32 convolutions and matrix products on a GPU, for which torch has a switch each."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed

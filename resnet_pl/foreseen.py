@@ -46,6 +46,9 @@ FORESEEN = {
     r"Expected more than 1 value per channel":
         "data.batch_size: BatchNorm cannot learn from one image where the net has shrunk it to 1×1\n"
         "raise --data.batch_size to 2 or more, or --data.image_size",
+    r"No working C\+\+ compiler found|Cannot find a working triton":
+        "model.compile: torch finds no compiler for this device\n"
+        "install one, g++ for a processor and triton for a GPU, or leave model.compile out",
     r"stack expects each tensor to be equal size":
         "data.transforms: the images of a batch differ in size\na crop or transform must keep to --data.image_size",
     r"shared memory|</torch_|DataLoader worker .*(?:killed by signal|exited unexpectedly)":

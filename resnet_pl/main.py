@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C.
+        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C, 141 where
+        nobody reads what is printed any more.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -51,20 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        if not args or args[0] in ("-h", "--help", "help"):
-            print(HELP)
-            return 0
-        if args[0] == "--version":
-            print(__version__)
-            return 0
-        if args[0] in COMMANDS:
-            from resnet_pl import commands
-
-            return commands.run(args)
-        request = Request(args)
-        from resnet_pl import cli  # imports torch
-
-        return cli.run(request)
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         if debug:
             raise
@@ -78,6 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    if args[0] in COMMANDS:
+        from resnet_pl import commands
+
+        return commands.run(args)
+    request = Request(args)
+    from resnet_pl import cli  # imports torch
+
+    return cli.run(request)
 
 
 def unexpected(error: Exception) -> str:

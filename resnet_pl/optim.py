@@ -176,3 +176,15 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
     decayed = [p for p in parameters if p.ndim > 1]
     spared = [p for p in parameters if p.ndim <= 1]
     return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+
+
+def fuse_on_gpu(optimizer: Optimizer) -> None:
+    """Makes the step of an optimiser one kernel on a GPU, where it knows one and its arguments do not say how to step.
+
+    Set in the groups and not given to the constructor: the constructor's makes the optimiser unscale gradients of
+    float16 itself, and Lightning then cannot clip them.
+    """
+    for group in optimizer.param_groups:
+        unsaid = group.get("fused", False) is None and group.get("foreach") is None
+        if unsaid and all(p.device.type == "cuda" and p.is_floating_point() for p in group["params"]):
+            group["fused"] = True

@@ -32,8 +32,9 @@ def test_two_processes(tmp_path: Path) -> None:
     checkpoint = "runs/digits/version_0/checkpoints/best.ckpt"
     results = []
     for devices in ("1", "2"):
-        where = ["--ckpt_path", checkpoint, "--trainer.devices", devices, "--output", f"by{devices}"]
-        run(tmp_path, "test", *where, "--data.eval_batch_size", "50")
+        where = ["--trainer.devices", devices, "--output", f"by{devices}", "--data.eval_batch_size", "50"]
+        last = checkpoint.replace("best", "last")
+        run(tmp_path, "test", "--ensemble", checkpoint, last, "--views", "flip", *where)
         results.append(json.loads((tmp_path / f"by{devices}" / "results.json").read_text()))
     run(tmp_path, "predict", "--ckpt_path", checkpoint, "--trainer.devices", "2", "--output", "by2")
     predictions = (tmp_path / "by2" / "predictions.csv").read_text().splitlines()[1:]

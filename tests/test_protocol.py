@@ -118,4 +118,7 @@ def test_what_does_not_fit_together_is_refused(copies: list[Path], capsys: pytes
     assert "multi-scale" in refused(capsys, *test, "--scales", "16", "32")
     assert "--precise_bn" in refused(capsys, *test, "--save_to", "x.ckpt")
     assert main.main([*map(str, test), "--views", "11-crop"]) == 2
+    message = refused(capsys, *test, "--data.mean", "pixel")
+    assert "data.mean" in message and "recorded the mean channel, not pixel" in message
+    run(*test, "--data.mean", "channel")
     assert "there is no checkpoint" in refused(capsys, "test", "--ensemble", copies[0], "nowhere.ckpt")

@@ -87,7 +87,7 @@ class StartReport(Callback):
             "data": _data(trainer),
             "batch": _batch(trainer, pl_module),
             "training": _training(trainer, pl_module),
-            "device": f"{device_name(trainer)}, precision {trainer.precision}",
+            "device": f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}",
         }
         for name, text in rows.items():
             print(f"{name:<10}{text}")
@@ -118,7 +118,8 @@ def _net(pl_module: LightningModule) -> str:
     total = sum(p.numel() for p in pl_module.parameters())
     trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
     frozen = "" if trained == total else f", {trained:,} of them trained"
-    return f"{name}{'' if depth is None else f' {depth}'}, {total:,} parameters{frozen}"
+    compiled = ", compiled in the first step" if pl_module.hparams.get("compile") else ""
+    return f"{name}{'' if depth is None else f' {depth}'}, {total:,} parameters{frozen}{compiled}"
 
 
 def _data(trainer: Trainer) -> str:
@@ -145,6 +146,12 @@ def _training(trainer: Trainer, pl_module: LightningModule) -> str:
     epochs = f"{trainer.max_epochs} epochs, " if trainer.max_epochs not in (None, -1) else ""
     rate = rates[0] if rates else optimizer.param_groups[0]["lr"]
     return f"{type(optimizer).__name__}, learning rate {rate:g}, {schedule.shape}{warmup}, {epochs}{steps}"
+
+
+def _tf32(trainer: Trainer) -> str:
+    """Whether a GPU computes in TF32 what is kept in float32."""
+    used = trainer.strategy.root_device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return " with TF32 products" if used and "16" not in trainer.precision else ""
 
 
 def device_name(trainer: Trainer) -> str:

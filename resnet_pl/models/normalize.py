@@ -20,11 +20,11 @@ class Normalize(nn.Module):
         self.mean, self.std = mean.to(self.mean), std.to(self.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(N, C, H, W)` uint8, or float in [0, 1], to normalised float."""
+        """`(N, C, H, W)` uint8, or float in [0, 1], to normalised floats of the net's own precision."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
         mean, std = (_fitted(statistic, images.shape[-2:]) for statistic in (self.mean, self.std))
-        return (images - mean) / std
+        return ((images - mean) / std).to(self.mean.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # A value a channel or a whole mean image: the checkpoint knows the shape.

@@ -1,0 +1,172 @@
+"""Compiled training: the same losses, keys and copies, one compilation, and evaluation as written."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+
+from resnet_pl.callbacks import Freeze
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.models import cifar_resnet
+from resnet_pl.models.compiled import compile_training
+from tests.tiny import Tiny, classifier, optimizer, trainer
+
+
+class Counting:
+    """Torch's own operations as the compiled code, so that nothing is rounded in another way; counts compilations."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    """What compiles in place of Inductor, which takes a minute."""
+    backend, compile_ = Counting(), torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": backend}))
+    return backend
+
+
+class Losses(Callback):
+    """The loss of every training batch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+class Small(nn.Module):
+    """Convolution, BatchNorm and head, quickly traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.bn(self.conv(images)).relu().mean((2, 3)))
+
+
+def fitted(
+    compile: bool, *callbacks: Callback, net: type[nn.Module] = Small, **kwargs: Any
+) -> tuple[list[float], ImageClassifier, Trainer]:
+    """Losses, net and trainer of two epochs of four batches with validations, the last batch of which is short."""
+    torch.manual_seed(0)
+    losses, module = Losses(), ImageClassifier(net(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=compile)
+    run = trainer(max_epochs=2, callbacks=[losses, *callbacks], **kwargs)
+    run.fit(module, datamodule=Tiny(eval_batch_size=7))
+    return losses.values, module, run
+
+
+def equal_states(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_losses_weights_and_keys_are_the_same_and_it_compiles_once(counting: Counting) -> None:
+    plain, eager, _ = fitted(compile=False)
+    assert counting.graphs == 0
+    losses, module, _ = fitted(compile=True)
+    assert losses == plain
+    assert len(losses) == 8
+    assert equal_states(module, eager)
+    assert counting.graphs == 1
+
+
+def test_backward_graphs_give_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, eager, _ = fitted(compile=False)
+    compile_ = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": "aot_eager"}))
+    losses, module, _ = fitted(compile=True)
+    assert losses == pytest.approx(plain, rel=1e-5)
+    assert torch.allclose(module.backbone.bn.running_var, eager.backbone.bn.running_var, rtol=1e-5)
+
+
+def test_evaluation_and_other_shapes_run_as_written(counting: Counting) -> None:
+    net = Small()
+    compile_training(net)
+    net(torch.rand(4, 3, 8, 8))
+    assert counting.graphs == 1
+    for shape in ((3, 3, 8, 8), (4, 3, 9, 9)):
+        net(torch.rand(shape))
+    net.eval()
+    with torch.no_grad():
+        net(torch.rand(4, 3, 8, 8))
+    assert counting.graphs == 1
+
+
+def test_a_second_fit_does_not_compile_again(counting: Counting) -> None:
+    _, module, _ = fitted(compile=True)
+    trainer().fit(module, datamodule=Tiny())
+    assert counting.graphs == 1
+
+
+def test_recomputed_activations(counting: Counting) -> None:
+    def net() -> nn.Module:
+        return cifar_resnet(8, num_classes=4, width=4, checkpoint_activations=True)
+
+    plain, eager, _ = fitted(compile=False, net=net, limit_train_batches=2)
+    losses, module, _ = fitted(compile=True, net=net, limit_train_batches=2)
+    assert counting.graphs >= 1
+    assert losses == pytest.approx(plain, rel=1e-5)
+    for key, value in eager.state_dict().items():
+        assert torch.allclose(module.state_dict()[key].float(), value.float(), rtol=1e-4, atol=1e-5), key
+
+
+def test_layers_that_thaw(counting: Counting) -> None:
+    plain, eager, _ = fitted(False, Freeze(up_to="bn", unfreeze_at_epoch=1))
+    losses, module, _ = fitted(True, Freeze(up_to="bn", unfreeze_at_epoch=1))
+    assert losses == plain
+    assert equal_states(module, eager)
+    assert counting.graphs == 2  # frozen and thawed
+
+
+def test_averaged_weights(counting: Counting) -> None:
+    plain, eager, _ = fitted(False, EMAWeightAveraging(decay=0.5))
+    losses, module, _ = fitted(True, EMAWeightAveraging(decay=0.5))
+    assert losses == plain
+    assert equal_states(module, eager)
+    assert counting.graphs == 1
+
+
+def test_a_copy_is_not_compiled(counting: Counting) -> None:
+    net = Small()
+    compile_training(net)
+    other = copy.deepcopy(net)
+    nn.init.zeros_(other.fc.weight)
+    nn.init.ones_(other.fc.bias)
+    assert other(torch.rand(4, 3, 8, 8)).tolist() == [[1.0] * 4] * 4
+    assert counting.graphs == 0
+
+
+def test_a_checkpoint_goes_on_with_and_without(counting: Counting, tmp_path: Any) -> None:
+    *_, run = fitted(compile=True)
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    after = []
+    for compile in (False, True):
+        losses, module = Losses(), ImageClassifier(Small(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=compile)
+        trainer(max_epochs=3, callbacks=[losses]).fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "two.ckpt")
+        after.append(losses.values)
+    assert after[0] == after[1]
+    assert len(after[0]) == 4
+
+
+def test_it_is_off_by_default(counting: Counting) -> None:
+    module = classifier()
+    trainer(limit_train_batches=1).fit(module, datamodule=Tiny())
+    assert counting.graphs == 0
