@@ -179,7 +179,8 @@ class CLI(ConfiguredCLI):
         writer = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionWriter))
         # Three classes fit on a line; the file has as many as were asked for.
         print_report(predictions_table(writer.rows, min(3, self.config[self.subcommand]["top_k"])))
-        print(f"written to {self.output / 'predictions.csv'} and {self.output / 'contact_sheet.png'}")
+        drawn = f" (the first {writer.sheet} of {len(writer.rows):,})" if len(writer.rows) > writer.sheet else ""
+        print(f"written to {self.output / 'predictions.csv'} and {self.output / 'contact_sheet.png'}{drawn}")
 
     def _prepare(self, data: ImageDataModule, split: str) -> None:
         """Finds the images, and says in the first line which they are."""

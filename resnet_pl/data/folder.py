@@ -59,7 +59,10 @@ class ImageFolder(ImageDataModule):
     def find_splits(self) -> dict[str, Photos]:
         """See `ImageDataModule.find_splits`."""
         if not self.root.is_dir():
-            raise UserError(f"data.root: there is no folder {self.root}\n{self.where_to_get()}")
+            way_out = self.where_to_get()
+            if self.stored:
+                way_out = "the checkpoint was trained there; name the place the images are in now with --data.root"
+            raise UserError(f"data.root: there is no folder {self.root}\n{way_out}")
         listings = self._list_parts()
         if self.stored:
             self.classes = list(self.stored.classes)
@@ -98,7 +101,7 @@ class ImageFolder(ImageDataModule):
         listing: Listing = {}
         for path in classes:
             images = list_images(path)
-            if not images:
+            if not images and not self.stored:
                 raise UserError(f"the class folder {path} has no image\nremove it or put images there")
             listing |= {image.relative_to(self.root).as_posix(): path.name for image in images}
         return listing

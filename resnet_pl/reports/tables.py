@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -79,6 +80,7 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int, limit: int 
         limit: images to show.
     """
     shown = rows[:limit]
+    folder = _common_folder([str(row["path"]) for row in shown])
     known = any(row.get("truth") is not None for row in shown)
     top_k = min(top_k, max((len(row["classes"]) for row in shown), default=1))
     table = Table(box=SIMPLE_HEAD)
@@ -89,10 +91,23 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int, limit: int 
         guesses = [Text(f"{name} {_percent(p)}") for name, p in zip(row["classes"], row["probabilities"], strict=True)]
         if truth is not None:
             guesses[0].stylize("green" if row["classes"][0] == truth else "red")
-        cells = [Text(str(row["path"])), *([Text(truth or "")] if known else []), *guesses[:top_k]]
+        cells = [
+            Text(os.path.relpath(row["path"], folder) if folder else row["path"]),
+            *([Text(truth or "")] if known else []),
+            *guesses[:top_k],
+        ]
         table.add_row(*cells)
     note = [Text(f" The first {len(shown):,} of {len(rows):,} images.", style="dim")] if len(rows) > limit else []
-    return Group(table, *note)
+    return Group(*([Text(f" in {folder}", style="dim", overflow="fold")] if folder else []), table, *note)
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """What all paths begin with, to be said once: long ones would be broken over lines."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+    # None at all, or absolute paths among others.
+    except ValueError:
+        return ""
 
 
 def write_predictions(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
