@@ -266,10 +266,10 @@ class Restored(ConfiguredCLI):
 
 
 def _new_run(root: Path, name: str) -> Path:
-    """The next version of a run; the processes that Lightning starts take the one that the first has made."""
-    made = os.environ.get("RESNET_PL_RUN")
-    if made and rank_zero_only.rank != 0:
-        return Path(made)
+    """The next version of a run, made by the first process; all others are told by it once they are in touch."""
+    if rank_zero_only.rank != 0:
+        # The same for processes that Lightning starts; torchrun's and other machines' write nothing.
+        return Path(os.environ.get("RESNET_PL_RUN", root / name / "version_of_the_first_process"))
     run = runs.new_run(root, name)
     os.environ["RESNET_PL_RUN"] = str(run)
     return run

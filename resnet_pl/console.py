@@ -1,7 +1,8 @@
 """The one place for progress bars and for a word to the user."""
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,11 @@ def progress(
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+def command_line(args: Sequence[str]) -> str:
+    """This command with these arguments, as a shell takes it."""
+    return shlex.join([*program().split(), *args])
 
 
 def on_rank_zero(function: Callable[..., object], *args: object) -> None:

@@ -129,7 +129,8 @@ class ScheduledLR(LRScheduler):
         if self.errors is not None and self.last_epoch >= self.schedule.warmup_limit:
             raise UserError(
                 f"the training error is {mean:.2%} after {self.last_epoch:,} iterations of warm-up, not below "
-                f"{self.schedule.warmup_error:.2%}\nlower --model.schedule.warmup_share, or raise --model.schedule.warmup_limit"
+                f"{self.schedule.warmup_error:.2%}\n"
+                "lower --model.schedule.warmup_share, or raise --model.schedule.warmup_limit"
             )
 
     def observe(self, top1: float) -> None:

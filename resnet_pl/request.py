@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from resnet_pl import runs
+from resnet_pl.console import command_line
 from resnet_pl.errors import UserError
 
 SUBCOMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "responses": "how strongly each layer of a net responds (Fig. 7)",
     "gradients": "gradient of each layer, at the start and in a checkpoint",
     "sweep": "train and test many runs, one after another or several at a time",
+    "check-data": "broken files, copies, class balance and sizes of a folder of photos",
 }
 # Data sets that are never downloaded: a root that is not there can be told before torch is imported.
 FOLDER_DATA = {"ImageFolder": "data/photos", "ImageNet": "data/imagenet"}
@@ -82,19 +84,21 @@ class Request:
     def _find_checkpoint(self, path: Any) -> Path | None:
         if path is not None and not isinstance(path, str):
             raise UserError(f"ckpt_path: {path} is no path\ngive the path of a checkpoint, or best or last")
+        root, name = Path(str(self.setting("trainer.default_root_dir") or "runs")), self.setting("name")
         if path is None:
+            if self.subcommand == "fit":
+                return runs.broken_off(root, str(name or "resnet"), command_line(self.args))
             # Published weights are measured without a checkpoint of ours.
-            if self.subcommand == "fit" or self.setting("model.weights"):
+            if self.setting("model.weights"):
                 return None
             raise UserError(
                 f"{self.subcommand} needs a checkpoint\n"
                 "give --ckpt_path PATH, or --ckpt_path best for the best of the newest run"
             )
         if path in ("best", "last"):
-            root, name = self.setting("trainer.default_root_dir") or "runs", self.setting("name")
-            return runs.newest_checkpoint(Path(str(root)), None if name is None else str(name), path)
-        for name in ("best", "last"):
-            if (inside := Path(path) / "checkpoints" / f"{name}.ckpt").is_file():
+            return runs.newest_checkpoint(root, None if name is None else str(name), path)
+        for which in ("last", "best") if self.subcommand == "fit" else ("best", "last"):
+            if (inside := Path(path) / "checkpoints" / f"{which}.ckpt").is_file():
                 return inside
         if not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
     last = _newest(root, name, "last")
     if which == "best" and last is not None and not last.with_name("best.ckpt").is_file():
         raise UserError(
-            f"there is no {last.with_name('best.ckpt')}: no images were held out to choose it by, or none validated yet\n"
+            f"there is no {last.with_name('best.ckpt')}: no images were held out to choose it by, or none seen yet\n"
             "use --ckpt_path last"
         )
     if (found := _newest(root, name, which)) is None:
@@ -77,6 +79,29 @@ def _newest(root: Path, name: str | None, which: str) -> Path | None:
     if name or not found:
         return found[-1] if found else None
     return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def launch() -> str | None:
+    """What may start this command anew when it was broken off: torchrun with a job's id, or SLURM."""
+    job, requeued = os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    if job != "none":
+        return f"torchrun {job}"
+    return f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ and requeued != "0" else None
+
+
+def broken_off(root: Path, name: str, command: str) -> Path | None:
+    """The last checkpoint of the run that this launch started with this very command, and that has not ended.
+
+    Every process must come to the same answer by itself, so it is read from the run folder and nothing else.
+    """
+    started_by = launch()
+    for _, run in reversed(versions(root, name)) if started_by else ():
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            last, sessions = run / "checkpoints" / "last.ckpt", read_sessions(run)
+            same = (sessions[-1]["launch"], sessions[-1]["command"]) == (started_by, command)
+            if same and "ended" not in sessions[-1] and last.is_file():
+                return last
+    return None
 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
@@ -105,17 +130,30 @@ def to_yaml(config: dict[str, Any]) -> str:
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def write_session(run: Path, facts: dict[str, Any]) -> None:
-    """Adds to sessions.json what a start of the run was like: command, commit, versions, machine."""
+def read_sessions(run: Path) -> list[dict[str, Any]]:
+    """What each start of a run was like; raises OSError or ValueError where the file is missing or damaged."""
+    return json.loads((run / "sessions.json").read_text(encoding="utf-8"))
+
+
+def write_session(run: Path, facts: dict[str, Any], new: bool = True) -> None:
+    """Adds to sessions.json what a start of the run was like, command, commit, versions and machine, or how it ended.
+
+    Args:
+        facts: names and values.
+        new: whether they are of another start; else they go to the last one's.
+    """
     path = run / "sessions.json"
     try:
-        sessions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        sessions = read_sessions(run) if path.is_file() else []
     except ValueError:
         # Damaged; it is kept aside, and no reason to stop a training.
         path.rename(path.with_name("sessions.json.bad"))
         sessions = []
+    if new or not sessions:
+        sessions.append({})
+    sessions[-1] |= facts
     with replacing(path) as partial:
-        partial.write_text(json.dumps([*sessions, facts], indent=2), encoding="utf-8")
+        partial.write_text(json.dumps(sessions, indent=2), encoding="utf-8")
 
 
 def write_splits(run: Path, provenance: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,8 +16,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.checkpoint import versions
-from resnet_pl.console import program, tell
-from resnet_pl.runs import commit, write_config, write_session, write_splits
+from resnet_pl.console import command_line, tell
+from resnet_pl.runs import commit, launch, write_config, write_session, write_splits
 
 
 class ProgressBar(RichProgressBar):
@@ -95,13 +94,23 @@ class StartReport(Callback):
         write_splits(self.run, trainer.datamodule.provenance())
         write_session(self.run, _session(trainer, self.args))
 
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the training was not broken off."""
+        write_session(self.run, {"ended": _now()}, new=False)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
 
 def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
     """What this start of the run is like."""
     return {
-        "command": shlex.join([*program().split(), *args]),
+        "command": command_line(args),
         "commit": commit(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "launch": launch(),
+        "started": _now(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "device": device_name(trainer),
         "threads": torch.get_num_threads(),
@@ -141,6 +150,8 @@ def _training(trainer: Trainer, pl_module: LightningModule) -> str:
     optimizer, schedule = trainer.optimizers[0], pl_module.schedule
     rates = [config.scheduler.base_lrs[0] for config in trainer.lr_scheduler_configs]
     warmup = f" after {schedule.warmup:g} {schedule.unit} of warm-up" if schedule.warmup else ""
+    if schedule.warmup_error is not None:
+        warmup += f", × {schedule.warmup_share:g} until the training error is below {schedule.warmup_error:.0%}"
     length = trainer.estimated_stepping_batches
     steps = f"{length:,} iterations" if length != float("inf") else "no set end"
     epochs = f"{trainer.max_epochs} epochs, " if trainer.max_epochs not in (None, -1) else ""
