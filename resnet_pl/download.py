@@ -219,11 +219,11 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
     """Holds a file's lock for the block; another process waits, and says once what for."""
     with path.open("a") as file:
         if not _try_lock(file):
-            print(f"waiting for another process that downloads {what}", file=sys.stderr)
+            print(f"waiting for another process that {does} {what}", file=sys.stderr)
             while not _try_lock(file):
                 time.sleep(PAUSE)
         yield

@@ -78,13 +78,14 @@ def decoded(root: Path, names: Sequence[str], side: int | None = None, folder: s
     key = _hash(torchvision.__version__, *((name, _state(root / name)) for name in names))
     pixels, index = own / f"{key}.pixels", own / f"{key}.npy"
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        with lock(place / f"{own.name}.lock", str(root), "decodes"):
-            # Written last: where it is, the pixels are whole.
-            if not index.is_file():
-                for older in own.iterdir():
-                    older.unlink()
-                _decode(root, names, side, pixels, index)
+        # Written last: where it is, the pixels are whole.
+        if not index.is_file():
+            own.mkdir(parents=True, exist_ok=True)
+            with lock(place / f"{own.name}.lock", f"the photos of {root}", "decodes"):
+                if not index.is_file():
+                    for older in own.iterdir():
+                        older.unlink()
+                    _decode(root, names, side, pixels, index)
     except OSError as error:
         raise UserError(
             f"the cache of decoded photos cannot be written to {own}: {error.strerror}\n"
@@ -118,7 +119,8 @@ def _decode(root: Path, names: Sequence[str], side: int | None, pixels: Path, in
     if needed > free:
         smaller = "with fewer pixels (--data.cache_side), " if side is None else ""
         raise UserError(
-            f"{len(names):,} decoded photos take about {needed / GB:.1f} GB, {pixels.parent} has {free / GB:.1f} GB free\n"
+            f"{len(names):,} decoded photos take about {needed / GB:.1f} GB, "
+            f"{pixels.parent} has {free / GB:.1f} GB free\n"
             f"keep them {smaller}elsewhere (--data.cache_dir) or not at all (--data.cache null)"
         )
     # Not by `tell`: any one of the processes decodes.
@@ -136,16 +138,16 @@ def _decode(root: Path, names: Sequence[str], side: int | None, pixels: Path, in
             file.write(data)
         return start, data.shape[0], data.shape[1]
 
-    with replacing(pixels) as partial:
-        with (
-            partial.open("wb") as file,
-            ThreadPool(spare_cores(1)) as pool,
-            progress("decoding", len(names)) as advance,
-        ):
-            rows = []
-            for row in pool.imap(keep, names, chunksize=8):
-                rows.append(row)
-                advance(1)
+    with (
+        replacing(pixels) as partial,
+        partial.open("wb") as file,
+        ThreadPool(spare_cores(1)) as pool,
+        progress("decoding photos", len(names)) as advance,
+    ):
+        rows = []
+        for row in pool.imap(keep, names, chunksize=8):
+            rows.append(row)
+            advance(1)
     with replacing(index) as partial, partial.open("wb") as file:
         np.save(file, np.array(rows, dtype=np.int64))
 

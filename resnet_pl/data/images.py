@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import glob
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from resnet_pl.errors import UserError
@@ -111,12 +112,13 @@ def read_image(path: Path) -> torch.Tensor:
     """
     with _as_bad_image(path):
         data = Path(path).read_bytes()
-        image = _open(io.BytesIO(data))
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        height, width, channels = jpeg_shape(data) or (0, 0, 0)
+        if channels in (1, 3) and 0 < height * width <= MAX_PIXELS:
             # What this decoder refuses, Pillow may still read, and says better what is wrong if it does not.
             with suppress(RuntimeError):
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        image = _open(io.BytesIO(data))
         image.load()
         # Damaged EXIF data spoils no pixels: such an image stays as it lies.
         with suppress(Exception):
@@ -124,21 +126,50 @@ def read_image(path: Path) -> torch.Tensor:
         return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
 
 
-def scan_image(path: Path) -> None:
+def read_jpeg(path: Path) -> torch.Tensor | None:
+    """The bytes of a JPEG that any decoder reads alike, uint8 `(B,)`; None for another file: `read_image` reads it."""
+    # What is wrong with a file is said by `read_image`.
+    with suppress(Exception):
+        data = Path(path).read_bytes()
+        height, width, channels = jpeg_shape(data) or (0, 0, 0)
+        whole = channels in (1, 3) and 0 < height * width <= MAX_PIXELS and data.endswith(_TRAILERS["JPEG"])
+        if whole and _open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return None
+
+
+def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
+    """Height, width and channels of a JPEG of 8 bits as it is stored, from its header; None for anything else."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            return (height, width, channels) if precision == 8 else None
+        at += 2 + length
+    return None
+
+
+def scan_image(path: Path) -> tuple[int, int]:
     """Checks an image file quickly: the header is sound, the size sane, the end there.
 
     Only a file whose last bytes are not those of a complete JPEG or PNG is decoded.
+
+    Returns:
+        Width and height as the file has them, EXIF orientation left aside.
 
     Raises:
         BadImage: as `read_image`.
     """
     with _as_bad_image(path), Path(path).open("rb") as file:
-        trailer = _TRAILERS.get(_open(file).format or "")
+        image = _open(file)
+        trailer = _TRAILERS.get(image.format or "")
         if trailer:
             file.seek(-len(trailer), os.SEEK_END)
             if file.read() == trailer:
-                return
+                return image.size
     read_image(path)
+    return image.size
 
 
 def _open(file: BinaryIO) -> Image.Image:

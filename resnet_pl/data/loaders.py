@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -147,21 +148,27 @@ class PhotoLoader(Loader):
         self.on_bad_image = on_bad_image
         self.skipped: dict[str, str] = {}
         self._plan = _Plan()
+        # Then the workers hand over bytes.
+        self._on_device = getattr(images, "device", None) is not None
         self._reader = DataLoader(
             dataset=images,
             batch_sampler=self._plan,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            collate_fn=_collate,
+            collate_fn=list if self._on_device else _collate,
             # Making an iterator must not draw from the global generator: a resumed run would differ from then on.
             generator=torch.Generator(),
         )
+        # Left to the garbage collector, the queues are closed before the workers are told to end, and torch waits for
+        # five seconds for each of them.
+        weakref.finalize(self, _end_workers, self._reader)
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """See `Loader.read`."""
         self._plan.batches = [[(epoch, index) for index in batch.tolist()] for batch in plan]
-        for images, labels, indices, bad in self._reader:
+        for read in self._reader:
+            images, labels, indices, bad = _collate(self.images.decode(read, epoch)) if self._on_device else read
             for image in bad:
                 self._report(image)
             # In training every batch is counted on: by Lightning for the validation after it, by other processes.
@@ -186,7 +193,12 @@ class PhotoLoader(Loader):
         good = list(islice((sample for sample in samples if not isinstance(sample, BadImage)), self.batch_size))
         if not good:
             raise _none_left(len(self.images))
-        return _collate(good)[:3]
+        return _collate(self.images.decode(good, epoch) if self._on_device else good)[:3]
+
+
+def _end_workers(reader: DataLoader) -> None:
+    if reader._iterator is not None:
+        reader._iterator._shutdown_workers()
 
 
 def _none_left(count: int) -> UserError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.io import ImageReadMode, decode_jpeg
 
-from resnet_pl.data.images import BadImage, read_image
+from resnet_pl.data.cache import DecodedPhotos
+from resnet_pl.data.images import BadImage, read_image, read_jpeg
 from resnet_pl.data.loaders import keyed_rng
 from resnet_pl.data.transforms import CentreCrop, Crop
 from resnet_pl.data.views import Views
@@ -26,7 +30,14 @@ class Photos(torch.utils.data.Dataset):
         crop: chooses the net's view; evaluation's centre crop by default.
         transforms: further transforms of the cropped uint8 image, in order.
         seed: the run's seed, from which crops and transforms draw.
+
+    Attributes:
+        cache: the same photos decoded, which views are then cut from.
+        device: where whole batches are decoded; None decodes each photo where it is read.
     """
+
+    cache: DecodedPhotos | None = None
+    device: torch.device | None = None
 
     def __init__(
         self,
@@ -51,18 +62,28 @@ class Photos(torch.utils.data.Dataset):
     def through(self, views: Views) -> Photos:
         """These photos, each as a list of views instead of one."""
         photos = copy(self)
-        photos.crop, photos.transforms = views, ()
+        photos.crop, photos.transforms, photos.cache, photos.device = views, (), None, None
         return photos
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | BadImage:
         """Returns the `(3, S, S)` uint8 view, label and index of a photo in an epoch, or what is wrong with its file.
 
+        With a `device` the view may be a JPEG's bytes, `(B,)` uint8, which `decode` takes.
+
         Args:
             key: (epoch, index). The view is a pure function of the seed and these two.
         """
         epoch, index = key
+        image = self.cache[index] if self.cache else None
+        if image is None and self.device is not None:
+            encoded = read_jpeg(self.root / self.names[index])
+            if encoded is not None:
+                return encoded, self.labels[index], index
+        return self._sample(image, epoch, index)
+
+    def _sample(self, image: Tensor | None, epoch: int, index: int) -> tuple[Tensor, int, int] | BadImage:
         try:
-            image = self.picture(index)
+            image = self.picture(index) if image is None else image
         except BadImage as bad:
             return bad
         with keyed_rng(self.seed, epoch, index):
@@ -70,3 +91,15 @@ class Photos(torch.utils.data.Dataset):
             for transform in self.transforms:
                 image = transform(image)
         return image, self.labels[index], index
+
+    def decode(self, samples: Sequence[Any], epoch: int) -> list[Any]:
+        """Samples of one epoch with views on the device; those that are bytes are decoded there, in one go."""
+        waiting = {sample[2]: sample[0] for sample in samples if isinstance(sample, tuple) and sample[0].ndim == 1}
+        images: list[Any] = [None] * len(waiting)
+        # One damaged photo fails them all; each is then read by itself, and the damaged one named.
+        with suppress(RuntimeError):
+            if waiting:
+                images = decode_jpeg(list(waiting.values()), mode=ImageReadMode.RGB, device=self.device)
+        views = {index: self._sample(image, epoch, index) for index, image in zip(waiting, images, strict=True)}
+        ready = [sample if isinstance(sample, BadImage) else views.get(sample[2], sample) for sample in samples]
+        return [s if isinstance(s, BadImage) else (s[0].to(self.device), *s[1:]) for s in ready]

@@ -37,13 +37,14 @@ def content_digests(paths: Sequence[Path]) -> list[str]:
     """
     digests = []
     with ThreadPool(8) as pool, progress("comparing images", len(paths)) as advance:
-        for digest in pool.imap(_digest, paths, chunksize=32):
+        for digest in pool.imap(content_digest, paths, chunksize=32):
             digests.append(digest)
             advance(1)
     return digests
 
 
-def _digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """Hashes one file's content; see `content_digests`."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import images
-from resnet_pl.data.images import BadImage, list_images, read_image, scan_image
+from resnet_pl.data.images import BadImage, jpeg_shape, list_images, read_image, read_jpeg, scan_image
 from resnet_pl.errors import UserError
 
 RED, BLUE, WHITE = (220, 40, 30), (20, 60, 210), (255, 255, 255)
@@ -77,6 +77,45 @@ def test_jpeg_takes_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.write_bytes(encoded(noise(), "JPEG"))
     monkeypatch.setattr(images, "decode_jpeg", lambda *args, **kwargs: "fast")
     assert read_image(path) == "fast"
+
+
+def test_the_shape_in_a_jpegs_header() -> None:
+    for options in (
+        {},
+        {"progressive": True},
+        {"comment": b"x" * 300},
+        {"exif": Image.Exif()},
+        {"icc_profile": b"y" * 99},
+    ):
+        assert jpeg_shape(encoded(noise(), "JPEG", **options)) == (64, 80, 3)
+    assert jpeg_shape(encoded(noise("L"), "JPEG")) == (64, 80, 1)
+    assert jpeg_shape(encoded(noise("CMYK"), "JPEG")) == (64, 80, 4)
+    data = encoded(noise(), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    twelve_bits = data[: frame + 4] + b"\x0c" + data[frame + 5 :]
+    for other in (b"", b"\xff\xd8", data[: frame + 8], data[2:], twelve_bits, encoded(noise(), "PNG")):
+        assert jpeg_shape(other) is None
+
+
+def test_bytes_are_read_of_whole_upright_jpegs_only(tmp_path: Path) -> None:
+    turned, path = Image.Exif(), tmp_path / "image"
+    turned[ORIENTATION] = 6
+    data = encoded(noise(), "JPEG")
+    path.write_bytes(data)
+    assert bytes(read_jpeg(path).numpy()) == data
+    others = [encoded(noise(), "JPEG", exif=turned), data[:-2], encoded(noise("CMYK"), "JPEG"), encoded(noise(), "PNG")]
+    for other in (*others, b""):
+        path.write_bytes(other)
+        assert read_jpeg(path) is None
+    assert read_jpeg(tmp_path / "missing") is None
+
+
+def test_a_jpeg_that_claims_too_many_pixels(tmp_path: Path) -> None:
+    data = encoded(noise(), "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    (tmp_path / "image.jpg").write_bytes(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :])
+    with pytest.raises(BadImage, match="pixels"):
+        read_image(tmp_path / "image.jpg")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -98,6 +99,18 @@ def test_resumes_with_exactly_the_remaining_batches(done: int) -> None:
     assert len(indices(resumed)) == 7
 
 
+def test_the_state_is_of_the_epoch_that_has_begun() -> None:
+    loader = index_loader(30)
+    assert len(indices(loader)) == 7
+    # Lightning tells the next epoch some time before it asks for its first batch.
+    loader.sampler.set_epoch(1)
+    assert loader.state_dict() == {"epoch": 0, "done": 7}
+    # A state that was taken up and not used is still the state.
+    resumed = index_loader(30)
+    resumed.load_state_dict({"epoch": 2, "done": 3})
+    assert resumed.state_dict() == {"epoch": 2, "done": 3}
+
+
 def test_the_next_epoch_starts_anew_where_the_last_was_cut_short() -> None:
     cut = index_loader(30)
     for _, _batch in zip(range(3), cut, strict=False):
@@ -176,6 +189,19 @@ def test_photos_resume_bitwise(photos: Photos, workers: int) -> None:
     resumed = photo_loader(photos, workers)
     resumed.load_state_dict({"epoch": 0, "done": 1})
     assert same(list(resumed), whole[1:])
+
+
+def test_workers_end_with_their_loader_also_in_a_cycle(photos: Photos) -> None:
+    # As in a training; left to the collector each worker would be waited for, for seconds, and killed.
+    loader = photo_loader(photos, workers=2)
+    batches = iter(loader)
+    next(batches)
+    workers = loader._reader._iterator._workers
+    cycle = {"loader": loader, "batches": batches}
+    cycle["self"] = cycle
+    del loader, batches, cycle
+    gc.collect()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

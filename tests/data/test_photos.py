@@ -2,11 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
+from resnet_pl.data import ImageFolder
 from resnet_pl.data.images import BadImage
+from resnet_pl.data.loaders import EpochSampler, PhotoLoader
 from resnet_pl.data.photos import Photos
 from resnet_pl.data.transforms import RandomResizedCrop
+from resnet_pl.errors import UserError
 
 
 @pytest.fixture
@@ -42,3 +46,76 @@ def test_a_bad_file_is_returned(photo_folder: Path, names: list[str]) -> None:
     assert isinstance(bad, BadImage)
     assert bad.path == photo_folder / names[0]
     assert bad.reason == "the file is empty"
+
+
+# ------------------------------------------------------------------------------------ decoding on the device
+@pytest.fixture
+def kinds(photo_folder: Path, names: list[str]) -> list[str]:
+    """The photos, a PNG and one turned by EXIF among them."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(photo_folder / names[3]) as image:
+        image.save(photo_folder / names[1], "PNG")
+        image.save(photo_folder / names[2], "JPEG", exif=turned, quality=95)
+    return names
+
+
+def by_both(root: Path, names: list[str], device: str, **kwargs: object) -> list[PhotoLoader]:
+    """Loaders of the same photos, decoded in the worker and on the device."""
+    photos = [Photos(root, names, range(30), 16, RandomResizedCrop(), seed=1) for _ in range(2)]
+    photos[1].device = torch.device(device)
+    return [PhotoLoader(each, EpochSampler(30, 1, True), 8, **kwargs) for each in photos]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_decoded_on_the_device(photo_folder: Path, kinds: list[str], workers: int) -> None:
+    plain, ours = by_both(photo_folder, kinds, "cpu", num_workers=workers)
+    sizes = [sample[0].ndim for sample in (ours.images[0, index] for index in range(30))]
+    assert sizes == [1, 3, 3, *[1] * 27], "only JPEGs that lie as they are seen travel as bytes"
+    for first, second in zip(plain, ours, strict=True):
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.labels, second.labels) and torch.equal(first.indices, second.indices)
+    assert ours.images.through(lambda image, size: [image]).device is None
+
+
+def test_bad_photos_among_those_decoded_on_the_device(photo_folder: Path, names: list[str]) -> None:
+    (photo_folder / names[8]).write_bytes(b"no image")
+    (photo_folder / names[7]).write_bytes((photo_folder / names[7]).read_bytes()[:400])
+    # Damaged in the middle, where only the decoder sees it.
+    data = (photo_folder / names[29]).read_bytes()
+    start = data.index(b"\xff\xda")
+    (photo_folder / names[29]).write_bytes(data[: start + 4] + b"\xff\xd9")
+    plain, ours = by_both(photo_folder, names, "cpu", on_bad_image="skip")
+    for first, second in zip(plain, ours, strict=True):
+        assert torch.equal(first.images, second.images) and torch.equal(first.indices, second.indices)
+    assert plain.skipped == ours.skipped and len(ours.skipped) == 3
+
+
+def test_a_batch_of_bad_photos_is_stood_in_for(photo_folder: Path, names: list[str]) -> None:
+    plain, ours = by_both(photo_folder, names, "cpu", on_bad_image="skip")
+    for index in plain.sampler.indices()[8:16].tolist():
+        (photo_folder / names[index]).write_bytes(b"")
+    for first, second in zip(plain, ours, strict=True):
+        assert torch.equal(first.images, second.images) and torch.equal(first.indices, second.indices)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_decoded_on_a_gpu(photo_folder: Path, kinds: list[str]) -> None:
+    difference = []
+    for first, second in zip(*by_both(photo_folder, kinds, "cuda", num_workers=1), strict=True):
+        assert second.images.is_cuda and torch.equal(first.indices, second.indices)
+        difference.append((first.images.int() - second.images.cpu().int()).float())
+    together = torch.cat(difference)
+    # Another decoder rounds otherwise and enlarges colour otherwise; no photo may be another or lie elsewhere.
+    assert together.abs().mean() < 3 and together.mean().abs() < 0.5
+
+
+def test_decoding_on_the_device_needs_a_gpu_and_no_transforms(photo_folder: Path) -> None:
+    data = ImageFolder(str(photo_folder), image_size=16, num_workers=0, decode="device")
+    data.setup("fit")
+    assert data.val_dataloader().images.device is None, "evaluation is the same everywhere"
+    with pytest.raises(UserError, match=r"data.decode: photos cannot be decoded on a cpu\n.*--data.decode cpu"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match="transforms of single photos"):
+        ImageFolder(str(photo_folder), transforms=[v2.RandomErasing()], decode="device")
