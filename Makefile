@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 # Installed again only when the pins change.
 $(VENV)/.installed: requirements.txt
@@ -29,7 +29,11 @@ demo: $(VENV)/.installed
 	echo "your photos:   $(CLI) fit --config configs/folder.yaml --data.root FOLDER"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Hours; one that was stopped goes on where it was. The figures go to docs/reliability.md.
+faults: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/campaign.py --record
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -23,6 +23,19 @@ from resnet_pl.files import replacing
 # Where a checkpoint keeps what this project adds to Lightning's own keys.
 KEY = "resnet_pl"
 FORMAT = 1
+# What a checkpoint holds, and of which kind: another is damaged, in a way that no checksum of a file tells.
+SECTIONS: dict[str, type | tuple[type, ...]] = {
+    "state_dict": dict,
+    "epoch": int,
+    "global_step": int,
+    "loops": (dict, type(None)),
+    "callbacks": (dict, type(None)),
+    "hyper_parameters": (dict, type(None)),
+    "optimizer_states": (list, type(None)),
+    "lr_schedulers": (list, type(None)),
+    KEY: dict,
+}
+STORY = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
 # Sections that rebuild a net and its data; how and where it was trained is of no concern to a test.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 
@@ -82,7 +95,8 @@ def read(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise UserError(f"the checkpoint {path} is damaged ({damaged})\n{_newest_beside(path)}")
+            where = damaged if len(damaged) < 100 and damaged.isprintable() else "the name of a part"
+            raise UserError(f"the checkpoint {path} is damaged ({where})\n{_newest_beside(path)}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise
@@ -101,7 +115,22 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is no checkpoint of a run, perhaps a net's weights alone\n"
             f"start from such weights with --model.weights {path}"
         )
+    _check_sections(checkpoint, path)
     return checkpoint
+
+
+def _check_sections(checkpoint: Mapping[str, Any], path: Path) -> None:
+    told = checkpoint.get(KEY)
+    if told is None:  # another project's
+        return
+    found = [(key, checkpoint.get(key), kind) for key, kind in SECTIONS.items()]
+    found += [(f"{KEY}.{key}", told.get(key), kind) for key, kind in STORY.items()] if isinstance(told, dict) else []
+    if isinstance(checkpoint.get("state_dict"), dict):
+        found += [(f"state_dict.{key}", value, torch.Tensor) for key, value in checkpoint["state_dict"].items()]
+    for name, value, kind in found:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            what = "not there" if value is None else f"a {type(value).__name__}"
+            raise UserError(f"the checkpoint {path} is damaged: its {name} is {what}\n{_newest_beside(path)}")
 
 
 def _newest_beside(path: Path) -> str:
@@ -126,7 +155,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
             f"{path} has the format {told['format']}, this version reads up to {FORMAT}\n"
             f"update resnet_pl (it was written by {told.get('versions', {}).get('resnet_pl', 'a later version')})"
         )
-    hyper_parameters = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    hyper_parameters = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if not k.startswith("_")}
     config = dict(told["config"] or {})
     # What the net learnt from the data, its classes, is in the hyper-parameters alone.
     config["model"] = without_pretrained({**config.get("model", {}), **hyper_parameters})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -13,11 +13,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks.bad_loss import BadLoss, check
 from resnet_pl.callbacks.exact_resume import ExactResume
 from resnet_pl.console import tell
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import Batch
-from resnet_pl.errors import Diverged, UserError
+from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import Evaluation
 from resnet_pl.evaluation.views import average_scores
 from resnet_pl.models.compiled import compile_training
@@ -44,6 +45,8 @@ class ImageClassifier(LightningModule):
         label_smoothing: share of each training label that is spread over all classes; for cross-entropy alone.
         channels_last: memory layout that convolutions are faster in.
         compile: whether training runs the net compiled: its first step then takes a minute or more, the others less.
+        on_bad_loss: what to do at a loss of NaN or infinity: stop, at the next logging step, or skip the batch and
+            write the names of its images to skipped.csv; then every step waits for its loss.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: Share = 0.0,
         channels_last: bool = True,
         compile: bool = False,
+        on_bad_loss: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -89,6 +93,9 @@ class ImageClassifier(LightningModule):
         # Set by the command line: whether a test averages each view with its mirror image.
         self.mirror = False
         self._seen: Tensor | None = None
+        self._bad_loss = BadLoss()
+        # Whether any batch takes part in the coming step.
+        self._steps = False
         # Of the images since the last step, while a warm-up waits for the training error: how many, and how many wrong.
         self._wrong: Tensor | None = None
         self._scheduler: ScheduledLR | None = None
@@ -161,7 +168,7 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ training
     def configure_callbacks(self) -> list[Callback]:
         """What every training has, from Python too."""
-        return [ExactResume()]
+        return [ExactResume(), self._bad_loss]
 
     def on_train_start(self) -> None:
         """Gives the loader its place in the epoch: it was made, to learn the run's length, before that was known.
@@ -178,11 +185,15 @@ class ImageClassifier(LightningModule):
         """The loss of a batch; what is logged stays on the device until a logging step."""
         logits = self(batch.images)
         loss = self.loss(logits, batch.labels)
+        if self.hparams.on_bad_loss == "skip" and self._bad_loss.leaves_out(self.trainer, self, batch, loss):
+            # No gradient, but one that every process takes part in.
+            return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+        self._steps = True
         with torch.no_grad():
             labels = batch.labels.argmax(1) if batch.labels.ndim > 1 else batch.labels
-            correct = (logits.argmax(1) == labels).sum()
             size = len(labels)
-            seen = torch.stack([loss.detach().float() * size, correct.float(), correct.new_full((), size).float()])
+            correct = (logits.argmax(1) == labels).sum(dtype=torch.float32)
+            seen = torch.stack([loss.detach().float() * size, correct, correct.new_full((), size)])
             self._seen = seen if self._seen is None else self._seen + seen
             if self._scheduler is not None and self._scheduler.errors is not None:
                 wrong = torch.stack([size - correct, correct.new_full((), size)])
@@ -192,9 +203,18 @@ class ImageClassifier(LightningModule):
             self._log_training()
         return loss
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """See LightningModule; where all its batches are left out there is no step: momentum would move the weights."""
+        if self.hparams.on_bad_loss == "skip":
+            loss = optimizer_closure()
+            if not self._steps:
+                return
+            self._steps, optimizer_closure = False, lambda: loss
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
     def lr_scheduler_step(self, scheduler: ScheduledLR, metric: Any) -> None:
         """See LightningModule; a warm-up that ends by training error is told the error of all processes."""
-        if scheduler.errors is None:
+        if scheduler.errors is None or self._wrong is None:
             scheduler.step()
             return
         wrong, images = self.trainer.strategy.reduce(self._wrong, reduce_op="sum").tolist()
@@ -203,16 +223,12 @@ class ImageClassifier(LightningModule):
 
     def _log_training(self) -> None:
         """Mean loss and top-1 since they were logged last, over this process's images."""
-        total, correct, count = self._seen.unbind()
-        rate = self.optimizers().param_groups[0]["lr"]
-        if not torch.isfinite(total):
-            raise Diverged(
-                f"the training loss is {float(total):g} at step {self.trainer.global_step}, learning rate {rate:.3g}\n"
-                "lower --model.optimizer.lr; the checkpoints of the epochs before are kept"
-            )
-        self.log("train/loss", total / count, prog_bar=True)
+        total, correct, count = check(self.trainer, self)
+        self.log("train/loss", total / count)
+        # With `prog_bar` Lightning would ask the device for it in every step to come.
+        self.trainer._logger_connector._progress_bar_metrics["train/loss"] = total / count
         self.log("train/top1", correct / count)
-        self.log("lr", rate)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
         self._seen = None
 
     def on_train_epoch_end(self) -> None:

@@ -197,7 +197,8 @@ r"NestedArg\(key='[^']*', val='([^']*)'", r"Got value: (.+)", r"Given value: (.+
 
 def arguments_of(class_path: str) -> list[str]:
     """Names of the arguments of a class, those of its parents included, or of a function."""
-    named = locate(class_path)
+    if not callable(named := locate(class_path)):
+        return []
     found = list(inspect.signature(named).parameters)
     if not isinstance(named, type) and "kwargs" in found:
         # A function that hands on what it is given, to the class it returns.
@@ -223,7 +224,9 @@ def _where(key: str, files: Sequence[str]) -> str:
     if not key:
         return ""
     for name in reversed(files):
-        root = yaml.compose(Path(name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        # The reader that took the file in: Python's own is stricter about tabs.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        root = yaml.compose(Path(name).read_text(encoding="utf-8"), Loader=loader)
         if lines := list(dict.fromkeys(_lines(root, key.split(".")))):
             return f"{key} ({name}, line {' or '.join(map(str, lines))}): "
     return f"{key}: "

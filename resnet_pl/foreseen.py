@@ -43,6 +43,8 @@ FORESEEN = {
         "trainer.devices: GPUs {0} are asked for, this machine has {1}\ngive fewer, or auto",
     r"Requirement '(\S+)' not met":
         "a package is asked for that is not installed: {0}\nleave out what needs it, or pip install '{0}'",
+    r"Found more than one stateful callback of type `(\w+)`":
+        "trainer.callbacks: {0} is given more than once, and its state is kept for one\ngive it once",
     r"Expected more than 1 value per channel":
         "data.batch_size: BatchNorm cannot learn from one image where the net has shrunk it to 1×1\n"
         "raise --data.batch_size to 2 or more, or --data.image_size",
@@ -69,7 +71,19 @@ def foreseen(error: Exception) -> str | None:
         if found := re.search(pattern, f"{type(error).__name__}: {error}", re.DOTALL):
             groups = [re.sub(r"[`']", "", group) for group in found.groups()]
             return told.format(*groups, place=f": {place} cannot be written" if place else "")
-    return _own_code(error)
+    if isinstance(error, NotImplementedError) and not str(error):
+        method = traceback.extract_tb(error.__traceback__)[-1].name
+        return f"a class is named that leaves {method} to others\nname one that derives from it, as Digits for data"
+    return _own_code(error) or _restoring(error)
+
+
+def _restoring(error: Exception) -> str | None:
+    """What fails where Lightning takes a checkpoint apart, which is whole as a file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(f.filename.endswith("checkpoint_connector.py") and "dump" not in f.name for f in frames):
+        what = next(iter(str(error).splitlines()), "")
+        return f"the checkpoint cannot be restored: {type(error).__name__}: {what}\nuse another one"
+    return None
 
 
 def _own_code(error: Exception) -> str | None:

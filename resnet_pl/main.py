@@ -18,10 +18,10 @@ HELP = f"""usage: {program()} SUBCOMMAND [options]
 resnet_pl {__version__}: train residual networks properly with PyTorch Lightning.
 
 subcommands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:<12}{text}" for name, text in SUBCOMMANDS.items())}
 
 nets and finished runs:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<12}{text}" for name, text in COMMANDS.items())}
 
 examples:
   {program()} fit --config configs/digits.yaml

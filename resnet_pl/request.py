@@ -124,6 +124,19 @@ class Request:
             )
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Refuses a key that is there twice, of which YAML's readers drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"{key.value} is there twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Reads a configuration file.
 
@@ -136,11 +149,13 @@ def read_config(path: Path) -> dict[str, Any]:
         way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(others)) or 'none in configs/'}"
         raise UserError(f"there is no configuration file {path}\n{way_out}")
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path} is no valid YAML\n{where}{getattr(error, 'problem', error)}") from error
+        # A character that no YAML may hold is told in several lines.
+        what = " ".join(str(getattr(error, "problem", error)).split())
+        raise UserError(f"{path} is no valid YAML\n{where}{what}") from error
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"cannot read the configuration file {path}: {error}") from error
     except (ValueError, RecursionError) as error:

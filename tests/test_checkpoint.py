@@ -28,6 +28,8 @@ CONFIG = {
 def content(**kwargs: Any) -> dict[str, Any]:
     return {
         "pytorch-lightning_version": "2.6",
+        "epoch": 2,
+        "global_step": 30,
         "state_dict": {"weight": torch.arange(1000.0), "bias": torch.ones(3)},
         "hyper_parameters": {"num_classes": 10, "class_names": list("0123456789"), "_instantiator": "x"},
         ckpt.KEY: ckpt.story(CONFIG, {"root": "data", "classes": ["a"], "splits": {"train": ["a/1.jpg"]}}),
@@ -123,6 +125,22 @@ def test_a_truncated_file(path, share):
     message = refused(path)
     assert "truncated" in message
     assert "there is no other checkpoint beside it" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "told"),
+    [
+        ("state_dict", None, "its state_dict is not there"),
+        ("state_dict", {"weight": 1}, "its state_dict.weight is a int"),
+        ("global_step", True, "its global_step is a bool"),
+        ("loops", [], "its loops is a list"),
+        (ckpt.KEY, {"config": {}}, "its resnet_pl.format is not there"),
+        (ckpt.KEY, {"format": 1, "data": "photos"}, "its resnet_pl.data is a str"),
+    ],
+)
+def test_a_sound_file_with_something_else_in_it(path, section, value, told):
+    torch.save(content(**{section: value}), path)
+    assert told in refused(path)
 
 
 @pytest.mark.parametrize("text", ["", "hello, I am no checkpoint\n", "a: 1\n" * 1000])

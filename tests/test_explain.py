@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_pl.explain import arguments_of
 from tests.test_cli import SMALL, refused
 
 MINE = """
@@ -133,3 +134,7 @@ def test_a_constructor_is_told_without_its_wrapping(own: Path, capsys: pytest.Ca
     argv = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.mode", "maximum"]
     said = refused(capsys, "fit", *SMALL, "--trainer.default_root_dir", own / "runs", *argv)
     assert said == "error: `mode` can be min, max but got maximum"
+
+
+def test_what_is_no_class_has_no_arguments() -> None:
+    assert arguments_of("nowhere.None") == [] and "depth" in arguments_of("resnet_pl.models.cifar_resnet")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_pl.foreseen import foreseen
+from resnet_pl.data import ImageDataModule
+from resnet_pl.foreseen import LIBRARIES, _restoring, foreseen
 from tests.conftest import MakePhotos
 from tests.test_cli import SMALL, refused, run
 
@@ -160,6 +161,16 @@ def test_what_needs_another_machine(error: Exception, words: str | None) -> None
     assert told is None if words is None else words in (told or "")
 
 
+def test_no_compiler(own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    line = ["--model.compile", True, "--model.backbone", "foreseen_mine.Norm", "--trainer.accelerator", "cpu"]
+    said = refused(capsys, "fit", *SMALL[:2], "--trainer.default_root_dir", own / "runs", *line)
+    assert "model.compile: torch finds no compiler" in said and "or leave model.compile out" in said
+
+
 def test_an_unwritable_checkpoint_is_named(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,3 +180,25 @@ def test_an_unwritable_checkpoint_is_named(
     monkeypatch.setattr(torch, "save", fill)
     said = refused(capsys, "fit", *SMALL, "--trainer.default_root_dir", own / "runs")
     assert f"the disk is full: {own}/runs/digits/version_0/checkpoints/" in said and ".ckpt cannot be written" in said
+
+
+def test_a_base_class() -> None:
+    with pytest.raises(NotImplementedError) as error:
+        ImageDataModule().find_splits()
+    assert foreseen(error.value).splitlines()[0] == "a class is named that leaves find_splits to others"
+
+
+def test_the_same_callback_twice() -> None:
+    told = foreseen(RuntimeError("Found more than one stateful callback of type `Freeze`. In the current"))
+    assert told == "trainer.callbacks: Freeze is given more than once, and its state is kept for one\ngive it once"
+
+
+@pytest.mark.parametrize(("place", "told"), [("restore_loops", True), ("dump_checkpoint", False)])
+def test_a_checkpoint_whose_parts_are_not_what_they_should_be(place: str, told: bool) -> None:
+    functions: dict[str, object] = {}
+    code = f"def {place}(loops):\n    return loops['fit_loop']"
+    exec(compile(code, f"{LIBRARIES[-1]}/lightning/checkpoint_connector.py", "exec"), functions)
+    with pytest.raises(KeyError) as error:
+        functions[place]({})
+    expected = "the checkpoint cannot be restored: KeyError: 'fit_loop'\nuse another one"
+    assert (_restoring(error.value) == expected) is told

@@ -53,6 +53,10 @@ def test_config_that_is_no_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     path.write_text("model:\n  backbone: [resnet18\n")
     message = told(capsys, "fit", "--config", str(path))
     assert str(path) in message and "line 3" in message
+    path.write_text("model:\n  depth: 1\n  depth: 2\n")
+    assert "line 3, column 3: depth is there twice" in told(capsys, "fit", "--config", str(path))
+    path.write_text("a: b\0")
+    assert str(path) in told(capsys, "fit", "--config", str(path))
     path.write_text("just words")
     assert "keys and values" in told(capsys, "fit", "--config", str(path))
     path.write_bytes(b"\xff\xfe\x00")

@@ -1,7 +1,8 @@
 """Commands that train nothing: they look at nets, checkpoints and finished runs.
 
-A command is a module of its name here: its docstring is the help, `add_arguments` the options, `run` the work; its line
-in `request.COMMANDS` makes it known. A `parse`, where there is one, reads the options in place of the parser's own.
+A command is a module of its name here (`check-data` is check_data): its docstring is the help, `add_arguments` the
+options, `run` the work; its line in `request.COMMANDS` makes it known. A `parse`, where there is one, reads the options
+in place of the parser's own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def run(args: Sequence[str]) -> int:
         args: arguments, the command's name first.
     """
     name, *options = args
-    command = import_module(f"{__name__}.{name}")
+    command = import_module(f"{__name__}.{name.replace('-', '_')}")
     parser = ArgumentParser(prog=f"{program()} {name}", description=command.__doc__, exit_on_error=False)
     command.add_arguments(parser)
     try:

@@ -1,0 +1,133 @@
+"""A loss that is not finite: it stops the run, or its batch is left out."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from resnet_pl.callbacks.exact_resume import ExactResume
+from resnet_pl.data.loaders import Batch
+from resnet_pl.errors import Diverged
+
+# So many batches left out one after another are no accident.
+MOST_IN_A_ROW = 20
+# A loss scale as small as this has been halved at each of the last 26 steps: none of them was taken.
+LEAST_SCALE = 2.0**-10
+
+
+class BadLoss(Callback):
+    """Keeps a loss of NaN or infinity from spoiling the net, or at least its checkpoints.
+
+    With `stop` nothing is asked of the device between logging steps; no checkpoint is written of a net that has gone
+    wrong since, so the last one is good. With `skip` each step waits for its loss: a batch whose loss is not finite, in
+    any of the processes, takes no part in the step, in all of them. The weights, the optimiser's state and the running
+    statistics stay as if it had not been there; the learning rate goes on.
+
+    Half precision's own overflow, that of scaled gradients, is neither: there the scaler leaves out a step and
+    lowers its scale. A scale that only falls is told.
+    """
+
+    def __init__(self) -> None:
+        self.left_out = self._in_a_row = 0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses to keep a net that has gone wrong in training."""
+        if trainer.training or trainer.validating:
+            check(trainer, pl_module, weights=True)
+
+    def leaves_out(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, loss: Tensor) -> bool:
+        """Whether the batch takes no part, because its loss is not finite here or in another process.
+
+        Raises:
+            Diverged: the weights have gone wrong already, or no batch does well any more.
+        """
+        loss = loss.detach()
+        if not trainer.strategy.reduce((~torch.isfinite(loss)).float(), reduce_op="sum").item():
+            self._in_a_row = 0
+            return False
+        self.left_out, self._in_a_row = self.left_out + 1, self._in_a_row + 1
+        hopeless = self._in_a_row >= MOST_IN_A_ROW
+        if hopeless or not all_finite(pl_module.parameters()):
+            raise diverged(trainer, pl_module, float(loss), f", {MOST_IN_A_ROW} times in a row" if hopeless else "")
+        resume = next(callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
+        resume.forget_batch()
+        self._record(trainer, batch, float(loss))
+        return True
+
+    def _record(self, trainer: Trainer, batch: Batch, loss: float) -> None:
+        images = trainer.datamodule.split("train").names
+        names = [images[index] for index in batch.indices.tolist()]
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "skipped.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file)
+            if not file.tell():
+                table.writerow(["step", "epoch", "batch", "process", "loss", "learning_rate", "images"])
+            where = [trainer.global_step, batch.epoch, batch.number, trainer.global_rank]
+            table.writerow([*where, loss, _rate(trainer), ";".join(names)])
+        if not math.isfinite(loss):
+            # Not by `tell`: each process meets other images.
+            print(
+                f"left out, {self.left_out} so far: batch {batch.number} of epoch {batch.epoch}, step "
+                f"{trainer.global_step}, its loss is {loss:g}: {names[0]} and {len(names) - 1} more, see {path}",
+                flush=True,
+            )
+
+
+def check(trainer: Trainer, pl_module: LightningModule, weights: bool = False) -> list[float]:
+    """Looks at the losses since they were logged last, and at the weights if asked.
+
+    Returns:
+        Their sum over images, how many of these were right, and how many there were.
+
+    Raises:
+        Diverged: something is not finite, or half precision takes no step any more.
+    """
+    seen = [0.0, 0.0, 0.0] if pl_module._seen is None else pl_module._seen.tolist()
+    total, _, images = seen
+    scale = scaler.get_scale() if (scaler := getattr(trainer.precision_plugin, "scaler", None)) else 1.0
+    wrong = not math.isfinite(total) or scale < LEAST_SCALE
+    if weights:
+        wrong |= not all_finite(pl_module.parameters())
+    elif trainer.world_size > 1:
+        # A process that stopped alone would leave the others waiting for it.
+        wrong = bool(trainer.strategy.reduce(torch.tensor(float(wrong), device=pl_module.device), reduce_op="sum"))
+    if wrong:
+        steps = math.ceil(images / (trainer.datamodule.batch_size * trainer.accumulate_grad_batches))
+        raise diverged(trainer, pl_module, total, f" or one of the {steps - 1} before" if steps > 1 else "")
+    return seen
+
+
+def diverged(trainer: Trainer, pl_module: LightningModule, loss: float, when: str) -> Diverged:
+    """The error that says what went wrong, when, and what there is to go back to."""
+    sound, half = all_finite(pl_module.parameters()), str(trainer.precision) == "16-mixed"
+    what, way_out = f"the training loss is {loss:g}", "lower --model.optimizer.lr"
+    if half and sound:
+        # The scaler has left out every step that could have spoilt the weights.
+        way_out = "give --trainer.precision bf16-mixed"
+        what = "gradients overflow half precision at every step" if math.isfinite(loss) else f"{what}: an overflow"
+    elif math.isfinite(loss):
+        what = "the training loss of another process is not finite" if sound else "the weights are not finite"
+    good = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if c.best_model_path]
+    newest = max((path for path in good if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+    kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+    return Diverged(
+        f"{what} at step {trainer.global_step}{when}, learning rate {_rate(trainer):.3g}\n"
+        f"{way_out}, or leave such batches out and name their images with --model.on_bad_loss skip; {kept}"
+    )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite; the device is asked once."""
+    return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
+
+
+def _rate(trainer: Trainer) -> float:
+    return trainer.optimizers[0].param_groups[0]["lr"]

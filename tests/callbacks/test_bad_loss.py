@@ -1,0 +1,161 @@
+"""A loss that is not finite stops the run and names what is good, or its batch is as if it had never been."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+
+from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.data.loaders import Batch
+from resnet_pl.errors import Diverged
+from resnet_pl.optim import Schedule
+from tests.tiny import Tiny, classifier, optimizer, trainer
+
+
+class Poisoned(Tiny):
+    """Batches, by epoch and number, whose images are NaN, or that are not there at all."""
+
+    def __init__(self, poisoned: set[tuple[int, int]] = frozenset(), absent: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.poisoned, self.absent = poisoned, absent
+
+    def augment(self, batch: Batch) -> Batch:
+        batch = super().augment(batch)
+        bad = (batch.epoch, batch.number) in self.poisoned
+        return batch._replace(images=batch.images * math.nan) if bad else batch
+
+    def train_dataloader(self) -> Any:
+        loader, poisoned = super().train_dataloader(), self.poisoned
+
+        class Without(type(loader)):
+            def __iter__(self) -> Iterator[Batch]:
+                return (batch for batch in super().__iter__() if (batch.epoch, batch.number) not in poisoned)
+
+        if self.absent:
+            loader.__class__ = Without
+        return loader
+
+
+def fitted(data: Tiny, *, folder: Path | None = None, policy: str = "skip", **kwargs: Any) -> ImageClassifier:
+    own = {"optimizer": optimizer(lr=0.05, momentum=0.9, weight_decay=0.01), "schedule": Schedule("constant")}
+    module = classifier(on_bad_loss=policy, **own)
+    settings = {"max_epochs": 2, "limit_val_batches": 0, "default_root_dir": folder} | kwargs
+    trainer(**settings).fit(module, datamodule=data)
+    return module
+
+
+def momentum(module: ImageClassifier) -> list[Tensor]:
+    return [state["momentum_buffer"] for state in module.optimizers().state.values()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_left_out_is_as_if_it_had_never_been(tmp_path: Path, accumulate: int) -> None:
+    # Of accumulated batches both of a step, else the others would be summed differently.
+    poisoned = {(0, 2), (1, 0)} if accumulate == 1 else {(0, 2), (0, 3)}
+    module = fitted(Poisoned(poisoned), folder=tmp_path, accumulate_grad_batches=accumulate)
+    without = fitted(Poisoned(poisoned, absent=True), accumulate_grad_batches=accumulate)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, without.state_dict()[name]), name
+    assert all(map(torch.equal, momentum(module), momentum(without)))
+    assert not torch.equal(module.backbone.conv1.weight, fitted(Tiny()).backbone.conv1.weight)
+
+
+def test_the_images_of_a_batch_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Poisoned({(0, 2), (1, 0)})
+    module = fitted(data, folder=tmp_path, log_every_n_steps=1)
+    with (tmp_path / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["epoch"], row["batch"], row["loss"]) for row in rows] == [
+        ("2", "0", "2", "nan"),
+        ("4", "1", "0", "nan"),
+    ]
+    expected = next(batch for batch in data.train_dataloader() if batch.number == 2)
+    assert rows[0]["images"].split(";") == [data.splits["train"].names[i] for i in expected.indices]
+    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(told) == module._bad_loss.left_out == 2 and "left out, 2 so far: batch 0 of epoch 1, step 4" in told[1]
+
+
+def test_no_good_batch_any_more_stops_the_run(tmp_path: Path) -> None:
+    everything = {(epoch, number) for epoch in range(10) for number in range(4)}
+    with pytest.raises(Diverged, match="loss is nan at step 19, 20 times in a row, learning rate"):
+        fitted(Poisoned(everything), folder=tmp_path, max_epochs=10)
+
+
+class Spoil(Callback):
+    """Makes the weights infinite after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                pl_module.backbone.conv1.weight.fill_(math.inf)
+
+
+def test_weights_that_have_gone_wrong_stop_a_run_that_leaves_batches_out(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="at step 3, learning rate"):
+        fitted(Tiny(), folder=tmp_path, callbacks=[Spoil(3)])
+    assert not (tmp_path / "skipped.csv").exists()
+
+
+def kept(folder: Path, data: Tiny, *callbacks: Callback, every: int | None = None, **kwargs: Any) -> str:
+    """Trains until it stops itself; returns what it says."""
+    own = [*callbacks, BestCheckpoint(folder), LastCheckpoint(folder, every_n_steps=every)]
+    with pytest.raises(Diverged) as error:
+        fitted(data, policy="stop", callbacks=own, enable_checkpointing=True, **({"max_epochs": 3} | kwargs))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("every", "step"), [(None, 4), (1, 6), (2, 6)])
+def test_the_last_checkpoint_is_from_before_it_went_wrong(tmp_path: Path, every: int | None, step: int) -> None:
+    # Logging steps come too late here to notice anything.
+    said = kept(tmp_path, Poisoned({(1, 2)}), every=every, log_every_n_steps=100)
+    assert "the training loss is nan at step" in said and f"the last good checkpoint is {tmp_path}/last.ckpt" in said
+    assert "learning rate 0.05" in said and len(said.splitlines()) == 2
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == step and all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_the_steps_in_question_are_told(tmp_path: Path) -> None:
+    said = kept(tmp_path, Poisoned({(0, 1)}), log_every_n_steps=3)
+    assert "at step 2 or one of the 2 before" in said and "there is no checkpoint yet" in said
+
+
+def test_no_checkpoint_is_kept_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    said = kept(tmp_path, Tiny(), Spoil(4), log_every_n_steps=100, limit_val_batches=0)
+    assert "the weights are not finite" in said and not (tmp_path / "last.ckpt").exists()
+
+
+class Overflow(Callback):
+    """Gradients that no loss scale is small enough for."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.backbone.fc.weight.grad.fill_(math.inf)
+
+
+def test_half_precisions_overflow_is_the_scalers_until_no_step_is_taken(tmp_path: Path) -> None:
+    def half() -> MixedPrecision:
+        return MixedPrecision("16-mixed", "cpu")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The first steps overflow, the scale falls, and nothing stops or is left out.
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+        module = fitted(Tiny(), policy="stop", plugins=[plugin], log_every_n_steps=1, max_epochs=10)
+        assert plugin.scaler.get_scale() < 2.0**30 and all(p.isfinite().all() for p in module.parameters())
+        said = kept(tmp_path, Tiny(), Overflow(), plugins=[half()], log_every_n_steps=1, max_epochs=10)
+        assert "gradients overflow half precision at every step" in said and "bf16-mixed" in said
+        said = kept(tmp_path / "loss", Poisoned({(0, 0)}), plugins=[half()], log_every_n_steps=1)
+    assert "the training loss is nan: an overflow" in said and "--trainer.precision bf16-mixed" in said

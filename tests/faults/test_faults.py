@@ -1,0 +1,142 @@
+"""A few faults of each kind, as `make faults` tries them by the hundred; and that the campaign would notice."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults import campaign, checkpoints, configs, images, kills
+from tests.faults.forks import Ended
+
+FEW = {"kills": 1, "checkpoints": 12, "configs": 6, "images": 24}
+
+
+@pytest.mark.process
+def test_a_few_faults_are_survived(tmp_path: Path) -> None:
+    # A process of its own, for one that is forked must have no threads.
+    command = [sys.executable, campaign.__file__, *(f"{name}={count}" for name, count in FEW.items())]
+    done = subprocess.run([*command, "--work", str(tmp_path)], capture_output=True, text=True, timeout=290, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, count in FEW.items():
+        rows = [json.loads(line) for line in (tmp_path / f"{name}-0.jsonl").read_text().splitlines()]
+        assert len(rows) == count and not any(row["failed"] for row in rows)
+        assert f"Tried: {count}. Survived: {count}." in done.stdout
+    assert sum(json.loads((tmp_path / "kills-0.jsonl").read_text())["kills"].values()) >= 1
+
+
+class Section:
+    """Trials that fail at odd numbers."""
+
+    made: list[str] = []
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        folder.mkdir(parents=True)
+
+    @classmethod
+    def trial(cls, reference: None, rng: random.Random, folder: Path) -> dict[str, Any]:
+        cls.made.append(folder.name)
+        return {"drawn": rng.random(), "failed": f"broke\n {folder.name}" if int(folder.name) % 2 else None}
+
+    @staticmethod
+    def summary(rows: list[dict[str, Any]]) -> list[str]:
+        return [f"- {len(rows)} rows"]
+
+
+def test_a_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
+    Section.made = []
+    first = campaign.try_all(Section, "kills", 2, 0, tmp_path)
+    more = campaign.try_all(Section, "kills", 5, 0, tmp_path)
+    assert Section.made == ["0", "1", "2", "3", "4"] and more[:2] == first
+    assert campaign.try_all(Section, "kills", 5, 1, tmp_path)[0]["drawn"] != first[0]["drawn"]
+
+
+def test_what_is_not_survived_stays_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(campaign.REASONS, "broke 3", "it is too heavy")
+    rows = campaign.try_all(Section, "kills", 4, 0, tmp_path)
+    page = tmp_path / "page.md"
+    for name in ("images", "kills", "images"):
+        campaign.record(page, name, campaign.written(Section, name, rows, 0))
+    text = page.read_text()
+    assert text.startswith("# Reliability") and text.count("## ") == 2
+    assert text.index(campaign.TITLES["kills"]) < text.index(campaign.TITLES["images"])
+    assert "Tried: 4. Survived: 2." in text and "- 4 rows" in text
+    assert "- 1 × `broke 1`: not mended yet" in text and "- 1 × `broke 3`: it is too heavy" in text
+
+
+def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: Path) -> None:
+    state = {
+        "epoch": 1,
+        "global_step": 4,
+        "state_dict": {"w": torch.ones(2)},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
+    (tmp_path / "checkpoints").mkdir()
+    metrics = [{"step": "0", "train/loss": "2.5"}, {"step": "1", "train/loss": "2.25"}]
+    reference = kills.Reference(1.0, state, state, metrics)
+
+    def difference(rows: str = "0,2.5,9\n1,2.25,8\n", last: Any = state, best: Any = state) -> str | None:
+        (tmp_path / "metrics.csv").write_text(f"step,train/loss,epoch_seconds\n{rows}")
+        torch.save(last, tmp_path / "checkpoints/last.ckpt")
+        torch.save(best, tmp_path / "checkpoints/best.ckpt")
+        return kills._difference(reference, tmp_path)
+
+    other = state | {"state_dict": {"w": torch.tensor([1.0, 1.0 + 2**-23])}}
+    assert difference() is None
+    assert difference(last=other) == "the last checkpoint differs"
+    assert difference(best=other) == "the best checkpoint differs"
+    assert "steps ['0', '1', '1']" in difference("0,2.5,9\n1,2.25,8\n1,2.25,8\n")
+    assert "steps ['0']" in difference("0,2.5,9\n")
+    assert difference("0,2.5,9\n1,2.26,8\n") == "metrics.csv differs"
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "told", "outcome"),
+    [
+        (0, "", False, "ran"),
+        (2, "warning\nerror: a\nb\n", True, "refused"),
+        (2, "error: a\nb\nc\n", False, "wordy"),
+        (2, "", False, "wordy"),
+        (1, "error: KeyError: 'x' (a.py, line 1)\nadd --debug\n", False, "unforeseen"),
+        (1, "Traceback (most recent call last):\nKeyError\n", False, "traceback"),
+        (2, "Traceback (most recent call last):\nerror: a\n", False, "traceback"),
+        (-11, "", False, "killed"),
+        (None, "", False, "too long"),
+    ],
+)
+def test_how_a_process_ended(code: int | None, err: str, told: bool, outcome: str) -> None:
+    ended = Ended(code, "", err, 1.0)
+    assert ended.told() is told and configs._outcome(ended) == outcome
+
+
+def test_hostile_objects_would_be_noticed(tmp_path: Path) -> None:
+    torch.save(checkpoints.Hostile(tmp_path / "mark"), tmp_path / "evil.pt")
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert (tmp_path / "mark").exists()
+
+
+def test_every_mutation_changes_something(tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(100_000)
+    for kind, mutate in checkpoints.BYTES.items():
+        mutated = bytearray(data)
+        mutate(mutated, random.Random(1), 50_000, 512)
+        assert bytes(mutated) != data, kind
+    for kind in [*configs.TREE, *configs.TEXT]:
+        path, rng = configs.CONFIGS / "digits.yaml", random.Random(2)
+        assert configs._spoilt(path, tmp_path, kind, rng)[0] != configs._spoilt(path, tmp_path, "none", rng)[0], kind
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_images_are_of_every_kind(tmp_path: Path) -> None:
+    written = [images.write_spoilt(tmp_path, str(n), random.Random(n)) for n in range(300)]
+    assert {kind for kind, _ in written} == {*images.DAMAGE, *images.SOUND}
+    outcomes = [images._sound(path) for _, path in written]
+    assert 60 < sum(outcomes) < 240

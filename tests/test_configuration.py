@@ -1,0 +1,72 @@
+"""What the command line sets for the whole process before training: float32 products and cuDNN's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_pl import configuration
+from resnet_pl.configuration import ConfiguredCLI
+from resnet_pl.patches import short_names
+from resnet_pl.request import Request
+from tests.test_cli import SMALL
+
+
+class Built(ConfiguredCLI):
+    """Builds and does not run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def build(folder: Path, *options: str) -> None:
+    with short_names():
+        Built(Request(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]))
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """Leaves the switches as they were."""
+    kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(kept[0])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = kept[1:]
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(True, "high"), (False, "highest")])
+def test_tf32_is_one_choice_for_both_switches(
+    allowed: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = not allowed
+    monkeypatch.setattr(configuration.torch.cuda, "is_available", lambda: True)
+    build(tmp_path, "--tf32", str(allowed), "--trainer.accelerator", "cpu")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, allowed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_processor_keeps_its_precision(tmp_path: Path) -> None:
+    torch.set_float32_matmul_precision("highest")
+    build(tmp_path)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], True),
+        (["--trainer.deterministic", "true"], False),
+        (["--trainer.benchmark", "false"], False),
+        (["--trainer.benchmark", "true"], True),
+    ],
+)
+def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
+    options: list[str], chosen: bool, tmp_path: Path
+) -> None:
+    torch.backends.cudnn.benchmark = not chosen
+    build(tmp_path, *options)
+    assert torch.backends.cudnn.benchmark is chosen
