@@ -10,7 +10,8 @@ from torch import nn
 
 from resnet_pl.errors import UserError
 from resnet_pl.models import cifar_resnet
-from resnet_pl.optim import Schedule, ScheduledLR, parameter_groups
+from resnet_pl.optim import Schedule, ScheduledLR, fuse_on_gpu, parameter_groups
+from tests.test_classifier import Kept
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
@@ -290,3 +291,153 @@ def test_frozen_parameters_are_in_the_groups():
     net = cifar_resnet(8).requires_grad_(False)
     for decay in (True, False):
         assert sum(len(group["params"]) for group in parameter_groups(net, decay)) == len(list(net.parameters()))
+
+
+# ------------------------------------------------------------------------------------ one kernel a step
+
+
+class OnGPU:
+    """What is asked of a parameter on a GPU."""
+
+    device = torch.device("cuda")
+
+    def is_floating_point(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "fused"),
+    [
+        (torch.optim.SGD, {}, True),
+        (torch.optim.Adam, {}, True),
+        (torch.optim.AdamW, {}, True),
+        (torch.optim.SGD, {"fused": False}, False),
+        (torch.optim.SGD, {"foreach": True}, None),
+        (torch.optim.Adadelta, {}, "has none"),
+    ],
+)
+def test_an_optimiser_steps_in_one_kernel_on_a_gpu(kind, arguments, fused):
+    optimizer = kind([nn.Parameter(torch.zeros(3))], lr=0.1, **arguments)
+    fuse_on_gpu(optimizer)
+    assert optimizer.param_groups[0].get("fused", "has none") in (None, arguments.get("fused"), "has none")
+    optimizer.param_groups[0]["params"] = [OnGPU()]
+    fuse_on_gpu(optimizer)
+    assert optimizer.param_groups[0].get("fused", "has none") is fused
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_fused_step_is_the_same_step(kind):
+    weights = []
+    for fused in (None, True):
+        parameter = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+        optimizer = kind([parameter], lr=0.1, weight_decay=0.1)
+        optimizer.param_groups[0]["fused"] = fused
+        for power in (1, 2, 3):
+            optimizer.zero_grad()
+            (parameter**power).sum().backward()
+            optimizer.step()
+        weights.append(parameter.detach())
+    assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------ parts of the run
+
+
+@pytest.mark.parametrize("total", [10, 64_000, 16_000, 351, 7])
+def test_parts_of_the_run_fall_exactly(total):
+    parts = [0.1, 0.29, 0.5, 0.7, 0.75]
+    schedule = scheduled(Schedule("step", "run", milestones=parts, factor=0.5), total=total)
+    falls = [step for step in range(1, total + 1) if schedule.share(step) < schedule.share(step - 1)]
+    # The first step that is no longer before the milestone, in whole numbers.
+    expected = sorted({-(-round(part * 100) * total // 100) for part in parts})
+    assert falls == expected
+
+
+def test_a_warm_up_in_parts_of_the_run():
+    assert rates(scheduled(Schedule("constant", "run", warmup=0.4), total=10), 6) == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1]
+    )
+
+
+def test_a_run_without_an_end_has_no_parts():
+    with pytest.raises(UserError, match=r"model\.schedule\.unit: run needs .*\n.*--trainer\.max_steps"):
+        scheduled(Schedule("step", "run", milestones=[0.5]), total=math.inf)
+
+
+def test_iterations_are_no_parts_of_a_run():
+    with pytest.raises(UserError, match=r"\[32000.*\] must be parts .* from 0 to 1\n.*unit iterations"):
+        scheduled(Schedule("step", "run", milestones=[32_000]))
+
+
+# ------------------------------------------------------------------------------------ warm-up by training error
+
+
+def warmed(errors: list[float], schedule: ScheduledLR) -> list[float]:
+    """The rate of every iteration that has such a training error."""
+    found = []
+    for error in errors:
+        found.append(rate(schedule))
+        schedule.optimizer.step()
+        if schedule.errors is None:
+            schedule.step()
+        else:
+            schedule.warm(error)
+    return found
+
+
+def by_error(**kwargs: Any) -> Schedule:
+    return Schedule("step", "iterations", **({"milestones": [180], "warmup_error": 0.8} | kwargs))
+
+
+def test_the_warm_up_ends_by_the_mean_of_a_hundred_and_falls_stay_where_they_are():
+    # Half at 0.9 and half at 0.7 are 0.8, which is not below it: one more of these it takes, at iteration 100 + 51.
+    found = warmed([0.9] * 100 + [0.7] * 100, scheduled(by_error(warmup_share=0.25), total=200))
+    assert found == pytest.approx([0.25] * 151 + [1] * 29 + [0.1] * 20)
+
+
+def test_fewer_than_a_hundred_never_end_it():
+    assert warmed([0.0] * 103, scheduled(by_error())) == pytest.approx([0.1] * 100 + [1] * 3)
+
+
+def test_the_warm_up_is_in_the_state_until_it_ends():
+    schedule, errors = by_error(), [0.9] * 100 + [0.7] * 30 + [0.6] * 40
+    whole = warmed(errors, scheduled(schedule))
+    assert whole[-1] == 1
+    for stop in (0, 40, 130, 160):
+        first, second = scheduled(schedule), scheduled(schedule)
+        before = warmed(errors[:stop], first)
+        state = first.state_dict()
+        assert state.get("errors") == (None if stop == 160 else errors[:stop][-100:])
+        second.load_state_dict(state)
+        assert before + warmed(errors[stop:], second) == whole
+    # Once ended it does not begin again, and what is switched off when a run goes on is off.
+    assert "errors" not in second.state_dict()
+    off = scheduled(by_error(warmup_error=None))
+    off.load_state_dict({**second.state_dict(), "errors": [0.9]})
+    assert off.errors is None and "errors" not in off.state_dict()
+
+
+def test_a_warm_up_that_takes_too_long_stops_the_run():
+    schedule = scheduled(by_error(warmup_limit=120))
+    warmed([0.95] * 119, schedule)
+    with pytest.raises(UserError, match=r"95\.00% after 120 iterations .* 80\.00%\n.*warmup_share.*warmup_limit"):
+        schedule.warm(0.95)
+    assert schedule.last_epoch == 120
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_in_a_run_an_iteration_is_a_step_of_the_optimiser(accumulate):
+    kept = Kept()
+    module = classifier(schedule=Schedule("constant", warmup_error=0.5), optimizer=optimizer(lr=1e-3))
+    trainer(
+        max_epochs=2, log_every_n_steps=1, accumulate_grad_batches=accumulate, limit_val_batches=0, logger=kept
+    ).fit(module, datamodule=Tiny())
+    # With log_every_n_steps 1 the logged top-1 is that of one step.
+    assert module._scheduler.errors == pytest.approx([1 - value for value in kept.values("train/top1").values()])
+    assert len(module._scheduler.errors) == {1: 8, 3: 4}[accumulate]
+    assert kept.values("lr") == pytest.approx(dict.fromkeys(range(8 // (1 if accumulate == 1 else 2)), 1e-4))
+
+
+def test_plateau_needs_a_validation_to_follow():
+    with pytest.raises(UserError, match=r"plateau follows the validation.*\n.*data\.val_split"):
+        fit(Schedule("plateau"), data=Tiny(val_split=0))

@@ -1,33 +1,224 @@
-"""The paper's recipes, held to the paper."""
+"""The paper's recipes, held to the paper: what the command line really builds from the files of configs/paper/."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
-import yaml
+from lightning.pytorch import Callback, Trainer
+from scipy.stats import chi2
+from torch import nn
 
-from resnet_pl.optim import Schedule, ScheduledLR
+from resnet_pl import ImageClassifier, main
+from resnet_pl.data import CIFAR10
+from resnet_pl.data.loaders import Batch
+from resnet_pl.data.transforms import PCAColor, RandomFlip, ScaleCrop
+from resnet_pl.reports.results import read_results
+from tests.conftest import write_photos
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper"
+# Odds of a false alarm, were the seed another: one in a million.
+ODDS = 1e-6
 
 
-@pytest.mark.parametrize(
-    ("iteration", "rate"),
-    [(0, 0.1), (1, 0.1), (400, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001), (63_999, 0.001)],
-)
-def test_cifar10_learning_rate(iteration: int, rate: float) -> None:
-    config = yaml.safe_load((PAPER / "cifar10.yaml").read_text())
-    optimizer = torch.optim.SGD([torch.zeros(1)], **config["model"]["optimizer"]["init_args"])
-    schedule = ScheduledLR(optimizer, Schedule(**config["model"]["schedule"]), config["trainer"]["max_steps"], 351)
-    assert rate == pytest.approx(optimizer.param_groups[0]["initial_lr"] * schedule.share(iteration))
-    assert config["trainer"]["max_steps"] == 64_000 and config["data"]["init_args"]["batch_size"] == 128
+class Look(Callback):
+    """Keeps what a run is made of, just before its first step, and ends it there."""
+
+    trainer: ClassVar[Trainer]
+    net: ClassVar[ImageClassifier]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        Look.trainer, Look.net, trainer.should_stop = trainer, pl_module, True
 
 
-def test_cifar10_decay_and_momentum() -> None:
-    config = yaml.safe_load((PAPER / "cifar10.yaml").read_text())
-    given = config["model"]["optimizer"]["init_args"]
-    assert given == {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
-    # The paper decays everything, and smooths no label.
-    assert "decay_norm_and_bias" not in config["model"] and "label_smoothing" not in config["model"]
+class Recipe:
+    """A run of a recipe that is about to take its first step."""
+
+    def __init__(self, folder: Path, names: list[str], *options: object) -> None:
+        files = [word for name in names for word in ("--config", str(PAPER / f"{name}.yaml"))]
+        look = ["--trainer.callbacks+=tests.test_paper.Look", "--trainer.default_root_dir", str(folder)]
+        assert main.main(["fit", *files, *look, "--trainer.logger", "false", *map(str, options)]) == 0
+        self.trainer, self.net, self.data = Look.trainer, Look.net, Look.trainer.datamodule
+        self.schedule = self.trainer.lr_scheduler_configs[0].scheduler
+
+    def rate(self, iteration: int) -> float:
+        """Learning rate of an iteration, counted from 0."""
+        self.schedule.last_epoch = iteration
+        return self.schedule.get_lr()[0]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CIFAR-10 of 300 training images, brighter to the right and the bottom, so that the mean has no symmetry."""
+    folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    light = np.add.outer(np.arange(32), 3 * np.arange(32))[:, :, None]
+    arrays = {}
+    for part, count in (("train", 300), ("test", 20)):
+        arrays[f"x_{part}"] = (light + rng.integers(0, 100, (count, 32, 32, 3))).astype(np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 10
+    np.savez(folder / CIFAR10.npz, **arrays)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cifar(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return Recipe(tmp_path_factory.mktemp("runs"), ["cifar10"], "--data.root", images, "--data.val_split", 20)
+
+
+# ------------------------------------------------------------------------------------ CIFAR-10, §4.2
+# Drops at 32k and 48k, and the end at 64k.
+RATES = [
+    (0, 0.1),
+    (1, 0.1),
+    (400, 0.1),
+    (31_999, 0.1),
+    (32_000, 0.01),
+    (47_999, 0.01),
+    (48_000, 0.001),
+    (63_999, 0.001),
+]
+
+
+@pytest.mark.parametrize(("iteration", "rate"), RATES)
+def test_learning_rate(iteration: int, rate: float, cifar: Recipe) -> None:
+    assert cifar.rate(iteration) == pytest.approx(rate, rel=1e-12)
+
+
+def test_images_seen(cifar: Recipe) -> None:
+    loader = cifar.data.train_dataloader()
+    assert {len(batch.indices) for batch in loader} == {128} == {cifar.net.effective_batch_size}
+    assert cifar.trainer.estimated_stepping_batches * 128 == 8_192_000
+
+
+def test_shortened_by_one_number(images: Path, tmp_path: Path) -> None:
+    short = Recipe(tmp_path, ["cifar10"], "--data.root", images, "--data.val_split", 20, "--trainer.max_steps", 16_000)
+    found = [short.rate(i) for i in (7_999, 8_000, 11_999, 12_000)]
+    assert found == pytest.approx([0.1, 0.01, 0.01, 0.001])
+    assert short.trainer.estimated_stepping_batches == 16_000
+
+
+def test_optimiser(cifar: Recipe) -> None:
+    [group] = cifar.trainer.optimizers[0].param_groups
+    assert isinstance(cifar.trainer.optimizers[0], torch.optim.SGD)
+    assert (group["momentum"], group["weight_decay"], group["nesterov"], group["dampening"]) == (0.9, 1e-4, False, 0)
+    assert len(group["params"]) == len(list(cifar.net.parameters()))
+    assert isinstance(cifar.net.loss, nn.CrossEntropyLoss) and cifar.net.loss.label_smoothing == 0
+
+
+def starts_as_he(net: nn.Module) -> None:
+    """Every convolution by He's fan-out, no bias; every BatchNorm at one, the last of a block included."""
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            expected = math.sqrt(2 / (layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]))
+            count = layer.weight.numel()
+            # The standard deviation of n normal numbers spreads by 1 / √(2n) of itself, their mean by 1 / √n.
+            assert float(layer.weight.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * count)), name
+            assert abs(float(layer.weight.mean())) < 5 * expected / math.sqrt(count), name
+            assert layer.bias is None
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all(), name
+
+
+def test_initialisation(cifar: Recipe) -> None:
+    starts_as_he(cifar.net.backbone)
+    assert sum(p.numel() for p in cifar.net.parameters()) == 269_722
+
+
+def test_the_mean_image_alone_is_subtracted(cifar: Recipe, images: Path) -> None:
+    train = cifar.data.splits["train"].images.float() / 255
+    assert torch.allclose(cifar.net.normalize.mean.cpu(), train.mean(0), atol=1e-6)
+    assert (cifar.net.normalize.std == 1).all()
+
+
+@pytest.fixture(scope="module")
+def seen(cifar: Recipe) -> torch.Tensor:
+    """`(8192, 32, 32)`, a channel of what the net sees of an image with a white left half and a grey right one."""
+    halves = torch.full((1024, 3, 32, 32), 255, dtype=torch.uint8)
+    halves[..., 16:] = 100
+    labels = torch.zeros(1024, dtype=torch.int64)
+    batches = [Batch(halves, labels, torch.arange(1024), epoch, 0) for epoch in range(8)]
+    return torch.cat([cifar.net.normalize(cifar.data.augment(batch).images)[:, 0] for batch in batches])
+
+
+def offsets(seen: torch.Tensor, axis: int) -> torch.Tensor:
+    """Where each crop starts in the padded image, 0 … 8: padding is nothing to the net, whatever the mean is there."""
+    empty = (seen.abs() < 1e-6).all(dim=3 - axis)
+    return 4 - empty[:, :16].sum(1) + empty[:, 16:].sum(1)
+
+
+def is_even(counts: torch.Tensor) -> bool:
+    """Whether a chi-square test finds nothing against equal odds."""
+    expected = float(counts.sum()) / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum()) < chi2.isf(ODDS, len(counts) - 1)
+
+
+def test_crops_are_uniform(seen: torch.Tensor) -> None:
+    rows, columns = offsets(seen, 1), offsets(seen, 2)
+    assert is_even(torch.bincount(rows, minlength=9)) and is_even(torch.bincount(columns, minlength=9))
+    assert is_even(torch.bincount(9 * rows + columns, minlength=81)) and int(rows.max()) == int(columns.max()) == 8
+
+
+def test_half_are_flipped_and_the_mean_is_not(seen: torch.Tensor, cifar: Recipe) -> None:
+    rows, columns = offsets(seen, 1), offsets(seen, 2)
+    # What the net sees at (16, 4) was at the column `columns` of the flipped image, in its left half.
+    pixel = seen[:, 16, 4] + cifar.net.normalize.mean[0, rows + 12, columns]
+    white, grey = (torch.isclose(pixel, torch.tensor(value), atol=1e-5) for value in (1.0, 100 / 255))
+    assert (white | grey).all()
+    assert is_even(torch.stack([white.sum(), grey.sum()]))
+
+
+# ------------------------------------------------------------------------------------ 110 layers
+def test_110_layers_warm_up_by_training_error(images: Path, tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, ["cifar10", "cifar10-110"], "--data.root", images, "--data.val_split", 20)
+    assert sum(p.numel() for p in recipe.net.parameters()) == 1_727_962
+    schedule = recipe.schedule
+    for iteration in range(400):
+        assert recipe.rate(iteration) == pytest.approx(0.01)
+        schedule.warm(0.9 if iteration < 300 else 0.799)
+    assert schedule.errors is None
+    assert [recipe.rate(i) for i, _ in RATES[2:]] == pytest.approx([rate for _, rate in RATES[2:]])
+
+
+# ------------------------------------------------------------------------------------ all 50k images
+def test_trained_on_all_images_the_last_is_reported(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--model.backbone.depth", "8", "--trainer.max_steps", "5", "--data.root", str(images)]
+    assert main.main(["fit", "--config", str(PAPER / "cifar10.yaml"), *small, "--data.val_split", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "300 train + 20 test images" in out and "validation" not in out and "last.ckpt" in out
+    run = Path("runs/paper-cifar10/version_0")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "val/" not in (run / "metrics.csv").read_text()
+    assert main.main(["test", "--ckpt_path", "best"]) == 2
+    error = capsys.readouterr().err
+    assert "no images were held out" in error and "use --ckpt_path last" in error
+    assert main.main(["test", "--ckpt_path", "last"]) == 0
+    results = read_results(run / "results.json")
+    assert (results["images"], results["step"], results["checkpoint"]) == (20, 5, "checkpoints/last.ckpt")
+
+
+# ------------------------------------------------------------------------------------ ImageNet, §3.4
+def test_imagenet(tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("val", 3)):
+        write_photos(tmp_path / "imagenet" / part, classes=("n01440764", "n01443537"), count=count)
+    small = ["--data.root", tmp_path / "imagenet", "--data.image_size", 32, "--data.num_workers", 0]
+    recipe = Recipe(tmp_path / "runs", ["imagenet"], *small)
+    assert recipe.net.effective_batch_size == 256 and recipe.trainer.estimated_stepping_batches == 600_000
+    crop, (flip, colour) = recipe.data.splits["train"].crop, recipe.data.batch_transforms
+    assert isinstance(crop, ScaleCrop) and (crop.min_side, crop.max_side) == (256, 480)
+    assert isinstance(flip, RandomFlip) and flip.probability == 0.5
+    assert isinstance(colour, PCAColor) and colour.sigma == 0.1
+    assert recipe.net.normalize.mean.shape == (3, 32, 32) and (recipe.net.normalize.std == 1).all()
+    assert (recipe.schedule.shape, recipe.schedule.factor, recipe.rate(0)) == ("plateau", 0.1, 0.1)
+    [group] = recipe.trainer.optimizers[0].param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
+    assert len(group["params"]) == len(list(recipe.net.parameters()))
+    starts_as_he(recipe.net.backbone)
+    # The paper's own bottleneck halves the size in its first convolution, torchvision's in its second.
+    assert (recipe.net.backbone.layer2[0].conv1.stride, recipe.net.backbone.layer2[0].conv2.stride) == ((2, 2), (1, 1))

@@ -48,8 +48,7 @@ class Dashboard(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """The first batch as the net sees it, after all augmentation and before normalisation."""
-        logger = _tensorboard(trainer)
-        if logger is None or trainer.global_step > 0 or batch_idx > 0 or not self.images:
+        if batch_idx > 0 or not self.images or trainer.global_step > 0 or (logger := _tensorboard(trainer)) is None:
             return
         images = batch.images[: self.images].float().clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
         labels = batch.labels[: self.images].cpu()

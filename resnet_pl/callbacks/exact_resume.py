@@ -32,7 +32,8 @@ class ExactResume(Callback):
         self._before: dict[str, Any] = {}
         self._batch = 0
         self._running: dict[str, Tensor] = {}
-        self._kept: list[Tensor] = []
+        self._kept: dict[str, Tensor] = {}
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
         self._restored: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------ while it trains
@@ -41,7 +42,12 @@ class ExactResume(Callback):
         if self._restored:
             _restore(pl_module, self._restored)
         self._running = {n: b for n, b in pl_module.named_buffers() if n.rsplit(".", 1)[-1] in RUNNING}
-        self._kept = [buffer.clone() for buffer in self._running.values()]
+        self._kept = {name: buffer.clone() for name, buffer in self._running.items()}
+        # Statistics apart from counts: tensors of one type are copied by one kernel on a GPU.
+        types = [
+            [n for n, buffer in self._running.items() if buffer.is_floating_point() is kind] for kind in (True, False)
+        ]
+        self._pairs = [([self._kept[n] for n in names], [self._running[n] for n in names]) for names in types if names]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keeps what the batch starts from."""
@@ -49,8 +55,14 @@ class ExactResume(Callback):
         # Lightning counts a step after it saves, and when it goes on not alike from wherever it saved.
         loop._batches_that_stepped = trainer.global_step
         self._batch, self._before = loop.batch_progress.total.ready, _state(pl_module)
-        if self._kept:
-            torch._foreach_copy_(self._kept, list(self._running.values()))
+        for kept, running in self._pairs:
+            torch._foreach_copy_(kept, running)
+
+    def forget_batch(self) -> None:
+        """Puts the running statistics back to what the batch started from."""
+        with torch.no_grad():
+            for name, buffer in self._running.items():
+                buffer.copy_(self._kept[name])
 
     def on_train_batch_end(self, *args: Any) -> None:
         """A validation after this batch has not been made yet."""
@@ -77,7 +89,7 @@ class ExactResume(Callback):
         if broken:
             # Averaged weights, where there are any, have pushed the net's own aside.
             weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
-            weights |= dict(zip(self._running, self._kept, strict=True))
+            weights |= self._kept
         for loader in loops["state_dict"].get("combined_loader", []):
             loader["done"] = min(loader["done"], progress.current.processed)
         _mark_validation(loops, owed=not broken and self._owes_validation(trainer))

@@ -1,6 +1,7 @@
 """Which epoch best.ckpt and last.ckpt hold, after whatever happens."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,3 +150,32 @@ class Stop(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         trainer.should_stop = True
+
+
+def test_minutes_are_counted_from_the_last_file(tmp_path, monkeypatch):
+    clock = iter(range(0, 100_000, 30))
+    monkeypatch.setattr("resnet_pl.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    saved = []
+    run = trainer(
+        callbacks=[LastCheckpoint(tmp_path, every_minutes=1.4)],
+        enable_checkpointing=True,
+        limit_val_batches=0,
+    )
+    monkeypatch.setattr(run, "save_checkpoint", lambda *args: saved.append(run.global_step))
+    run.fit(classifier(), datamodule=Tiny(count=140))
+    # Half a minute a look at the clock: at the third since the last file 90 of 84 seconds have gone by.
+    assert saved == [3, 6, 9, 10]
+
+
+def test_accumulated_batches_are_not_torn(tmp_path, monkeypatch):
+    saved = []
+    run = trainer(
+        callbacks=[LastCheckpoint(tmp_path, every_minutes=1e-9)],
+        enable_checkpointing=True,
+        accumulate_grad_batches=2,
+        limit_val_batches=0,
+    )
+    progress = run.fit_loop.epoch_loop.batch_progress.current
+    monkeypatch.setattr(run, "save_checkpoint", lambda *args: saved.append(progress.processed))
+    run.fit(classifier(), datamodule=Tiny(count=110))
+    assert saved == [2, 4, 6, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,15 +64,14 @@ def run(
     *callbacks: Callback,
     resume: bool = False,
     every: int | None = None,
-    backbone: Callable[[], nn.Module] = net,
+    schedule: Schedule = Schedule("step", "iterations", warmup=3, milestones=[8]),  # noqa: B008 - never changed
     **kwargs: Any,
 ) -> dict[str, Tensor]:
     """Trains for three epochs; returns the last state of the weights."""
     path = folder / "checkpoints" / "last.ckpt" if resume else None
     torch.manual_seed(7)
-    model = backbone()
+    model = net()
     model(torch.zeros(2, 3, data.image_size, data.image_size))
-    schedule = Schedule("step", "iterations", warmup=3, milestones=[8])
     module = classifier(backbone=model, optimizer=optimizer(lr=0.05, momentum=0.9), schedule=schedule, num_classes=4)
     torch.manual_seed(11)
     start = torch.load(path, weights_only=True)["global_step"] if resume else 0
@@ -216,6 +216,18 @@ def test_killed_after_a_file_in_the_middle_of_an_epoch(
         run(tmp_path / "b", tiny(), Fault("before the step", step, Kill), every=2, **settings)
     assert torch.load(tmp_path / "b/checkpoints/last.ckpt", weights_only=True)["global_step"] == reached
     same(tmp_path, whole(**settings), run(tmp_path / "b", tiny(), resume=True, every=2, **settings))
+
+
+@pytest.mark.parametrize("step", [4, 9])
+def test_in_the_middle_of_a_warm_up_by_training_error(step: int, tmp_path: Path, monkeypatch: Any) -> None:
+    # Of these six iterations' errors the mean falls below the threshold in the second epoch.
+    monkeypatch.setattr("resnet_pl.optim.WINDOW", 6)
+    settings = {"schedule": Schedule("constant", warmup_error=0.72), "log_every_n_steps": 1}
+    trained = run(tmp_path / "a", tiny(), **settings)
+    metrics = (tmp_path / "a" / "metrics.csv").read_text()
+    rates = [float(row["lr"]) for row in csv.DictReader(metrics.splitlines()) if row["lr"]]
+    assert sorted(set(rates)) == pytest.approx([0.005, 0.05]) and 9 < rates.index(rates[-1]) < 17
+    interrupted(tmp_path, Whole(trained, metrics), Fault("after the forward pass", step), tiny, **settings)
 
 
 # ------------------------------------------------------------------------------------ photos

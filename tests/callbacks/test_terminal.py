@@ -1,10 +1,13 @@
 """What is told before the first step."""
 
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 
 from resnet_pl.callbacks import Freeze, ProgressBar, StartReport
@@ -82,3 +85,47 @@ def test_the_bar_shows_the_loss_and_not_the_version():
     shown = bar.get_metrics(run, module)
     assert "v_num" not in shown
     assert {"train/loss", "val/top1"} <= shown.keys()
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Asked(Callback):
+    """Which steps ask a tensor for its value."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: dict[int, set[str]] = {}
+        self.step = 0
+        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
+            monkeypatch.setattr(torch.Tensor, name, self._noting(name))
+
+    def _noting(self, name: str) -> Any:
+        ask = getattr(torch.Tensor, name)
+
+        def noted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.asked.setdefault(self.step, set()).add(name)
+            return ask(tensor, *args, **kwargs)
+
+        return noted
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.step = batch_idx + 1
+
+
+class Always(ProgressBar):
+    """Drawn in every step."""
+
+    _due = property(lambda self: 0.0, lambda self, due: None)
+
+
+def test_no_step_but_the_logging_ones_asks_the_device(monkeypatch, tmp_path):
+    asked = Asked(monkeypatch)
+    run = trainer(callbacks=[asked, Always()], log_every_n_steps=4, enable_progress_bar=True)
+    with redirect_stdout(Screen()):
+        run.fit(classifier(), datamodule=Tiny(count=160, val_split=20, test_split=20))
+    assert run.num_training_batches == 12
+    # The first makes what it needs, the last ends the epoch.
+    assert {step for step in asked.asked if 1 < step < 12} == {4, 8}
+    assert "train/loss" in run.progress_bar_metrics
