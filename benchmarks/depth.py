@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.report import report
+from benchmarks.report import alone, report
 
 MIB = 2**20
 NOTE = """
@@ -20,8 +20,14 @@ The peak holds parameters, gradients and momentum too, and on a processor what t
 `MALLOC_MMAP_THRESHOLD_=65536` in the environment it gives all of it back, and the steps are slower."""
 
 
-def step(depth: int, batch: int, checkpointed: bool) -> dict[str, float]:
-    """Takes three training steps of a CIFAR net in this process.
+def step(name: str, batch: int, size: int = 32, **arguments: Any) -> dict[str, float]:
+    """Takes three training steps of a net of ours in this process.
+
+    Args:
+        name: the net's builder in `resnet_pl.models`.
+        batch: images in a step.
+        size: their side, pixels.
+        arguments: of the builder.
 
     Returns:
         `peak`: bytes that they took at most, over what there was before; `seconds`: of the fastest.
@@ -29,14 +35,14 @@ def step(depth: int, batch: int, checkpointed: bool) -> dict[str, float]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from resnet_pl.models import cifar_resnet
+    from resnet_pl import models
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def train(depth: int, batch: int) -> float:
-        net = cifar_resnet(depth, checkpoint_activations=checkpointed).to(device)
+    def train(batch: int, name: str = "cifar_resnet", size: int = 32, **arguments: Any) -> float:
+        net = getattr(models, name)(**arguments).to(device)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        images, labels = torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
+        images, labels = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
@@ -48,9 +54,9 @@ def step(depth: int, batch: int, checkpointed: bool) -> dict[str, float]:
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    train(8, 2)  # loads what every step needs
+    train(2, depth=8)  # loads what every step needs
     before = _peak(device)
-    seconds = train(depth, batch)
+    seconds = train(batch, name, size, **arguments)
     return {"peak": _peak(device) - before, "seconds": seconds}
 
 
@@ -81,18 +87,17 @@ if __name__ == "__main__":
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56, 110, 1202], help="layers: 6n + 2")
     parser.add_argument("--batch", type=int, default=16, help="images in a step")
     parser.add_argument("--record", action="store_true", help="write the table into docs/benchmarks.md")
-    # One measurement, in a process of its own: a peak never comes down again.
+    # One measurement, in a process of its own.
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(step(*options.one)))
+        print(json.dumps(step(**options.one)))
         raise SystemExit
     measured = {}
     for depth in options.depths:
         for checkpointed in (False, True):
-            one = json.dumps([depth, options.batch, checkpointed])
-            done = subprocess.run([sys.executable, __file__, "--one", one], stdout=subprocess.PIPE, check=True)
-            measured[depth, checkpointed] = json.loads(done.stdout)
+            net = {"name": "cifar_resnet", "depth": depth, "checkpoint_activations": checkpointed}
+            measured[depth, checkpointed] = alone(__file__, {"batch": options.batch, **net})
     table = [
         "| layers | activations | peak of a step, MiB | activations as `summary` counts them, MiB | seconds |",
         "|---|---|---|---|---|",

@@ -242,6 +242,13 @@ class ImageDataModule(LightningDataModule):
         self.predict_paths = list(paths)
 
     # ------------------------------------------------------------------------------------ batches
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """See Lightning's DataHooks, which looks for tensors in everything, and takes as long as a small net's step."""
+        if isinstance(batch, Batch) and isinstance(batch.images, Tensor):
+            moved = [part.to(device, non_blocking=device.type == "cuda") for part in batch[:3]]
+            return Batch(*moved, batch.epoch, batch.number)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augments training batches on the device."""
         return self.augment(batch) if self.trainer.training else batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,6 +26,12 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+@lru_cache(maxsize=16)
+def _base(seed: int, epoch: int) -> int:
+    """What the keys of an epoch's images start from."""
+    return int(_mix(_mix(torch.tensor(_signed(seed))) + epoch))
+
+
 class Draws:
     """Random numbers for the images of one batch, a pure function of (seed, epoch, image).
 
@@ -36,8 +43,7 @@ class Draws:
     """
 
     def __init__(self, seed: int, epoch: int, number: int, indices: Tensor) -> None:
-        base = int(_mix(_mix(torch.tensor(_signed(seed))) + epoch))
-        self._keys = _mix(indices + base)
+        self._keys = _mix(indices + _base(seed, epoch))
         self._count = 0
         self._for_batch = (seed & _MASK, epoch, number)
 

@@ -1,0 +1,190 @@
+"""An epoch of ResNet-20 on CIFAR: the command line against the classical scripts: python benchmarks/epoch.py"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+from torchvision.transforms import v2
+
+from benchmarks.report import arguments, command, report, table, take_turns
+from benchmarks.steps import Built, Stopwatch, build, fit, unseen_terminal
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.models import cifar_resnet
+
+PROJECT = Path(__file__).parent.parent
+BATCH, VAL = 128, 5000
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+CLASSICAL, V2, TIMM = "classical script", "torchvision's v2 transforms", "timm's loader"
+EAGER, COMPILED = "`fit`", "`fit --model.compile true`"
+NOTE = """
+Medians of {rounds} rounds in which the sides take turns; an epoch is {steps} steps of 128 images, computed from those
+after the first, which is told apart: with its start of workers, or compilation. No validation. The scripts are a loop
+of forward, backward and SGD's step with `loss.item()` and accuracy in each, eager, contiguous, with a DataLoader of 2
+workers over torchvision's `CIFAR10`, cropped and mirrored as in the paper by PIL and ToTensor, or by v2 on uint8
+tensors; timm's `create_loader` has its own random crop. `fit` is the command line with `configs/cifar10.yaml`.
+Compiling costs {compiling}
+"""
+
+
+def write_noise(folder: Path, count: int) -> None:
+    """An .npz as CIFAR-10's, of random images."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, number in (("train", count), ("test", 10)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(number) % 10
+    np.savez(folder / "cifar10.npz", **arrays)
+
+
+def cifar(built: Built, transform: Any) -> datasets.CIFAR10:
+    """torchvision's data set of the same training images, whatever files they are in here."""
+    built.datamodule.setup("fit")
+    images = built.datamodule.splits["train"]
+    dataset = datasets.CIFAR10.__new__(datasets.CIFAR10)
+    datasets.VisionDataset.__init__(dataset, transform=transform)
+    dataset.data, dataset.targets = images.images.permute(0, 2, 3, 1).numpy(), images.labels.tolist()
+    return dataset
+
+
+def script_loader(side: str, built: Built, workers: int) -> DataLoader | Any:
+    """The loader of one of the scripts."""
+    shuffled = {"batch_size": BATCH, "shuffle": True, "num_workers": workers, "drop_last": True}
+    if side == CLASSICAL:
+        augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        ready = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        return DataLoader(cifar(built, transforms.Compose(augment + ready)), **shuffled)
+    if side == V2:
+        crop = [v2.PILToTensor(), v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+        ready = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        return DataLoader(cifar(built, v2.Compose(crop + ready)), **shuffled)
+    from timm.data import create_loader
+
+    size = {"input_size": (3, 32, 32), "batch_size": BATCH, "is_training": True, "num_workers": workers}
+    plain = {"color_jitter": None, "use_prefetcher": False, "persistent_workers": False, "mean": MEAN, "std": STD}
+    return create_loader(cifar(built, None), **size, **plain)
+
+
+def script(side: str, built: Built, watch: Stopwatch, workers: int) -> Stopwatch:
+    """The loop of a classical script."""
+    device = built.trainer.strategy.root_device
+    net, loader = cifar_resnet(20).to(device), script_loader(side, built, workers)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    net.train()
+    watch.start(device)
+    running, right = 0.0, 0
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        logits = net(images)
+        loss = cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        running += loss.item()
+        right += (logits.argmax(1) == labels).sum().item()
+        if watch.tick(device):
+            break
+    return watch
+
+
+class Sides:
+    """The sides by name, each a function that trains an epoch and returns its watch.
+
+    Args:
+        root: folder of CIFAR-10.
+        steps: steps of an epoch.
+        workers: of the scripts' loaders.
+        options: further ones of `fit`.
+    """
+
+    def __init__(self, root: str, steps: int, workers: int, options: Sequence[str]) -> None:
+        self.root, self.steps, self.workers, self.options = root, steps, workers, options
+        self.models: dict[bool, ImageClassifier] = {}
+
+    def named(self, names: Sequence[str]) -> dict[str, Callable[[], Stopwatch]]:
+        """Those asked for."""
+        fits = {EAGER: partial(self.ours, False), COMPILED: partial(self.ours, True)}
+        return {name: fits[name] if name in fits else partial(self.theirs, name) for name in names}
+
+    def _built(self, folder: str, *options: str) -> Built:
+        fixed = ["--data.root", self.root, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0"]
+        config = ["--config", str(PROJECT / "configs" / "cifar10.yaml")]
+        return build(folder, *config, *fixed, "--trainer.devices", "1", *self.options, *options)
+
+    def ours(self, compiled: bool) -> Stopwatch:
+        """An epoch of `fit`; a net is compiled in its first."""
+        with tempfile.TemporaryDirectory() as folder, unseen_terminal():
+            built = self._built(folder, "--model.compile", str(compiled))
+            built.model = self.models.setdefault(compiled, built.model)
+            return fit(built, Stopwatch(1, self.steps - 1))
+
+    def theirs(self, side: str) -> Stopwatch:
+        """An epoch of a script."""
+        with tempfile.TemporaryDirectory() as folder, unseen_terminal():
+            return script(side, self._built(folder), Stopwatch(1, self.steps - 1), self.workers)
+
+
+def compiling(first: dict[str, list[float]], epochs: dict[str, float]) -> str:
+    """When compilation has paid back, in words."""
+    if COMPILED not in first or EAGER not in first:
+        return "nothing here: it was not measured."
+    cost, gain = first[COMPILED][0] - statistics.median(first[EAGER]), epochs[EAGER] - epochs[COMPILED]
+    when = f"paid back in epoch {math.ceil(cost / gain)}" if gain > 0 else "never paid back here"
+    return f"{cost:.0f} s once, {when}."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and tells."""
+    argv = sys.argv[1:] if argv is None else argv
+    names = {"classical": CLASSICAL, "v2": V2, "timm": TIMM, "fit": EAGER, "compiled": COMPILED}
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--root", help="folder of CIFAR-10; random images if not given")
+    parser.add_argument("--images", type=int, default=45000, help="random images to make, those for validation apart")
+    parser.add_argument("--steps", type=int, help="steps that an epoch is computed from, in place of all")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the scripts' loaders")
+    parser.add_argument("--sides", nargs="+", choices=names, default=list(names), help="what is measured")
+    options, more = parser.parse_known_args(argv)
+    sides = [names[name] for name in options.sides]
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        sides = [side for side in sides if side != TIMM]
+    whole = options.images // BATCH
+    with tempfile.TemporaryDirectory() as made:
+        if options.root is None:
+            write_noise(Path(made), options.images + VAL)
+        turns = Sides(options.root or made, options.steps or whole, options.workers, more).named(sides)
+        watches = take_turns(turns, options.rounds)
+    epochs = {side: statistics.median(watch.step for watch in each) * whole for side, each in watches.items()}
+    first = {side: [watch.first for watch in each] for side, each in watches.items()}
+    base = epochs[sides[0]]
+    rows = [
+        [side, f"{each:.1f}", f"{whole * BATCH / each:,.0f}", f"{base / each:.2f}", f"{first[side][0]:.1f}"]
+        for side, each in epochs.items()
+    ]
+    head = ["", "seconds an epoch", "images/s", f"times the {sides[0]}'s speed", "first step of the first epoch, s"]
+    note = NOTE.format(rounds=options.rounds, steps=whole, compiling=compiling(first, epochs))
+    missing = "" if TIMM in sides or "timm" not in options.sides else "timm is not installed.\n"
+    report(
+        "Epoch: ResNet-20 on CIFAR",
+        command(__file__, argv),
+        "\n".join([table(head, rows), note + missing]).rstrip(),
+        options.record,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Images a second, memory and share of the matrix peak on a GPU, and decoding on it: python benchmarks/gpu.py
+
+Runs whole in under ten minutes; what was measured is kept in a file, and a run that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torchvision.io import decode_jpeg, encode_jpeg
+
+from benchmarks.loader import photo
+from benchmarks.report import arguments, command, report, table, take_turns
+from benchmarks.steps import Built, Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
+from resnet_pl import models
+from resnet_pl.models.complexity import count
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Image size and batch of each net.
+NETS = {"cifar_resnet": (32, 128), "resnet18": (224, 256), "resnet50": (224, 256), "resnet152": (224, 128)}
+# The Trainer's word for a precision, and whether float32 products may be TF32's.
+PRECISIONS = {"fp32": ("32-true", False), "TF32": ("32-true", True), "bf16": ("bf16-mixed", True)}
+BARE = "bare loop, compiled"
+WAYS = ["`fit`", "`fit`, compiled", "bare loop", BARE]
+NOTE = """
+Medians of {rounds} rounds in which the four ways take turns; images are uint8 on the device. `fit` is the command line
+with bar, TensorBoard, metrics.csv, checkpoints and dashboard. The share of the peak is 6 × multiply-adds × images/s
+over the fastest product of two matrices of {side} in the same precision that was measured here: {peaks}.
+"""
+
+
+class Kept:
+    """Measurements in a JSON file, so that none is made twice.
+
+    Args:
+        path: the file.
+        setting: what they hold for; others are measured anew.
+    """
+
+    def __init__(self, path: Path, setting: str) -> None:
+        self.path, self.setting = path, setting
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What is kept under the name, measured if there is nothing."""
+        key = f"{self.setting}, {name}"
+        if key not in self.found:
+            start = time.perf_counter()
+            self.found[key] = measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.found, indent=1))
+            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        return self.found[key]
+
+
+def peak(precision: str, side: int) -> float:
+    """Floating-point operations a second of the fastest of some products of two matrices."""
+    torch.set_float32_matmul_precision("high" if PRECISIONS[precision][1] else "highest")
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, other = (torch.randn(side, side, device=DEVICE, dtype=kind) for _ in range(2))
+    seconds = []
+    for _ in range(20):
+        start = now(DEVICE)
+        one @ other
+        seconds.append(now(DEVICE) - start)
+    return 2 * side**3 / min(seconds)
+
+
+@cache
+def noise(images: int, size: int) -> Noise:
+    """The data, made once."""
+    data = Noise(images, image_size=size, batch_size=1, mean=[0.5] * 3, std=[0.25] * 3)
+    data.setup("fit")
+    return data
+
+
+def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Step, first step and peak memory of the four ways of training a net."""
+    kind, tf32 = PRECISIONS[precision]
+    kept: dict[bool, Any] = {}
+    # torch gives up compiling where it has compiled many nets.
+    torch.compiler.reset()
+
+    def built_for(folder: str, compiled: bool) -> Built:
+        net = ["--model.backbone", name, "--model.compile", str(compiled), "--trainer.precision", kind]
+        data = ["--data", "benchmarks.steps.Noise", "--data.batch_size", str(batch), "--tf32", str(tf32)]
+        built = build(folder, *data, *net, "--trainer.devices", "1", "--dashboard.graph", "false")
+        built.datamodule = noise(batch * (3 + steps), size)
+        built.datamodule.batch_size = batch
+        # Compiled once: the other way and later rounds go on with the net.
+        built.model = kept.setdefault(compiled, built.model)
+        return built
+
+    def run(compiled: bool, alone: bool) -> tuple[float, float, float]:
+        watch = Stopwatch(3, steps)
+        with tempfile.TemporaryDirectory() as folder, unseen_terminal():
+            built = built_for(folder, compiled)
+            if DEVICE.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            if alone:
+                ready(built)
+                bare(built.model, built.datamodule, watch, built.trainer.precision_plugin.forward_context)
+            else:
+                fit(built, watch)
+            built.model.cpu()
+        return watch.step, watch.first, torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+
+    chosen = [(False, False), (True, False), (False, True), (True, True)]
+    turns = take_turns({way: partial(run, *which) for way, which in zip(WAYS, chosen, strict=True)}, rounds)
+    return {
+        way: {
+            "step": statistics.median(step for step, _, _ in found),
+            "first": found[0][1],
+            "memory": max(memory for *_, memory in found),
+        }
+        for way, found in turns.items()
+    }
+
+
+def decoding(photos: int, rounds: int) -> dict[str, float]:
+    """Photos a second, decoded by one thread and on the device."""
+    encoded = [encode_jpeg(photo(number), quality=90) for number in range(photos)]
+
+    def on(device: str) -> float:
+        start = now(DEVICE)
+        decode_jpeg(encoded, device=device) if device == "cuda" else [decode_jpeg(one) for one in encoded]
+        return photos / (now(DEVICE) - start)
+
+    sides = {"one thread of the processor": partial(on, "cpu")}
+    if DEVICE.type == "cuda":
+        sides["the GPU (torchvision, nvJPEG)"] = partial(on, "cuda")
+        on("cuda")
+    return {name: statistics.median(found) for name, found in take_turns(sides, rounds).items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures what is not kept yet, and tells all."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = arguments(__doc__, rounds=2)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--size", type=int, help="pixels a side, in place of each net's own")
+    parser.add_argument("--batch", type=int, help="images a step, in place of each net's own")
+    parser.add_argument("--steps", type=int, default=15, help="steps timed in each round")
+    parser.add_argument("--side", type=int, default=8192, help="of the matrices that tell the peak")
+    parser.add_argument("--photos", type=int, default=256, help="photos decoded")
+    parser.add_argument("--state", type=Path, default=Path("runs/gpu-benchmark.json"), help="what has been measured")
+    options = parser.parse_args(argv)
+    where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+    kept = Kept(options.state, f"{where}, torch {torch.__version__}, {options.steps} steps, {options.rounds} rounds")
+    peaks = {p: kept(f"peak {p} {options.side}", partial(peak, p, options.side)) for p in options.precisions}
+    rows = []
+    for name in options.nets:
+        size, batch = options.size or NETS[name][0], options.batch or NETS[name][1]
+        with torch.device("meta"):
+            adds = sum(layer.multiply_adds for layer in count(getattr(models, name)(), size))
+        for precision in options.precisions:
+            one = partial(measure, name, precision, size, batch, options.steps, options.rounds)
+            found = kept(f"{name} {precision} {size} {batch}", one)
+            for way, each in found.items():
+                speed = batch / each["step"]
+                share, of_bare = 6 * adds * speed / peaks[precision], found[BARE]["step"] / each["step"]
+                numbers = [f"{each['step'] * 1e3:.2f}", f"{speed:,.0f}", f"{of_bare:.3f}", f"{share:.0%}"]
+                told = [f"{each['memory'] / 2**30:.1f}", f"{each['first']:.0f}"]
+                rows.append([f"{name}, {size} px, batch {batch}", precision, way, *numbers, *told])
+    head = ["net", "precision", "way", "ms a step", "images/s", "of the compiled bare loop", "of the peak"]
+    photos = kept(f"{options.photos} photos", partial(decoding, options.photos, 5))
+    decoded = table(["decoding by", "photos/s"], [[name, f"{speed:,.0f}"] for name, speed in photos.items()])
+    told = ", ".join(f"{name} {flops / 1e12:,.1f} TFLOP/s" for name, flops in peaks.items())
+    note = NOTE.format(rounds=options.rounds, side=options.side, peaks=told)
+    steps = table([*head, "memory, GiB", "first step, s"], rows)
+    report("GPU", command(__file__, argv), "\n".join([steps, note, decoded]), options.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Every benchmark runs at a tiny size, its sides do the same work, and its table gets to the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import epoch, gpu, growth, overhead, report, startup
+from benchmarks.steps import Nothing, Stopwatch, bare, build, fit, ready, unseen_terminal
+from resnet_pl.models import cifar_resnet
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go elsewhere, and what compiles takes no minute."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": "eager"}))
+
+
+def lines(text: str, start: str) -> list[list[str]]:
+    """Cells of the table lines that start so."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if start in line]
+
+
+def test_sides_take_turns() -> None:
+    order: list[str] = []
+    sides = {name: (lambda name=name: order.append(name) or len(order)) for name in "ab"}
+    assert report.take_turns(sides, 3) == {"a": [1, 4, 5], "b": [2, 3, 6]}
+    assert "".join(order) == "abbaab"
+
+
+def test_a_section_replaces_its_elder(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    for cell in ("old", "new"):
+        report.report(
+            "One", report.command("/any/one.py", ["--x", "1", "--record"]), report.table(["h"], [[cell]]), True
+        )
+    report.report("Two", ["python two.py"], "| 2 |", True)
+    text = page.read_text()
+    assert text.count("## One") == text.count("## Two") == 1
+    assert "| new |" in text and "| old |" not in text
+    assert "python benchmarks/one.py --x 1\n" in text
+
+
+def test_fit_and_the_bare_loop_learn_the_same(tmp_path: Path) -> None:
+    data = "--data benchmarks.steps.Noise --data.count 40 --data.image_size 16 --data.batch_size 8 --data.augment true"
+    net = "--model.backbone cifar_resnet --model.backbone.depth 8 --model.schedule.shape constant --trainer.devices 1"
+    states = []
+    for side in ("bare", "fit"):
+        with unseen_terminal():
+            built = build(str(tmp_path / side), *data.split(), *net.split(), "--trainer.accelerator", "cpu")
+            if side == "fit":
+                fit(built, Stopwatch(1, 4))
+            else:
+                ready(built)
+                bare(built.model, built.datamodule, Stopwatch(1, 4))
+        states.append(built.model.backbone.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert int(states[0]["bn1.num_batches_tracked"]) == 5
+
+
+def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
+    overhead.main(["--nets", "2", "--rounds", "1", "--steps", "10"])
+    told = capsys.readouterr().out
+    rows = lines(told, "a linear layer")
+    assert [row[1] for row in rows] == [overhead.BARE, overhead.OFF, overhead.FULL, overhead.PLAIN]
+    base = float(rows[0][2])
+    for row in rows[1:]:
+        assert float(row[2]) > base
+        assert float(row[4].replace(",", "")) == pytest.approx((float(row[2]) - base) * 1e3, abs=1.1)
+    assert "lightning/pytorch" in told
+
+
+def test_epoch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epoch, "BATCH", 8)
+    monkeypatch.setattr(epoch, "cifar_resnet", lambda depth: cifar_resnet(8))
+    line = ["--images", "40", "--steps", "3", "--rounds", "1", "--workers", "0"]
+    epoch.main([*line, "--model.backbone.depth", "8", "--data.batch_size", "8"])
+    told = capsys.readouterr().out
+    rows = [row for row in lines(told, "|") if len(row) == 5][2:]
+    assert [row[0] for row in rows if row[0] != epoch.TIMM] == [epoch.CLASSICAL, epoch.V2, epoch.EAGER, epoch.COMPILED]
+    assert rows[0][3] == "1.00"
+    assert "an epoch is 5 steps" in told and "Compiling costs" in told.replace("\n", " ")
+
+
+def test_the_scripts_see_the_images_of_fit(tmp_path: Path) -> None:
+    epoch.write_noise(tmp_path, 5300)
+    with unseen_terminal():
+        built = epoch.Sides(str(tmp_path), 2, 0, [])._built(str(tmp_path))
+    dataset = epoch.cifar(built, None)
+    image, label = dataset[7]
+    split = built.datamodule.splits["train"]
+    assert len(dataset) == 300
+    assert torch.equal(torch.tensor(image.getdata()).reshape(32, 32, 3).permute(2, 0, 1), split.images[7].long())
+    assert label == int(split.labels[7])
+
+
+@pytest.mark.process
+def test_startup(capsys: pytest.CaptureFixture[str]) -> None:
+    startup.main(["--rounds", "1", "--sides", "0", "1", "2"])
+    rows = lines(capsys.readouterr().out, "`")
+    assert [row[0] for row in rows if len(row) == 4] == ["`--help`", "`fit --config no.yaml`, refused"]
+
+
+def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    growth.main(["--batches", "--sizes", "--images", "128", "--rounds", "1"])
+    rows = [row for row in lines(capsys.readouterr().out, "|") if row[0] in ("128", "256", "512")]
+    assert [row[0] for row in rows] == ["128", "256", "512"] and rows[0][2] == "1.00"
+
+
+def test_growth_is_told_over_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(script: str, one: dict[str, int]) -> dict[str, float]:
+        pixels = one["batch"] * one["size"] ** 2
+        return {"seconds": pixels / 1000, "peak": pixels**2}
+
+    monkeypatch.setattr(growth, "alone", alone)
+    rows = lines(growth.grown("any", [(2, 8), (4, 16)], 1), "|")
+    assert [row[4:] for row in rows[2:]] == [["1.00", "1.00"], ["1.00", "8.00"]]
+
+
+def test_one_measurement_of_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    growth.main(["--one", json.dumps({"name": "cifar_resnet", "depth": 8, "batch": 2, "size": 16})])
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and found["peak"] >= 0
+
+
+@pytest.mark.process
+def test_a_measurement_in_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("import sys; assert sys.argv[1] == '--one'; print(sys.argv[2])")
+    assert report.alone(str(tmp_path / "one.py"), {"size": [1, 2]}) == {"size": [1, 2]}
+
+
+def small() -> nn.Module:
+    return Nothing()
+
+
+def test_gpu_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(gpu.models, "cifar_resnet", small)
+    words = "--nets cifar_resnet --precisions TF32 --size 8 --batch 4 --steps 2 --rounds 1 --side 16 --photos 2"
+    line = [*words.split(), "--state", str(tmp_path / "kept.json")]
+    gpu.main(line)
+    told = capsys.readouterr().out
+    assert [row[2] for row in lines(told, "8 px, batch 4")] == gpu.WAYS
+    assert lines(told, gpu.BARE)[0][5] == "1.000"
+    monkeypatch.setattr(gpu, "measure", lambda *args: pytest.fail("measured again"))
+    gpu.main(line)
+    assert capsys.readouterr().out.split("## GPU")[1] == told.split("## GPU")[1]
