@@ -148,3 +148,21 @@ def test_a_file_without_rows_of_ours(tmp_path, text):
 
 def test_no_file(tmp_path):
     assert runs.cut_metrics(tmp_path / "metrics.csv", 5) == []
+
+
+def test_a_launch_that_is_started_anew_finds_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
+    run = runs.new_run(tmp_path, "digits")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/last.ckpt").touch()
+    runs.write_session(run, {"launch": runs.launch(), "command": "fit x"})
+    assert runs.broken_off(tmp_path, "digits", "fit x") == run / "checkpoints/last.ckpt"
+    assert runs.broken_off(tmp_path, "digits", "fit y") is None and runs.broken_off(tmp_path, "other", "fit x") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-8")
+    assert runs.broken_off(tmp_path, "digits", "fit x") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert runs.launch() is None and runs.broken_off(tmp_path, "digits", "fit x") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
+    runs.write_session(run, {"ended": "now"}, new=False)
+    assert runs.broken_off(tmp_path, "digits", "fit x") is None
+    assert len(runs.read_sessions(run)) == 1
