@@ -26,13 +26,13 @@ from resnet_pl.data import ImageDataModule
 NETS: dict[str, tuple[list[str], int, int]] = {
     "ResNet-20, CIFAR, batch 128": (
         "--model.backbone cifar_resnet --data.augment true --data.image_size 32 --data.batch_size 128".split(),
-        3,
-        20,
+        2,
+        8,
     ),
     "ResNet-18, 128 px, batch 32": (
         "--model.backbone resnet18 --data.image_size 128 --data.batch_size 32".split(),
-        2,
-        10,
+        1,
+        5,
     ),
     "a linear layer, 8 px, batch 8": (
         "--model.backbone benchmarks.steps.Nothing --data.image_size 8 --data.batch_size 8".split(),
@@ -42,10 +42,11 @@ NETS: dict[str, tuple[list[str], int, int]] = {
 }
 BARE, OFF, FULL, PLAIN = "bare loop", "`fit`, everything off", "`fit` of the command line", "`fit`, plain habits"
 NOTE = """
-Medians of {rounds} rounds in which the sides take turns. All sides have one net, one loader, batch transforms and
-normalisation. *Everything off* is a Trainer without bar, logger, checkpoints and callbacks. *The command line* has all
-it has by default: bar, TensorBoard, metrics.csv, checkpoints, dashboard, exact resume, loss, top-1. *Plain habits* is
-a LightningModule that calls `self.log` for loss and accuracy in every step, with bar, TensorBoard and checkpoints.
+Medians of {rounds} rounds in which the sides take turns, of ratios and differences too. All sides have one net, one
+loader, batch transforms and normalisation. *Everything off* is a Trainer without bar, logger, checkpoints and
+callbacks. *The command line* has all it has by default: bar, TensorBoard, metrics.csv, checkpoints, dashboard, exact
+resume, loss, top-1. *Plain habits* is a LightningModule that calls `self.log` for loss and accuracy in every step, with
+bar, TensorBoard and checkpoints.
 """
 
 
@@ -129,7 +130,7 @@ def _short(file: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and tells."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = arguments(__doc__, rounds=5)
+    parser = arguments(__doc__, rounds=9)
     parser.add_argument("--nets", type=int, nargs="+", default=[0, 1, 2], help=f"of {', '.join(NETS)}: positions")
     parser.add_argument("--steps", type=int, help="steps timed in each round, in place of each net's own number")
     options = parser.parse_args(argv)
@@ -139,10 +140,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps, skip = options.steps or steps, min(skip, options.steps or skip)
         sides = [BARE, OFF, FULL, PLAIN] if "linear" in net else [BARE, FULL]
         turns = {side: lambda side=side, net=net, n=steps, k=skip: step(side, net, k, n) for side in sides}
-        medians = {side: statistics.median(each) for side, each in take_turns(turns, options.rounds).items()}
-        for side, seconds in medians.items():
-            more, speed = (seconds - medians[BARE]) * 1e6, medians[BARE] / seconds
-            rows.append([net, side, f"{seconds * 1e3:,.3f}", f"{speed:.3f}", "" if side == BARE else f"{more:+,.0f}"])
+        found = take_turns(turns, options.rounds)
+        for side, each in found.items():
+            pairs = list(zip(found[BARE], each, strict=True))
+            speed = statistics.median(alone / seconds for alone, seconds in pairs)
+            more = statistics.median(seconds - alone for alone, seconds in pairs) * 1e6
+            told = ["1.000", ""] if side == BARE else [f"{speed:.3f}", f"{more:+,.0f}"]
+            rows.append([net, side, f"{statistics.median(each) * 1e3:,.3f}", *told])
     told = table(["step", "side", "ms a step", "speed, of the bare loop's", "µs more than bare"], rows)
     # Of the last net of the loop above.
     profile = cProfile.Profile()
