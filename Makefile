@@ -34,6 +34,7 @@ test: $(VENV)/.installed-dev
 # Hours; one that was stopped goes on where it was. The figures go to docs/reliability.md.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/campaign.py --record
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
