@@ -36,6 +36,14 @@ class BestCheckpoint(ModelCheckpoint):
             self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Has the last step validated too, though it be in the middle of an epoch: the best may be the last."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """See Lightning's ModelCheckpoint."""
         equal = current is not None and self.best_model_score is not None and current >= self.best_model_score

@@ -92,6 +92,10 @@ class ExactResume(Callback):
             weights |= self._kept
         for loader in loops["state_dict"].get("combined_loader", []):
             loader["done"] = min(loader["done"], progress.current.processed)
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            # Lightning counts an epoch that the run ended in as a whole one, and would go on with the next one's order.
+            for counts in loops["epoch_progress"].values():
+                counts["processed"] = counts["completed"]
         _mark_validation(loops, owed=not broken and self._owes_validation(trainer))
 
     def _owes_validation(self, trainer: Trainer) -> bool:

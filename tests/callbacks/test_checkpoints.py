@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
+from resnet_pl.optim import Schedule
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
@@ -27,11 +28,11 @@ class Scores(Callback):
         )
 
 
-def fit(folder: Path, scores: list[float], ckpt_path: Path | None = None, **kwargs: Any) -> Any:
+def fit(folder: Path, scores: list[float], ckpt_path: Path | None = None, net: Any = None, **kwargs: Any) -> Any:
     callbacks = [Scores(scores), BestCheckpoint(folder), LastCheckpoint(folder), *kwargs.pop("callbacks", [])]
     settings = {"max_epochs": len(scores), "limit_train_batches": 2, "enable_checkpointing": True}
     run = trainer(callbacks=callbacks, **settings | kwargs)
-    run.fit(classifier(), datamodule=Tiny(), ckpt_path=ckpt_path, weights_only=True)
+    run.fit(net or classifier(), datamodule=Tiny(), ckpt_path=ckpt_path, weights_only=True)
     return run
 
 
@@ -52,6 +53,20 @@ def test_best_is_the_later_of_the_best_epochs_and_last_the_last(tmp_path, scores
 def test_last_is_the_last_epoch_also_where_not_every_epoch_is_validated(tmp_path):
     fit(tmp_path, [0.1, 0.2, 0.3], check_val_every_n_epoch=2)
     assert (epoch(tmp_path / "best.ckpt"), epoch(tmp_path / "last.ckpt")) == (1, 2)
+
+
+def test_a_run_that_ends_in_the_middle_of_an_epoch_is_validated_there_and_goes_on_as_if_it_had_not(tmp_path):
+    scores = [0.1, 0.2, 0.3]
+    fit(tmp_path, scores, limit_train_batches=4, max_steps=6, max_epochs=-1)
+    at = {name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("best", "last")}
+    assert at == {"best": 6, "last": 6}
+    nets = [classifier(schedule=Schedule(shape="constant")) for _ in range(2)]
+    for net, ends, folder in [(nets[0], (6, 10), tmp_path / "two"), (nets[1], (10,), tmp_path / "one")]:
+        for end in ends:
+            begun = folder / "last.ckpt" if end > ends[0] else None
+            fit(folder, scores, begun, net, limit_train_batches=4, max_steps=end, max_epochs=-1)
+    on, whole = (net.state_dict() for net in nets)
+    assert on.keys() == whole.keys() and all(torch.equal(on[key], whole[key]) for key in on)
 
 
 def test_last_is_the_last_epoch_also_where_it_is_validated_in_the_middle(tmp_path):
