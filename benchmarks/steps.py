@@ -22,7 +22,7 @@ from resnet_pl.data import ImageDataModule, TensorDataModule
 from resnet_pl.data.loaders import Batch
 from resnet_pl.data.tensors import TensorImages
 from resnet_pl.data.transforms import PadCrop, RandomFlip
-from resnet_pl.patches import lean_steps, quieten, short_names
+from resnet_pl.patches import quieten, short_names
 from resnet_pl.request import Request
 
 
@@ -147,8 +147,7 @@ def now(device: torch.device) -> float:
 def fit(built: Built, watch: Stopwatch) -> Stopwatch:
     """Trains as the command line does, until the watch stops it."""
     built.trainer.callbacks.append(watch)
-    with lean_steps(built.trainer):
-        built.trainer.fit(built.model, datamodule=built.datamodule)
+    built.trainer.fit(built.model, datamodule=built.datamodule)
     return watch
 
 

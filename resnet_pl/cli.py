@@ -20,7 +20,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import find_images
 from resnet_pl.ensemble import Ensemble, check_members
 from resnet_pl.evaluation.metrics import per_class
-from resnet_pl.patches import lean_steps, quieten, short_names, stopping_between_batches, told_plainly
+from resnet_pl.patches import quieten, short_names, stopping_between_batches, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
@@ -42,7 +42,7 @@ class CLI(ConfiguredCLI):
         """Trains, then says where everything is."""
         start = self.checkpoint["global_step"] if self.checkpoint else 0
         try:
-            with self._kept_if_trained(), stopping_between_batches(self.trainer), lean_steps(self.trainer):
+            with self._kept_if_trained(), stopping_between_batches(self.trainer):
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit as end:
             last = self.run / "checkpoints" / "last.ckpt"

@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pydoc import locate
 from typing import Any
 from unittest.mock import patch
@@ -20,9 +20,7 @@ from jsonargparse import class_from_function
 from jsonargparse._actions import _ActionHelpClassPath
 from jsonargparse._formatters import DefaultHelpFormatter
 from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.trainer import call
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from resnet_pl import models
@@ -118,33 +116,6 @@ def _on_thread_error(args: threading.ExceptHookArgs) -> None:
     # TensorBoard's writer hands its error, such as a full disk, to the main thread, which tells it.
     if type(args.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(args)
-
-
-@contextmanager
-def lean_steps(trainer: Trainer) -> Iterator[None]:
-    """Inside the block a step costs Lightning less.
-
-    It calls every hook of every callback, most of which do nothing, and opens a context around each for a profiler,
-    though there is none: 70 of them in a step.
-    """
-    call_all, nothing = call._call_callback_hooks, nullcontext()
-
-    def call_some(trainer: Trainer, name: str, *args: Any, monitoring_callbacks: Any = None, **kwargs: Any) -> None:
-        if monitoring_callbacks is not None or type(trainer.profiler) is not PassThroughProfiler:
-            call_all(trainer, name, *args, monitoring_callbacks=monitoring_callbacks, **kwargs)
-            return
-        module, idle = trainer.lightning_module, getattr(Callback, name, None)
-        before, module._current_fx_name = module._current_fx_name, name
-        for callback in trainer.callbacks:
-            hook = getattr(callback, name)
-            if getattr(hook, "__func__", None) is not idle:
-                hook(trainer, module, *args, **kwargs)
-        module._current_fx_name = before
-
-    if type(trainer.profiler) is PassThroughProfiler:
-        trainer.profiler.profile = lambda name: nothing
-    with patch.object(call, "_call_callback_hooks", call_some):
-        yield
 
 
 @contextmanager

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import threading
-from unittest.mock import patch
 
 import pytest
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer import call
 
 from resnet_pl import main
-from resnet_pl.patches import NETS, lean_steps, quieten
+from resnet_pl.patches import NETS, quieten
 from tests.test_cli import refused
-from tests.tiny import Tiny, classifier, trainer
 
 
 def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -71,42 +67,3 @@ def test_an_error_of_tensorboards_thread_is_told_once(
     thread.start()
     thread.join()
     assert ("ZeroDivisionError" in capsys.readouterr().err) == told
-
-
-class Hooked(Callback):
-    """Notes which of its hooks are called, and for which the net logs."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        self.called.append(f"batch start in {pl_module._current_fx_name}")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.called.append("epoch end")
-        pl_module.log("mine", 7.0)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.called.append("fit end")
-
-
-def test_callbacks_are_called_for_the_hooks_they_have_and_for_no_other() -> None:
-    idle, hooked, set_later = Callback(), Hooked(), Callback()
-    set_later.on_before_zero_grad = lambda *args: hooked.called.append("set later")
-    run = trainer(callbacks=[hooked, set_later, idle], limit_train_batches=2, limit_val_batches=0)
-    names = []
-    with patch.object(Callback, "on_before_backward", lambda *args: names.append("idle")), lean_steps(run):
-        assert run.profiler.profile("any") is run.profiler.profile("other")
-        run.fit(classifier(), datamodule=Tiny())
-    step = ["batch start in on_train_batch_start", "set later"]
-    assert hooked.called == [*step, *step, "epoch end", "fit end"]
-    assert names == []
-    assert run.callback_metrics["mine"] == 7.0
-    assert call._call_callback_hooks.__module__ == call.__name__
-
-
-def test_a_profiler_still_sees_every_callback() -> None:
-    run = trainer(profiler="simple", limit_train_batches=1, limit_val_batches=0, callbacks=[Hooked()])
-    with lean_steps(run):
-        run.fit(classifier(), datamodule=Tiny())
-    assert "[Callback]Hooked.on_before_backward" in run.profiler.recorded_durations
