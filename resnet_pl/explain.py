@@ -158,7 +158,7 @@ def _not_a_choice(message: str, path: list[str], parser: LightningArgumentParser
     if not choices or not path:
         return None
     known = list(dict.fromkeys(word.strip(" '") for choice in choices for word in choice.split(",")))
-    value = _value(message)
+    value = _value(message, path[-1])
     near = difflib.get_close_matches(value, known, n=1)
     return ".".join(path), f"{value} is none of {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -171,8 +171,8 @@ def _wrong_value(message: str, path: list[str], parser: LightningArgumentParser)
         wanted = bound[2].strip().replace("v>=", "at least ").replace("v>", "above ").replace("v<", "below ")
         return ".".join(path), f"{bound[1] or _value(message)} is out of range, it must be {wanted}"
     types = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", message)
-    if "invalid literal for int()" in message:
-        types = ["int", *types]
+    if number := re.search(r"invalid literal for int|(int|float)\(\) argument", message):
+        types = [number[1] or "int", *types]
     if not types and not re.search(r"Expected|Not of type", message):
         return None
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
@@ -187,12 +187,13 @@ def _value(message: str, argument: str = "") -> str:
     """The value that was given, to an argument if it is named."""
     for pattern in (
         rf"\b{re.escape(argument or ' ')}='([^']*)'",
+        rf"\b{re.escape(argument or ' ')}=(None)\b",
 r"NestedArg\(key='[^']*', val='([^']*)'", r"Got value: (.+)", r"Given value: (.+)",
                     r"base 10: '([^']*)'", r"could not convert string to float: '([^']*)'"):  # fmt: skip
         found = re.findall(pattern, message)
         if found:
-            return found[-1].strip()
-    return "what is given"
+            return "null" if found[-1] == "None" else found[-1].strip()
+    return "null" if "not 'NoneType'" in message else "what is given"
 
 
 def arguments_of(class_path: str) -> list[str]:

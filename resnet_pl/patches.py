@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import jsonargparse._typehints
-from jsonargparse import class_from_function
+from jsonargparse import ArgumentParser, class_from_function
 from jsonargparse._actions import _ActionHelpClassPath
 from jsonargparse._formatters import DefaultHelpFormatter
 from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
@@ -51,10 +51,11 @@ def short_names() -> Iterator[None]:
     """Inside the block a builder of `resnet_pl.models` can be named by its last word, and `--help` tells such names.
 
     jsonargparse finds names and help of classes alone, and our nets are built by functions. Its help would list every
-    class of torch.nn, and repeat Lightning's markup.
+    class of torch.nn, and repeat Lightning's markup. It also takes null for a value of any type.
     """
     find, help_of = jsonargparse._typehints.resolve_class_path_by_name, _ActionHelpClassPath.resolve_help_type
     text_of = DefaultHelpFormatter._get_help_string
+    validate, check_value = ArgumentParser.validate, ArgumentParser._check_value_key
 
     def find_ours_first(cls: Any, name: str) -> str:
         return f"resnet_pl.models.{name}" if name in models.__all__ else find(cls, name)
@@ -79,7 +80,21 @@ def short_names() -> Iterator[None]:
     def without_markup(self: Any, action: Any) -> str:
         return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`|``", r"\1", text_of(self, action))
 
+    def with_nulls(self: ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        try:
+            validate(self, *args, **{**kwargs, "skip_unset": False})
+        except (TypeError, KeyError):
+            # What is missing is null too, and told better.
+            validate(self, *args, **kwargs)
+            raise
+
+    def but_lists(self: ArgumentParser, action: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        # Lists of words on the command line are null where there are none.
+        return value if value is None and action.nargs == "+" else check_value(self, action, value, *args, **kwargs)
+
     with (
+        patch.object(ArgumentParser, "validate", with_nulls),
+        patch.object(ArgumentParser, "_check_value_key", but_lists),
         patch.object(jsonargparse._typehints, "resolve_class_path_by_name", find_ours_first),
         patch.object(_ActionHelpClassPath, "resolve_help_type", help_of_builders),
         patch.object(ActionTypeHint, "extra_help", names_alone),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl.explain import arguments_of
-from tests.test_cli import SMALL, refused
+from tests.test_cli import SMALL, refused, run
 
 MINE = """
 from lightning.pytorch import Callback
@@ -30,6 +30,10 @@ class Net(nn.Module):
 class Needy(Callback):
     def __init__(self, often: int) -> None:
         pass
+
+class Lazy(Callback):
+    def __init__(self, often: int = None) -> None:
+        assert often is None
 """
 
 
@@ -138,3 +142,24 @@ def test_a_constructor_is_told_without_its_wrapping(own: Path, capsys: pytest.Ca
 
 def test_what_is_no_class_has_no_arguments() -> None:
     assert arguments_of("nowhere.None") == [] and "depth" in arguments_of("resnet_pl.models.cifar_resnet")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("data.batch_size", "data: {class_path: Digits, init_args: {batch_size: null}}"),
+        ("data.mean", "data: {class_path: Digits, init_args: {mean: null}}"),
+        ("model.optimizer.lr", "model: {optimizer: {class_path: SGD, init_args: {lr: null}}}"),
+        ("model.schedule.warmup", "model: {schedule: {warmup: null}}"),
+    ],
+)
+def test_null_is_no_value(key: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "null.yaml").write_text(text)
+    assert f"error: {key}: null is no" in refused(capsys, "fit", *SMALL, f"--{key}", "null")
+    said = refused(capsys, "fit", *SMALL, "--config", tmp_path / "null.yaml")
+    assert f"{key} ({tmp_path / 'null.yaml'}, line 1): null is no" in said
+
+
+def test_null_where_it_is_the_default(own: Path, tmp_path: Path) -> None:
+    line = ["--trainer.max_steps", 1, "--trainer.default_root_dir", tmp_path, "--data.num_workers", "null"]
+    run("fit", *SMALL, *line, "--trainer.callbacks+", "explain_mine.Lazy", "--trainer.callbacks.often", "null")
