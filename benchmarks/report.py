@@ -44,10 +44,11 @@ def report(title: str, command: Sequence[str], table: str, record: bool) -> None
         PAGE.write_text(older.sub("", page).rstrip("\n") + "\n" + section, encoding="utf-8")
 
 
-def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
-    """The options that every script has."""
+def arguments(doc: str, rounds: int | None = None) -> argparse.ArgumentParser:
+    """The options that every script has; rounds those alone in which sides take turns."""
     parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument("--rounds", type=int, default=rounds, help="times that every side is measured")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="times that every side is measured")
     parser.add_argument("--record", action="store_true", help="write the table into docs/benchmarks.md")
     return parser
 

@@ -2,6 +2,7 @@
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cifar import CIFAR10, CIFAR100
+from resnet_pl.data.cutout import Cutout
 from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
@@ -26,6 +27,7 @@ __all__ = [
     "CentreCrop",
     "Crop",
     "CutMix",
+    "Cutout",
     "Digits",
     "Flowers",
     "ImageDataModule",

@@ -44,13 +44,18 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int, number: int, indices: Tensor) -> None:
         self._keys = _mix(indices + _base(seed, epoch))
-        self._count = 0
+        self._indices, self._count = indices, 0
         self._for_batch = (seed & _MASK, epoch, number)
 
     def uniform(self) -> Tensor:
         """`(N,)` float32 in [0, 1)."""
         self._count += 1
         return ((_mix(self._keys + self._count) >> 40) & 0xFFFFFF).float() / (1 << 24)
+
+    def alternating(self) -> Tensor:
+        """`(N,)` bool: about half of the images, and the others in the epoch after."""
+        seed, epoch, _ = self._for_batch
+        return ((_mix(self._indices + _base(seed, 0)) + epoch) & 1).bool()
 
     def integers(self, high: int) -> Tensor:
         """`(N,)` int64, uniform over 0 … high - 1."""

@@ -168,15 +168,17 @@ class RandomFlip(BatchTransform):
 
     Args:
         probability: share of images mirrored.
+        alternate: whether each image is mirrored in every other epoch (Jordan, arXiv 2404.00498), not by chance: any
+            two epochs then show all images both ways. The probability has no say in it.
     """
 
-    def __init__(self, probability: float = 0.5) -> None:
-        self.probability = checked_share(self, probability)
+    def __init__(self, probability: float = 0.5, alternate: bool = False) -> None:
+        self.probability, self.alternate = checked_share(self, probability), alternate
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
-        flipped = (draws.uniform() < self.probability)[:, None, None, None]
-        return torch.where(flipped, images.flip(-1), images), labels
+        flipped = draws.alternating() if self.alternate else draws.uniform() < self.probability
+        return torch.where(flipped[:, None, None, None], images.flip(-1), images), labels
 
 
 class PadCrop(BatchTransform):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import epoch, gpu, growth, overhead, report, startup
+from benchmarks import accuracy, epoch, gpu, growth, overhead, report, startup
 from benchmarks.steps import Nothing, Stopwatch, bare, build, fit, ready, unseen_terminal
 from resnet_pl.models import cifar_resnet
 
@@ -63,6 +63,16 @@ def test_fit_and_the_bare_loop_learn_the_same(tmp_path: Path) -> None:
         states.append(built.model.backbone.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert int(states[0]["bn1.num_batches_tracked"]) == 5
+
+
+def test_accuracy_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    digits = str(Path(accuracy.__file__).parents[1] / "configs" / "digits.yaml")
+    accuracy.main(["--config", digits, "--seeds", "2", "--trainer.max_steps", "2", "--views", "flip"])
+    out = capsys.readouterr().out
+    (*seeds, mean) = [row for row in lines(out, "|") if len(row) == 3][-3:]
+    top1 = [float(row[1].rstrip("%")) for row in seeds]
+    assert [row[0] for row in (*seeds, mean)] == ["0", "1", "mean"] and top1[0] != top1[1]
+    assert float(mean[1].split("%")[0]) == pytest.approx(sum(top1) / 2, abs=0.01)
 
 
 def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:

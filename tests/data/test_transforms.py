@@ -163,6 +163,16 @@ def test_half_are_mirrored_each_as_a_whole() -> None:
         assert torch.equal(RandomFlip(probability)(images, labels, draws(4000))[0], expected)
 
 
+def test_by_turns_each_image_is_mirrored_in_every_other_epoch() -> None:
+    images, labels = torch.rand(4000, 3, 2, 3), torch.zeros(4000)
+    first, second, third = (
+        (RandomFlip(alternate=True)(images, labels, draws(4000, epoch))[0] != images).flatten(1).any(1)
+        for epoch in range(3)
+    )
+    assert torch.equal(first, ~second) and torch.equal(first, third)
+    assert int(first.sum()) == pytest.approx(2000, abs=5 * 31.6)
+
+
 @pytest.mark.parametrize("mean_shape", [(3, 1, 1), (3, 6, 7)])
 @pytest.mark.parametrize("padding", [0, 2, 9])
 def test_pad_crop_is_the_plain_definition(padding: int, mean_shape: tuple[int, ...]) -> None:

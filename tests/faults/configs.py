@@ -70,7 +70,7 @@ def trial(photos: Path, rng: random.Random, folder: Path) -> dict[str, Any]:
     if kind == "option":
         words = _option(rng)
         argv, detail = [*argv, *words], " ".join(map(repr, words))
-    if path.parent.name == "recipes":
+    if path.parent.name == "recipes" and not path.name.startswith("cifar10"):
         argv[1:1] = _base(path, photos)
     elif path.name not in TRAINED:
         argv += ["--print_config", *(["--data.root", photos.resolve()] if path.name == "imagenet.yaml" else [])]

@@ -1,0 +1,59 @@
+"""How well, and how fast, a configuration does with each of several seeds: python benchmarks/accuracy.py"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.report import arguments, command, report, table
+from resnet_pl import main as cli
+
+NOTE = """
+Test images; seconds of the whole training, its start and validations included, imports and compilation's cache not
+emptied between seeds. Tested is the best checkpoint by validation, or the last where no images are held out.
+"""
+
+
+def measure(config: str, seed: int, views: str, extra: Sequence[str]) -> tuple[float, float]:
+    """Trains and tests with a seed; returns test top-1 and the seconds of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = ["--trainer.default_root_dir", folder, "--name", "seed"]
+        start = time.perf_counter()
+        if cli.main(["fit", "--config", config, "--seed_everything", str(seed), *where, *extra]):
+            raise SystemExit("training failed")
+        seconds = time.perf_counter() - start
+        run = Path(folder) / "seed" / "version_0"
+        best, last = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+        if cli.main(["test", "--ckpt_path", str(best if best.exists() else last), "--views", views]):
+            raise SystemExit("testing failed")
+        return json.loads((run / "results.json").read_text())["top1"], seconds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and tells."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = arguments(__doc__)
+    parser.add_argument("--config", default="configs/digits.yaml", help="what is trained")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
+    parser.add_argument("--views", default="single", help="as `test` has them")
+    options, extra = parser.parse_known_args(argv)
+    found = [measure(options.config, seed, options.views, extra) for seed in range(options.seeds)]
+    scores, times = zip(*found, strict=True)
+    rows = [[seed, f"{top1:.2%}", f"{seconds:.1f}"] for seed, (top1, seconds) in enumerate(found)]
+    if len(rows) > 1:
+        spread = f"{statistics.mean(scores):.2%} ± {statistics.stdev(scores):.2%}"
+        rows.append(["mean", spread, f"{statistics.mean(times):.1f} ± {statistics.stdev(times):.1f}"])
+    title = f"Accuracy: `{options.config}` with several seeds"
+    body = table(["seed", "test top-1", "seconds"], rows) + "\n" + NOTE.rstrip()
+    report(title, command(__file__, argv), body, options.record)
+
+
+if __name__ == "__main__":
+    main()
