@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
 from resnet_pl.errors import UserError
-from resnet_pl.reports.comparison import curves_of, error_over_depth, grouped, markdown
+from resnet_pl.reports.comparison import error_over_depth, grouped, markdown, named
 from resnet_pl.reports.curves import training_curves
 from resnet_pl.reports.records import PAPER_ITERATIONS, duration, read_run, read_runs
 
@@ -32,8 +32,9 @@ otherwise; test images were used once, for the checkpoint that did best on the v
 
 
 def record(path: Path) -> dict[str, Any]:
-    """What a run's files say of it; raises UserError where one is missing."""
+    """What a run's files say of it; raises UserError where one is missing. Draws its curves."""
     run = read_run(path)
+    training_curves({run.net: [run]}, DOCS / "images" / f"{run.config['name']}_curves.png")
     results = run.results
     return {
         "name": run.config["name"],
@@ -60,8 +61,7 @@ def record_study(name: str, folder: Path) -> dict[str, Any]:
     for line in lines:
         print(line)
     groups = grouped(runs)
-    curves, plain = curves_of(groups)
-    training_curves(curves, DOCS / "images" / f"{name}_curves.png", plain=plain)
+    training_curves(named(groups), DOCS / "images" / f"{name}_curves.png")
     error_over_depth(groups, DOCS / "images" / f"{name}_nets.png")
     sessions, log = [run.sessions[0] for run in runs], folder / "logs" / "sweep.log"
     return {
@@ -182,9 +182,7 @@ def main(args: list[str]) -> None:
         add(record_study(args[1], Path(args[2])))
     else:
         for folder in map(Path, args):
-            facts = record(folder)
-            add(facts)
-            training_curves({facts["net"]: folder}, DOCS / "images" / f"{facts['name']}_curves.png")
+            add(record(folder))
     write_pages()
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from resnet_pl.files import replacing
-from resnet_pl.reports.comparison import comparison_table, error_over_depth, grouped, markdown, write_csv
+from resnet_pl.reports.comparison import comparison_table, error_over_depth, grouped, markdown
 from resnet_pl.reports.records import read_runs
-from resnet_pl.reports.tables import print_report
+from resnet_pl.reports.tables import print_report, write_csv
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -38,7 +38,8 @@ def compare(paths: Sequence[Path], output: Path | None = None) -> None:
     print_report(comparison_table(groups))
     for line in lines:
         print(line)
-    write_csv(groups, output / "comparison.csv")
+    rows = [group.row() for group in groups]
+    write_csv(output / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
     with replacing(output / "comparison.md") as partial:
         partial.write_text(markdown(groups), encoding="utf-8")
     error_over_depth(groups, output / "comparison.png")

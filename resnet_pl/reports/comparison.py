@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -10,21 +9,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
 
-from resnet_pl.files import replacing
-from resnet_pl.reports.curves import lighten
-from resnet_pl.reports.pictures import INK, MUTED, render, save_png
+from resnet_pl.reports.pictures import INK, MUTED, dress, new_figure, render, save_png
 from resnet_pl.reports.records import Run
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from rich.table import Table
+from resnet_pl.reports.tables import number
 
 # What may differ between runs that are repetitions of one another.
 INDIFFERENT = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "num_workers"}
+# Columns that hold words, no numbers.
+WORDS = ("net", "data", "commit")
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,14 @@ def _last(name: str) -> str:
     return words[-1] if words[-1].isidentifier() else name
 
 
-def curves_of(groups: Sequence[Group]) -> tuple[dict[str, list[Path]], list[str]]:
-    """What `training_curves` draws of the groups: the runs under each name, and the names of plain nets."""
-    several = len({group.runs[0].data for group in groups}) > 1
-    named = {f"{group.net}, {group.runs[0].data}" if several else group.net: group.runs for group in groups}
-    return (
-        {name: [run.path for run in runs] for name, runs in named.items()},
-        [name for name, runs in named.items() if runs[0].plain],
-    )
+def named(groups: Sequence[Group]) -> dict[str, list[Run]]:
+    """The groups' runs by their nets, with the data where it is not the same for all."""
+    return {_with_data(group, group.net, groups): group.runs for group in groups}
+
+
+def _with_data(group: Group, name: str, groups: Sequence[Group]) -> str:
+    data = [other.runs[0].data for other in groups]
+    return f"{name}, {group.runs[0].data}" if len(set(data)) > 1 else name
 
 
 def cells(groups: Sequence[Group]) -> list[dict[str, str]]:
@@ -135,35 +134,28 @@ def cells(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    def number(key: str, form: str) -> str:
-        return "–" if row[key] is None else format(row[key], form)
-
     def spread(key: str) -> str:
-        text = number(key, ".2f")
-        return text if row[f"{key}_std"] is None else f"{text} ± {row[f'{key}_std']:.2f}"
+        text, deviation = number(row[key], ".2f"), row[f"{key}_std"]
+        return text if deviation is None else f"{text} ± {deviation:.2f}"
 
     return {
         "net": row["net"],
         "data": row["data"],
         "n": str(row["n"]),
         "test error (%)": spread("test_error"),
-        "best": number("best", ".2f"),
-        "paper": number("paper", ".2f"),
+        "best": number(row["best"], ".2f"),
+        "paper": number(row["paper"], ".2f"),
         "train error (%)": spread("train_error"),
-        "iterations": number("iterations", ","),
-        "minutes": number("minutes", ",.1f"),
-        "images/s": number("images_per_second", ",.0f"),
-        "parameters": number("parameters", ","),
+        "iterations": number(row["iterations"], ","),
+        "minutes": number(row["minutes"], ",.1f"),
+        "images/s": number(row["images_per_second"], ",.0f"),
+        "parameters": number(row["parameters"], ","),
         "commit": row["commit"] or "–",
     }
 
 
 def comparison_table(groups: Sequence[Group]) -> Table:
     """The table for the terminal; what is the same for all stands once, in its title."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     rows = cells(groups)
     same = [key for key in ("data", "n", "iterations", "commit") if len({row[key] for row in rows}) == 1]
     title = Text(" · ".join(rows[0][key] if key == "data" else f"{key} {rows[0][key]}" for key in same))
@@ -172,7 +164,7 @@ def comparison_table(groups: Sequence[Group]) -> Table:
     for key in headings:
         # Words of a heading go below one another, so that a column is no wider than its numbers.
         heading = Text("\n".join(key.split()))
-        table.add_column(heading, justify="left" if key in ("net", "data", "commit") else "right", overflow="fold")
+        table.add_column(heading, justify="left" if key in WORDS else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[key]) for key in headings))
     return table
@@ -181,67 +173,43 @@ def comparison_table(groups: Sequence[Group]) -> Table:
 def markdown(groups: Sequence[Group]) -> str:
     """The table as markdown."""
     rows = cells(groups)
-    lines = [list(rows[0]), ["---" if key in ("net", "data", "commit") else "---:" for key in rows[0]]]
+    lines = [list(rows[0]), ["---" if key in WORDS else "---:" for key in rows[0]]]
     lines += [[cell.replace("|", "\\|") for cell in row.values()] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_csv(groups: Sequence[Group], path: Path) -> None:
-    """Writes the figures, unrounded, one line a group; raises UserError where nothing can be written."""
-    rows = [group.row() for group in groups]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
 
 
 def error_over_depth(groups: Sequence[Group], path: Path) -> None:
     """Draws test and training error side by side as a PNG: over depth, or net by net where no net's depth varies.
 
-    Means with bars of one standard deviation; the paper's figures are the hollow diamonds.
+    Means with bars of one standard deviation, plain nets dashed; the paper's figures are the hollow diamonds.
     """
-    from matplotlib.figure import Figure
-
-    families: dict[tuple[str, str], list[Group]] = defaultdict(list)
-    for group in groups:
-        families[group.runs[0].data, group.family].append(group)
-    over_depth = any(len({group.runs[0].depth for group in family}) > 1 for family in families.values())
-    place = {id(group): group.runs[0].depth or 0 if over_depth else place for place, group in enumerate(groups)}
-    figure = Figure(figsize=(9.6, 4.4), dpi=150, layout="constrained", facecolor="white")
+    firsts = [group.runs[0] for group in groups]
+    labels = [_with_data(group, group.family, groups) for group in groups]
+    over_depth = len({(label, run.depth) for label, run in zip(labels, firsts, strict=True)}) > len(set(labels))
+    places = [run.depth or 0 for run in firsts] if over_depth else list(range(len(groups)))
+    families: dict[str, list[tuple[int, Group]]] = defaultdict(list)
+    for label, *member in zip(labels, places, groups, strict=True):
+        families[label].append(tuple(member))
+    figure = new_figure(9.6, 4.4)
     panels = figure.subplots(1, 2)
-    several = len({data for data, _ in families}) > 1
     for axes, name, title in zip(panels, ("test_error", "train_error"), ("test", "training"), strict=True):
-        for index, ((data, family), members) in enumerate(families.items()):
-            label = f"{family}, {data}" if several else family
-            _errors(axes, [place[id(group)] for group in members], members, name, label, index, over_depth)
+        for index, (label, members) in enumerate(families.items()):
+            points = zip(*((place, *group.statistics(name)) for place, group in members), strict=True)
+            dashes = "--" if members[0][1].runs[0].plain else "-"
+            style = {"color": f"C{index}", "linestyle": dashes if over_depth else "none", "linewidth": 1.4}
+            axes.errorbar(*points, label=label, marker="o", markersize=4, capsize=3, **style)
         axes.set_title(f"{title} error (%)", loc="left", fontsize=11, color=INK)
-        lighten(axes)
+        dress(axes, "layers" if over_depth else "")
         if over_depth:
-            axes.set_xticks(sorted(set(place.values())))
-            axes.set_xlabel("layers", color=INK)
+            axes.set_xticks(sorted(set(places)))
         else:
-            axes.set_xticks(range(len(groups)), [g.net for g in groups], rotation=20, ha="right", parse_math=False)
+            axes.set_xticks(places, [group.net for group in groups], rotation=20, ha="right", parse_math=False)
             axes.margins(x=0.2)
-    known = [(place[id(group)], group.runs[0].paper_error) for group in groups if group.runs[0].paper_error]
+    known = [(place, run.paper_error) for place, run in zip(places, firsts, strict=True) if run.paper_error]
     if known:
         panels[0].plot(*zip(*known, strict=True), "D", color=MUTED, fillstyle="none", label="paper, 64k iterations")
     for axes in panels:
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False
-    )
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     save_png(render(figure), path)
-
-
-def _errors(
-    axes: Axes, x: list[int], groups: Sequence[Group], name: str, label: str, colour: int, joined: bool
-) -> None:
-    """The means of one kind of net, with bars; plain nets dashed."""
-    from matplotlib import colormaps
-
-    means, deviations = np.array([group.statistics(name) for group in groups]).T
-    style = ("--" if groups[0].runs[0].plain else "-") if joined else "none"
-    axes.errorbar(
-        x, means, deviations, label=label, color=colormaps["tab10"](colour % 10), marker="o", markersize=4, capsize=3,
-        linewidth=1.4, linestyle=style,
-    )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_pl.files import replacing
-from resnet_pl.reports.pictures import INK, MUTED, render
+from resnet_pl.reports.pictures import MUTED, add_legend, dress, new_figure, render
+from resnet_pl.reports.tables import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +42,13 @@ class NetLayers:
 
 def write_layers(nets: Sequence[NetLayers], path: Path) -> None:
     """Write a row for each layer as CSV; raises UserError if nothing can be written at `path`."""
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file)
-        table.writerow(["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns])
-        for net in nets:
-            told = [net.net, net.checkpoint, net.step, net.measured_on]
-            values = zip(*net.columns.values(), strict=True)
-            for index, (layer, row) in enumerate(zip(net.layers, values, strict=True), 1):
-                table.writerow([*told, index, layer, *(f"{value:.9g}" for value in row)])
+    header = ["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns]
+    rows = (
+        [net.net, net.checkpoint, net.step, net.measured_on, index, layer, *(f"{value:.9g}" for value in values)]
+        for net in nets
+        for index, (layer, *values) in enumerate(zip(net.layers, *net.columns.values(), strict=True), 1)
+    )
+    write_csv(path, header, rows)
 
 
 def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
@@ -59,21 +57,18 @@ def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
     Returns:
         The picture, (H, W, 3) uint8.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 6.4), dpi=150, layout="constrained", facecolor="white")
+    figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
     for net, label, colour in zip(nets, _labels(nets), _colours(nets), strict=True):
         std = np.array(net.columns["std"])
         for axes, values in ((above, std), (below, np.sort(std)[::-1])):
             _line(axes, net, values, color=colour, linewidth=1.6, label=label)
-    _dress(above, "", "std")
-    _dress(below, "layer index, sorted by magnitude", "std")
-    above.set_xlabel("layer index", color=INK)
+    dress(above, "layer index", "std")
+    dress(below, "layer index, sorted by magnitude", "std")
     above.set_ylim(bottom=0)
     above.tick_params(labelbottom=True)
     above.set_title("response of each 3×3 layer, after BN", loc="left", fontsize=10, color=MUTED)
-    _legend(above)
+    add_legend(above, fontsize=9)
     return render(figure)
 
 
@@ -83,24 +78,22 @@ def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
     Returns:
         The picture, (H, W, 3) uint8.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained", facecolor="white")
+    figure = new_figure(7.2, 4.8)
     axes = figure.add_subplot()
     # A block whose last BatchNorm starts at zero has gradients of nought, which are left out.
     axes.set_yscale("log", nonpositive="mask")
     for index, (net, label) in enumerate(zip(nets, _labels(nets), strict=True)):
-        colour = colormaps["tab10"](index % 10)
-        _line(axes, net, net.columns["initial"], color=colour, linewidth=0.9, alpha=0.75)
-        _line(axes, net, net.columns["trained"], color=colour, linewidth=1.9, label=f"{label}, step {net.step:,}")
-    _dress(axes, "layer index", "L2 norm of the gradient")
+        told = f"{label}, step {net.step:,}"
+        _line(axes, net, net.columns["initial"], color=f"C{index}", linewidth=0.9, alpha=0.75)
+        _line(axes, net, net.columns["trained"], color=f"C{index}", linewidth=1.9, label=told)
+    dress(axes, "layer index", "L2 norm of the gradient")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("thin: at initialisation   bold: in the checkpoint", loc="left", fontsize=10, color=MUTED)
-    _legend(axes)
+    add_legend(axes, fontsize=9)
     return render(figure)
 
 
@@ -114,41 +107,22 @@ def _place(checkpoint: Path) -> str:
     return "/".join([part for part in checkpoint.with_suffix("").parts if part != "checkpoints"][-3:])
 
 
-def _colours(nets: Sequence[NetLayers]) -> list[tuple[float, ...]]:
+def _colours(nets: Sequence[NetLayers]) -> list[str]:
     """One colour for a plain and a residual net of the same depth; another for the next pair of that depth."""
-    from matplotlib import colormaps
-
     seen: Counter[tuple[int, bool]] = Counter()
     numbers: dict[tuple[int, int], int] = {}
     colours = []
     for net in nets:
         kind = (len(net.layers), net.plain)
-        number = numbers.setdefault((len(net.layers), seen[kind]), len(numbers))
+        colours.append(f"C{numbers.setdefault((len(net.layers), seen[kind]), len(numbers))}")
         seen[kind] += 1
-        colours.append(colormaps["tab10"](number % 10))
     return colours
 
 
 def _line(axes: Axes, net: NetLayers, values: Sequence[float] | np.ndarray, **style: object) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     dashes = {"linestyle": (0, (4, 1.5))} if net.plain else {}
     marker = "o" if len(values) == 1 else None
     axes.plot(np.arange(1, len(values) + 1), values, marker=marker, **dashes, **style)
-
-
-def _dress(axes: Axes, x: str, y: str) -> None:
-    """Labels and a light grid."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    axes.grid(color="#d8dee4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=MUTED, length=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#afb8c1")
-
-
-def _legend(axes: Axes) -> None:
-    for text in axes.legend(edgecolor="none", fontsize=9, labelcolor=INK).get_texts():
-        text.set_parse_math(False)

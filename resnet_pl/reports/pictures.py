@@ -1,4 +1,4 @@
-"""Pictures as arrays: the confusion matrix and sheets of images with captions."""
+"""Pictures as arrays: the confusion matrix and sheets of images with captions; the looks that all charts share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from bisect import bisect
 from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resnet_pl.errors import UserError
 from resnet_pl.files import replacing
 
 if TYPE_CHECKING:
@@ -43,6 +42,30 @@ def save_png(picture: np.ndarray, path: Path) -> None:
         Image.fromarray(picture).save(partial, format="PNG", optimize=True)
 
 
+def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+    """An empty figure of so many inches, whose parts make room for one another."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
+
+
+def dress(axes: Axes, x: str = "", y: str = "") -> None:
+    """Names the axes, puts a light grid below the lines, and takes the frame away."""
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.grid(color="#d8dee4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=MUTED, length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#afb8c1")
+
+
+def add_legend(axes: Axes, *lines_and_labels: Sequence[Any], **style: Any) -> None:
+    """A legend without a frame, whose names are written as they are: `$x_1` is no formula."""
+    for text in axes.legend(*lines_and_labels, edgecolor="none", labelcolor=INK, **style).get_texts():
+        text.set_parse_math(False)
+
+
 def render(figure: Figure) -> np.ndarray:
     """Draw a matplotlib figure without pyplot and its global state, so that any thread may.
 
@@ -65,18 +88,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarr
 
     Returns:
         The picture, (H, W, 3) uint8, at most about 1,800 pixels a side.
-
-    Raises:
-        ValueError: if `counts` is not K x K.
     """
-    from matplotlib.figure import Figure
-
     classes = len(class_names)
-    if counts.shape != (classes, classes):
-        raise ValueError(f"counts are {counts.shape} for {classes} classes")
     counted = classes <= MOST_COUNTED
     side = 2.2 + max(3.0, 0.45 * classes) if counted else 12.0
-    figure = Figure(figsize=(side, side), dpi=110, layout="constrained", facecolor="white")
+    figure = new_figure(side, side, dpi=110)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -150,11 +166,8 @@ def contact_sheet(
         The sheet, (H, W, 3) uint8.
 
     Raises:
-        UserError: if there are no images.
         ValueError: if there are not as many captions or marks as images.
     """
-    if not len(images):
-        raise UserError("There are no images to show: the list of images for the contact sheet is empty.")
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)
     frame, gap = max(2, cell // 40), max(6, cell // 12)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,14 @@ import yaml
 
 from resnet_pl.console import program
 from resnet_pl.errors import UserError
-from resnet_pl.reports.curves import Series, read_metrics
 from resnet_pl.reports.results import read_results
 
 # Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
 # 110 is the best of five (6.61 ± 0.16), the others one run each.
 PAPER = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 PAPER_ITERATIONS = 64_000
+
+Series = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,15 @@ class Run:
     @property
     def seconds(self) -> float:
         """Training time, validation apart."""
-        return float(self.metrics["epoch_seconds"][1].sum()) if "epoch_seconds" in self.metrics else math.nan
+        return float(self._logged("epoch_seconds").sum())
 
     @property
     def images_per_second(self) -> float:
         """In training, of the median epoch."""
-        if "images_per_second" not in self.metrics:
-            return math.nan
-        speeds = np.sort(self.metrics["images_per_second"][1])
-        return float(speeds[len(speeds) // 2])
+        return float(median_high(self._logged("images_per_second")))
+
+    def _logged(self, name: str) -> np.ndarray:
+        return self.metrics[name][1] if name in self.metrics else np.array([math.nan])
 
     @property
     def paper_error(self) -> float | None:
@@ -133,6 +137,39 @@ def read_run(path: Path, tested: bool = True) -> Run:
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not whole: its files lack {error}\nfinish the run, or leave it out") from error
     return run
+
+
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Reads every metric of a `metrics.csv`.
+
+    A cell is empty where a row does not log that metric. A step that comes twice, as after a resume from an earlier
+    checkpoint, counts as it was logged last. A torn last line, as an interrupted run leaves it, is dropped.
+
+    Returns:
+        For each column but `step` its steps (n,) int64, rising, and its values (n,) float64.
+
+    Raises:
+        UserError: the file is missing, has no whole row or holds something else than numbers.
+    """
+    metrics: dict[str, dict[int, float]] = defaultdict(dict)
+    try:
+        text = path.read_bytes().decode(errors="replace")
+        # A line without its end may have lost digits too: 0.98 torn to 0.9 still reads as a number.
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].split("\n"), restval="nothing")
+        if "step" not in (rows.fieldnames or ()):
+            raise UserError(f"{path} has no line that names its columns, with `step` among them")
+        for row in rows:
+            step = int(float(row.pop("step")))
+            for name, cell in row.items():
+                if cell:
+                    metrics[name][step] = float(cell)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}, line {rows.line_num} is damaged ({error}); mend or delete that line") from error
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not metrics:
+        raise UserError(f"{path} holds no metrics yet; train for at least one epoch")
+    return {name: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)])) for name, at in metrics.items()}
 
 
 def _load(path: Path) -> Any:

@@ -1,10 +1,10 @@
-"""Tables for the terminal, and the predictions as CSV."""
+"""Tables for the terminal and as CSV."""
 
-import csv
 import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from csv import writer
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from resnet_pl.files import replacing
 
 MOST_CLASSES = 25
 WORST_CLASSES = 10
+MOST_IMAGES = 20
 
 
 def print_report(renderable: RenderableType) -> None:
@@ -30,75 +31,87 @@ def print_report(renderable: RenderableType) -> None:
     console.print(renderable)
 
 
+def number(value: float | None, form: str) -> str:
+    """A number as text, a dash where it is not known."""
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def numbers_table(*names: str, numbers: Sequence[str]) -> Table:
+    """An empty table of text columns and, right of them, columns of numbers."""
+    table = Table(*names, box=SIMPLE_HEAD)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table whole or not at all; raises UserError if nothing can be written at `path`.
+
+    What is not UTF-8, as the name of a file may be, is escaped, so that the rest can be read by anyone.
+    """
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        table = writer(file)
+        table.writerow(header)
+        table.writerows(rows)
+
+
 def results_table(results: Mapping[str, Any]) -> Group:
     """Show one test: the numbers for all images, and for each class or, where they are many, for the worst ones.
 
     Args:
         results: as `write_results` takes them; rates are fractions, or None where they do not apply.
     """
-    headline = Table(box=SIMPLE_HEAD)
     cells = {
-        "top-1": _percent(results["top1"]),
-        "top-5": _percent(results["top5"]) if results.get("top5") is not None else None,
-        "loss": _number(results.get("loss")),
-        "calibration error": _percent(results.get("calibration_error")),
+        "top-1": number(results["top1"], ".2%"),
+        "top-5": number(results["top5"], ".2%"),
+        "loss": number(results["loss"], ".4f"),
+        "calibration error": number(results["calibration_error"], ".2%"),
         "images": f"{results['images']:,}",
     }
-    shown = {name: cell for name, cell in cells.items() if cell is not None}
-    for name in shown:
-        headline.add_column(name, justify="right")
-    headline.add_row(*shown.values())
-    tested = " · ".join(str(results[key]) for key in ("data", "split", "protocol", "checkpoint") if results.get(key))
+    if results["top5"] is None:
+        del cells["top-5"]
+    headline = numbers_table(numbers=list(cells))
+    headline.add_row(*cells.values())
     # As Text, here and below: rich would take the square brackets of a name for markup.
-    title = Text(f" {tested}", style="bold")
-    return Group(title, headline, *_per_class(results.get("per_class") or {}))
-
-
-def _per_class(per_class: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
-    """The table of classes, and a line that says so where it does not show them all."""
-    if not per_class:
-        return []
-    table = Table("class", box=SIMPLE_HEAD)
-    for name in ("images", "right", "top-1"):
-        table.add_column(name, justify="right")
-    shown, note = list(per_class.items()), []
+    title = Text(" " + " · ".join(results[key] for key in ("data", "split", "protocol", "checkpoint")), style="bold")
+    classes, note = results["per_class"], []
+    shown = list(classes.items())
     if len(shown) > MOST_CLASSES:
         tested = [(name, row) for name, row in shown if row["images"]]
-        shown = sorted(tested, key=lambda item: item[1]["correct"] / item[1]["images"])[:WORST_CLASSES]
-        note = [Text(f" The {len(shown)} worst of {len(per_class):,} classes.", style="dim")]
+        shown = sorted(tested, key=lambda item: item[1]["top1"])[:WORST_CLASSES]
+        note = [Text(f" The {len(shown)} worst of {len(classes):,} classes.", style="dim")]
+    table = numbers_table("class", numbers=["images", "right", "top-1"])
     for name, row in shown:
-        table.add_row(Text(name), f"{row['images']:,}", f"{row['correct']:,}", _percent(row["top1"]))
-    return [table, *note]
+        table.add_row(Text(name), f"{row['images']:,}", f"{row['correct']:,}", number(row["top1"], ".2%"))
+    return Group(title, headline, table, *note)
 
 
-def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int, limit: int = 20) -> Group:
+def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:
     """Show what the first images were taken for, green where right and red where wrong.
 
     Args:
         rows: one for each image: `path`, `truth` (or None), `classes` and `probabilities`, the likeliest first.
         top_k: classes to show for each image.
-        limit: images to show.
     """
-    shown = rows[:limit]
-    folder = _common_folder([str(row["path"]) for row in shown])
-    known = any(row.get("truth") is not None for row in shown)
-    top_k = min(top_k, max((len(row["classes"]) for row in shown), default=1))
+    shown = rows[:MOST_IMAGES]
+    folder = _common_folder([row["path"] for row in shown])
+    known = any(row["truth"] is not None for row in shown)
+    places = range(2, 1 + min(top_k, max((len(row["classes"]) for row in shown), default=1)))
     table = Table(box=SIMPLE_HEAD)
-    for name in ("image", *(["truth"] if known else []), "prediction", *(f"{place}." for place in range(2, top_k + 1))):
+    for name in ("image", *(["truth"] if known else []), "prediction", *(f"{place}." for place in places)):
         table.add_column(name, overflow="fold")
     for row in shown:
-        truth = row.get("truth")
-        guesses = [Text(f"{name} {_percent(p)}") for name, p in zip(row["classes"], row["probabilities"], strict=True)]
-        if truth is not None:
-            guesses[0].stylize("green" if row["classes"][0] == truth else "red")
-        cells = [
-            Text(os.path.relpath(row["path"], folder) if folder else row["path"]),
-            *([Text(truth or "")] if known else []),
-            *guesses[:top_k],
+        guesses = [
+            Text(f"{name} {number(p, '.2%')}") for name, p in zip(row["classes"], row["probabilities"], strict=True)
         ]
-        table.add_row(*cells)
-    note = [Text(f" The first {len(shown):,} of {len(rows):,} images.", style="dim")] if len(rows) > limit else []
-    return Group(*([Text(f" in {folder}", style="dim", overflow="fold")] if folder else []), table, *note)
+        if row["truth"] is not None:
+            guesses[0].stylize("green" if row["classes"][0] == row["truth"] else "red")
+        path = os.path.relpath(row["path"], folder) if folder else row["path"]
+        table.add_row(Text(path), *([Text(row["truth"] or "")] if known else []), *guesses[:top_k])
+    above = [Text(f" in {folder}", style="dim", overflow="fold")] if folder else []
+    more = len(rows) > len(shown)
+    note = [Text(f" The first {len(shown):,} of {len(rows):,} images.", style="dim")] if more else []
+    return Group(*above, table, *note)
 
 
 def _common_folder(paths: Sequence[str]) -> str:
@@ -110,39 +123,18 @@ def _common_folder(paths: Sequence[str]) -> str:
         return ""
 
 
-def write_predictions(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
+def write_predictions(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write predictions as CSV: path, truth, prediction, probability, class_2, probability_2 and so on.
 
     Args:
-        rows: as `predictions_table` takes them, each with as many classes as the first; read one by one.
-        path: the file, UTF-8; `truth` is empty where it is not known.
-
-    Returns:
-        The number of rows written.
+        rows: as `predictions_table` takes them, each with as many classes as the first.
+        path: the file; `truth` is empty where it is not known.
 
     Raises:
         UserError: if nothing can be written at `path`.
     """
-    rows = iter(rows)
-    first = next(rows, None)
-    places = len(first["classes"]) if first else 1
-    later = chain.from_iterable((f"class_{place}", f"probability_{place}") for place in range(2, places + 1))
-    # A file name that is not UTF-8 is escaped, so that the rest of the file can be read by anyone.
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        written = 0
-        table = csv.writer(file)
-        table.writerow(["path", "truth", "prediction", "probability", *later])
-        for row in chain([first] if first else [], rows):
-            pairs = zip(row["classes"], row["probabilities"], strict=True)
-            guesses = chain.from_iterable((name, f"{probability:.6f}") for name, probability in pairs)
-            table.writerow([row["path"], "" if row.get("truth") is None else row["truth"], *guesses])
-            written += 1
-    return written
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or math.isnan(share) else f"{share:.2%}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.4f}"
+    places = range(2, 1 + (len(rows[0]["classes"]) if rows else 1))
+    later = chain.from_iterable((f"class_{place}", f"probability_{place}") for place in places)
+    guesses = (zip(row["classes"], (f"{p:.6f}" for p in row["probabilities"]), strict=True) for row in rows)
+    lines = ([row["path"], row["truth"], *chain.from_iterable(own)] for row, own in zip(rows, guesses, strict=True))
+    write_csv(path, ["path", "truth", "prediction", "probability", *later], lines)

@@ -32,7 +32,10 @@ def test_a_table_is_printed_and_written(
                             "3.0", "300", "20,000"]  # fmt: skip
     assert "left out: runs/c/version_0/results.json cannot be read" in out
     with Path("runs/comparison.csv").open(newline="", encoding="utf-8") as file:
-        assert [row["net"] for row in csv.DictReader(file)] == ["cifar_plain 56", "cifar_resnet 20 (A)"]
+        plain, residual = csv.DictReader(file)
+    assert (plain["net"], plain["test_error_std"], residual["net"]) == ("cifar_plain 56", "", "cifar_resnet 20 (A)")
+    # Unrounded.
+    assert float(residual["test_error_std"]) == pytest.approx(8**0.5)
     assert Path("runs/comparison.md").read_text(encoding="utf-8").count("\n") == 4
     assert Image.open("runs/comparison.png").size == (1440, 660)
 

@@ -24,7 +24,7 @@ def test_runs_are_drawn_and_written(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert own == pytest.approx({
         ("train", 8): 90, ("train", 9): 50, ("train", 18): 25, ("train", 19): 45, ("val", 9): 60, ("val", 19): 30,
     })  # fmt: skip
-    assert main(["curves", str(residual), "--output", str(tmp_path / "one.png"), "--metric", "top1"]) == 0
+    assert main(["curves", str(residual), "--output", str(tmp_path / "one.png")]) == 0
     assert Image.open(tmp_path / "one.png").size == (1080, 720)
 
 
@@ -32,8 +32,7 @@ def test_runs_are_drawn_and_written(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("args", "message"),
     [
         (["--output", "a.pdf"], "a.pdf is no PNG"),
-        (["--metric", "speed"], "curves: "),
-        (["--metric", "loss"], "train/loss"),
+        (["--nonsense"], "curves: "),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_line_or_two(

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 NAMES = "epoch,step,train/top1,val/top1,epoch_seconds,images_per_second"
+METRICS = "epoch,step,train/loss,train/top1,val/loss,val/top1,lr"
 
 
 def write_run(folder: Path, net: str = "cifar_resnet", depth: int = 20, seed: int = 0, **facts: Any) -> Path:
@@ -60,3 +61,14 @@ def write_test(folder: Path, top1: float, **facts: Any) -> None:
     test = {"protocol": "single view", "split": "test", "checkpoint": "checkpoints/best.ckpt", "data": "CIFAR10"}
     test |= {"top1": top1, "loss": 1.0, "calibration_error": 0.1, "images": 100, "epoch": 1, "step": 20}
     (folder / "results.json").write_text(json.dumps(test | facts))
+
+
+def write_metrics(path: Path, epochs: int = 4, floor: float = 0.1) -> Path:
+    """A metrics.csv with the rows of training and validation apart, as Lightning writes it."""
+    lines = [METRICS]
+    for epoch in range(epochs):
+        step, error = 10 * epoch + 9, floor + 0.8 * 0.5**epoch
+        lines += [f"{epoch},{step},{2 * error},{1 - error},,,0.1", f"{epoch},{step},,,{3 * error},{0.98 - error},"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(f"{line}\r\n" for line in lines).encode())
+    return path

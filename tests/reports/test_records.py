@@ -4,11 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resnet_pl.errors import UserError
-from resnet_pl.reports.records import duration, find_runs, read_run, read_runs, single_view
-from tests.reports.made import NAMES, write_run, write_test
+from resnet_pl.reports.records import duration, find_runs, read_metrics, read_run, read_runs, single_view
+from tests.reports.made import METRICS as HEADER
+from tests.reports.made import NAMES, write_metrics, write_run, write_test
 
 
 def test_a_run_has_the_numbers_of_its_files(tmp_path: Path) -> None:
@@ -113,6 +115,69 @@ def test_what_was_not_logged_is_not_a_number(tmp_path: Path) -> None:
     path.joinpath("sessions.json").write_text(json.dumps([{**sessions[0], "parameters": None}]))
     run = read_run(path)
     assert math.isnan(run.train_error) and math.isnan(run.seconds) and math.isnan(run.images_per_second)
+
+
+def test_every_metric_is_read_where_it_was_logged(tmp_path):
+    metrics = read_metrics(write_metrics(tmp_path / "metrics.csv"))
+    assert sorted(metrics) == sorted(set(HEADER.split(",")) - {"step"})
+    for name in ("train/loss", "val/top1", "lr"):
+        steps, values = metrics[name]
+        assert steps.tolist() == [9, 19, 29, 39] and steps.dtype == np.int64
+        assert values.shape == (4,) and values.dtype == np.float64
+    assert metrics["train/top1"][1][0] == pytest.approx(0.1)
+    assert metrics["val/loss"][1] == pytest.approx([2.7, 1.5, 0.9, 0.6])
+
+
+@pytest.mark.parametrize("torn", ["4,49,0.3,0.9", "4,49,0.3,0.9,0.1,0.2,0.", "4", "4,49,0.3,,,,0.1\r", "\0\0\0\0"])
+def test_torn_last_line_is_dropped(tmp_path, torn):
+    path = write_metrics(tmp_path / "metrics.csv")
+    path.write_text(path.read_text(encoding="utf-8") + torn, encoding="utf-8", newline="")
+    assert read_metrics(path)["train/loss"][0].tolist() == [9, 19, 29, 39]
+
+
+@pytest.mark.parametrize(
+    "line", ["4,49,0.3", "4,49,abc,,,,", "4,,0.3,,,,", "4,inf,0.3,,,,", "\0\0\0", "1,2,3,4,5,6,7,8"]
+)
+def test_damage_within_is_named_with_its_line(tmp_path, line):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"{HEADER}\n0,9,1,,,,\n{line}\n1,19,1,,,,\n")
+    with pytest.raises(UserError, match=r"metrics\.csv, line 3 is damaged") as error:
+        read_metrics(path)
+    assert str(error.value).count("\n") <= 1
+
+
+def test_blank_lines_and_nan_are_no_damage(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"{HEADER}\n0,9,nan,,,,\n\n1,19.0,2,,,,\n")
+    assert np.isnan(read_metrics(path)["train/loss"][1][0])
+
+
+def test_step_logged_again_after_a_resume_counts_as_last_logged(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss\n9,1\n19,2\n29,3\n19,5\n29,6\n39,7\n")
+    steps, values = read_metrics(path)["train/loss"]
+    assert steps.tolist() == [9, 19, 29, 39] and values.tolist() == [1, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ("", "names its columns"),
+        (HEADER, "names its columns"),
+        ("a,b\n1,2\n", "names its columns"),
+        (f"{HEADER}\n", "no metrics yet"),
+        (f"{HEADER}\n0,9,0.", "no metrics yet"),
+        ("x" * 200_000 + "\n", "cannot be read"),
+    ],
+)
+def test_unusable_file_is_named(tmp_path, content, message):
+    path = tmp_path / "metrics.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_metrics(path)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9, "9 seconds"), (3360, "56 minutes"), (9000, "2.5 hours")])
