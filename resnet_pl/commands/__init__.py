@@ -1,8 +1,8 @@
 """Commands that train nothing: they look at nets, checkpoints and finished runs.
 
 A command is a module of its name here (`check-data` is check_data): its docstring is the help, `add_arguments` the
-options, `run` the work; its line in `request.COMMANDS` makes it known. A `parse`, where there is one, reads the options
-in place of the parser's own.
+options, `run` the work, on the options and on `command_line`, which is as it was typed; its line in `request.COMMANDS`
+makes it known. A `parse`, where there is one, reads the options in place of the parser's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from resnet_pl.console import program
+from resnet_pl.console import command_line, program
 from resnet_pl.errors import UserError
 
 
@@ -31,4 +31,5 @@ def run(args: Sequence[str]) -> int:
     except ArgumentError as error:
         message = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise UserError(f"{name}: {message}\nsee {program()} {name} --help") from error
+    settings.command_line = command_line(args)
     return command.run(settings) or 0

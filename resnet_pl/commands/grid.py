@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shlex
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from resnet_pl import runs
 from resnet_pl.errors import UserError
-from resnet_pl.reports.records import read_run
+from resnet_pl.reports.records import Run, read_run
 
 # What the sweep says itself.
 OWN = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--config", "-c")
@@ -26,38 +25,38 @@ class Cell:
         name: tells the values, such as `cifar_plain-depth20-seed0`; names the run.
         like: the same without the seed: what takes as long.
         args: the arguments of `fit`.
-        folder: where the versions of its run are.
+        root: the folder of all runs of the sweep.
     """
 
     name: str
     like: str
     args: list[str]
-    folder: Path
+    root: Path
 
-    def _runs(self) -> list[Path]:
+    def _started(self) -> list[Path]:
         """The runs that this very command line has started, the newest first."""
         command = f" {shlex.join(self.args)}"
         found = []
-        for _, path in reversed(runs.versions(self.folder.parent, self.name)):
+        for _, path in reversed(runs.versions(self.root, self.name)):
             with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-                if json.loads((path / "sessions.json").read_text(encoding="utf-8"))[0]["command"].endswith(command):
+                if runs.read_sessions(path)[0]["command"].endswith(command):
                     found.append(path)
         return found
 
-    def done(self) -> Path | None:
+    def done(self) -> Run | None:
         """The run if it is trained and tested."""
-        for path in self._runs():
+        for path in self._started():
             with suppress(UserError):
-                return read_run(path).path
+                return read_run(path)
         return None
 
     def steps(self) -> list[list[str]]:
         """The arguments of the processes that are still to run: going on or starting, then testing."""
-        for path in self._runs():
+        for path in self._started():
             if (last := path / "checkpoints" / "last.ckpt").is_file():
                 return [["fit", "--ckpt_path", str(last)], ["test", "--ckpt_path", str(path)]]
-        version = max((number for number, _ in runs.versions(self.folder.parent, self.name)), default=-1) + 1
-        return [self.args, ["test", "--ckpt_path", str(self.folder / f"version_{version}")]]
+        version = max((number for number, _ in runs.versions(self.root, self.name)), default=-1) + 1
+        return [self.args, ["test", "--ckpt_path", str(self.root / self.name / f"version_{version}")]]
 
 
 def grid_cells(grid: list[str], configs: list[str], options: list[str], folder: Path) -> list[Cell]:
@@ -79,7 +78,7 @@ def grid_cells(grid: list[str], configs: list[str], options: list[str], folder: 
         files = [word for path in configs for word in ("--config", path)]
         words = [word for key, value in ordered for word in (f"--{key}", value)]
         own = ["--name", name, "--trainer.default_root_dir", str(folder)]
-        cells.append(Cell(name, like, ["fit", *files, *options, *words, *own], folder / name))
+        cells.append(Cell(name, like, ["fit", *files, *options, *words, *own], folder))
     names = [cell.name for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"sweep: two runs of the grid would be called {twice[0]}\nleave out the value that comes twice")

@@ -6,23 +6,21 @@ for the backward pass, in float32, put down to the layer that is the first to ke
 
 from __future__ import annotations
 
-import csv
+import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial, reduce
-from itertools import islice
 from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torchvision
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -32,35 +30,14 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl import models
 from resnet_pl.errors import UserError
 from resnet_pl.explain import constructor_error, explain
-from resnet_pl.files import replacing
 from resnet_pl.models.complexity import Layer, count, fold
 from resnet_pl.models.weights import set_num_classes
 from resnet_pl.patches import short_names
-from resnet_pl.reports.tables import print_report
+from resnet_pl.reports.tables import numbers_table, print_report, write_csv
 from resnet_pl.request import Request, read_config
 
 MOST_ROWS = 40
 NO_NET = "summary: there is no net\ngive --backbone resnet50, --config configs/cifar10.yaml or --ckpt_path best"
-
-
-class _NetOf(ActionConfigFile):
-    """Takes the net, its classes and the image size, and nothing else, from a training's configuration."""
-
-    def __call__(self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
-        if Path(values).suffix in (".yaml", ".yml"):
-            config = read_config(Path(values))
-        else:
-            path = Request(["test", "--ckpt_path", values]).checkpoint
-            config = ckpt.config_of(ckpt.read(path), path, "test")
-        model, data = config.get("model") or {}, config.get("data") or {}
-        init_args = data.get("init_args") if isinstance(data, dict) else None
-        taken = {
-            "backbone": model.get("backbone"),
-            "num_classes": model.get("num_classes"),
-            "image_size": (init_args or {}).get("image_size"),
-        }
-        taken = {key: value for key, value in taken.items() if value is not None}
-        super().__call__(parser, cfg, json.dumps(taken), option_string)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -69,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     # Else the help lists every layer of torch.
     net.extra_help = str
     told = "a training's configuration, or a checkpoint, to take the net from"
-    parser.add_argument("--config", "--ckpt_path", action=_NetOf, help=told)
+    parser.add_argument("--config", "--ckpt_path", type=str | None, help=told)
     parser.add_argument("--num_classes", type=PositiveInt | None, default=None, help="fit the last layer to them")
     size = "pixels a side; the training's own if there is one, else 224, and 32 for a CIFAR stem"
     parser.add_argument("--image_size", type=PositiveInt | None, default=None, help=size)
@@ -81,20 +58,36 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
-    """See the package: nets can be named by their last word, and files come first, so that the line wins over them."""
-    files, others, words = list[str](), list[str](), iter(options)
-    for word in words:
-        is_file = re.match("--(config|ckpt_path)(=|$)", word)
-        (files if is_file else others).append(word)
-        if is_file and "=" not in word:
-            files += islice(words, 1)
+    """See the package: nets can be named by their last word, and the line wins over files, wherever they stand."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config", "--ckpt_path", action="append", default=[])
+    given, others = files.parse_known_args(options)
+    words = [word for path in given.config for word in _net_of(path)]
     try:
         with short_names():
-            return parser.parse_args([*files, *others])
+            return parser.parse_args([*words, *others])
     except ArgumentError as error:
-        if not files and not any(re.match("--backbone(=|$)", word) for word in others):
+        if not words and not any(re.match("--backbone(=|$)", word) for word in others):
             raise UserError(NO_NET) from error
         raise UserError(f"summary: {explain(str(error), parser, options, [])}") from error
+
+
+def _net_of(file: str) -> list[str]:
+    """The net, its classes and the image size of a training's configuration or checkpoint, as options."""
+    if Path(file).suffix in (".yaml", ".yml"):
+        config = read_config(Path(file))
+    else:
+        path = Request(["test", "--ckpt_path", file]).checkpoint
+        config = ckpt.config_of(ckpt.read(path), path, "test")
+    model, data = config.get("model") or {}, config.get("data") or {}
+    init_args = data.get("init_args") if isinstance(data, dict) else None
+    values = {
+        "backbone": model.get("backbone"),
+        "num_classes": model.get("num_classes"),
+        "image_size": (init_args or {}).get("image_size"),
+    }
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return [word for key, text in texts.items() if values[key] is not None for word in (f"--{key}", text)]
 
 
 def run(settings: Namespace) -> None:
@@ -200,9 +193,7 @@ def _net_table(totals: dict[str, Layer]) -> Table:
 
 
 def _table(*names: str) -> Table:
-    table = Table(*names, box=SIMPLE_HEAD)
-    for name in ("parameters", "multiply-\nadds, M", "activations,\nMiB"):
-        table.add_column(name, justify="right")
+    table = numbers_table(*names, numbers=("parameters", "multiply-\nadds, M", "activations,\nMiB"))
     for column in table.columns:
         # Where it is narrow, the types make room.
         column.no_wrap = column.header != "type"
@@ -215,10 +206,9 @@ def _costs(layer: Layer) -> tuple[str, str, str]:
 
 def _write(path: Path, name: str, rows: list[Layer], totals: dict[str, Layer]) -> None:
     """CSV: a line for each layer shown, and one called `total` for each net."""
-    named = [(name, row, row.name) for row in rows] + [(net, total, "total") for net, total in totals.items()]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["net", "layer", "type", "output", "parameters", "multiply_adds", "activation_bytes"])
-        for net, row, layer in named:
-            shape = "x".join(map(str, row.shape or ()))
-            table.writerow([net, layer, row.kind, shape, row.parameters, row.multiply_adds, row.activations])
+    named = [(name, row.name, row) for row in rows] + [(net, "total", total) for net, total in totals.items()]
+    lines = (
+        [net, layer, row.kind, "x".join(map(str, row.shape or ())), row.parameters, row.multiply_adds, row.activations]
+        for net, layer, row in named
+    )
+    write_csv(path, ["net", "layer", "type", "output", "parameters", "multiply_adds", "activation_bytes"], lines)

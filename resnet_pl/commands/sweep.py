@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -26,7 +26,7 @@ from jsonargparse.typing import PositiveInt
 from resnet_pl.commands.compare import compare
 from resnet_pl.commands.grid import Cell, grid_cells
 from resnet_pl.console import program
-from resnet_pl.reports.records import duration, read_run
+from resnet_pl.reports.records import duration
 from resnet_pl.request import Request
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -49,90 +49,77 @@ def run(settings: Namespace) -> int:
     """Runs what is not done yet; 1 if a run failed."""
     folder = Path("runs") / settings.name
     cells = grid_cells(settings.grid, settings.config, settings.options, folder)
-    requests = [Request(cell.args) for cell in cells]
-    left = [cell for cell in cells if cell.done() is None]
+    for cell in cells:
+        # What is wrong with its command line is told before anything starts.
+        Request(cell.args)
+    found = [(cell, cell.done()) for cell in cells]
+    left = [cell for cell, done in found if done is None]
     if settings.print:
         for cell in left:
             print(" && ".join(f"{program()} {shlex.join(args)}" for args in cell.steps()))
         return 0
-    sweep = Sweep(cells, folder, settings.jobs)
-    sweep.tell(f"$ {_command(settings)}", shown=False)
+    sweep = Sweep(left, folder / "logs", settings.jobs)
+    for cell, done in found:
+        sweep.note(cell, done.seconds if done else None)
+    sweep.tell(f"$ {settings.command_line}", shown=False)
     skipped = f", {len(cells) - len(left)} of them done" if len(left) < len(cells) else ""
-    sweep.tell(f"{len(cells)} runs{_length(requests)}{skipped}, {settings.jobs} at a time; {sweep.estimate()}")
-    failed = sweep.run(left)
-    if done := [path for cell in cells if (path := cell.done())]:
-        compare(done, folder)
+    sweep.tell(f"{len(cells)} runs{skipped}, {settings.jobs} at a time; {sweep.estimate()}")
+    failed = sweep.run()
+    if runs := [done.path for cell in cells if (done := cell.done())]:
+        compare(runs, folder)
     if failed:
         print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}; the same command tries them again")
     return int(bool(failed))
-
-
-def _command(settings: Namespace) -> str:
-    words = [word for file in settings.config for word in ("--config", file)]
-    words += [word for key in settings.grid for word in ("--grid", key)]
-    words += ["--name", settings.name, *(["--jobs", str(settings.jobs)] if settings.jobs > 1 else [])]
-    return f"{program()} sweep {shlex.join([*words, *(['--', *settings.options] if settings.options else [])])}"
-
-
-def _length(requests: list[Request]) -> str:
-    """How long each run is at most, where files and options say it and it is the same for all."""
-    lengths = set()
-    for request in requests:
-        steps, epochs = (int(request.setting(f"trainer.max_{unit}") or 0) for unit in ("steps", "epochs"))
-        lengths.add(f" of {steps:,} iterations" if steps > 0 else f" of {epochs:,} epochs" if epochs > 0 else "")
-    return lengths.pop() if len(lengths) == 1 else ""
 
 
 class Sweep:
     """Runs cells, some at a time, and tells how far it is.
 
     Args:
-        cells: all, done or not.
-        folder: where the runs and the logs of their processes go.
+        cells: what is to be done.
+        logs: folder for what it and the processes say.
         jobs: how many run at a time.
     """
 
-    def __init__(self, cells: list[Cell], folder: Path, jobs: int) -> None:
-        self.jobs, self._logs = jobs, folder / "logs"
-        self._left = {cell.name: cell.like for cell in cells}
+    def __init__(self, cells: list[Cell], logs: Path, jobs: int) -> None:
+        self.cells, self.jobs, self._logs = cells, jobs, logs
+        self._left = [cell.like for cell in cells]
         self._took: dict[str, list[float]] = {}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopping = threading.Lock(), False
-        for cell in cells:
-            if path := cell.done():
-                self._note(cell, read_run(path, tested=False).seconds)
+        logs.mkdir(parents=True, exist_ok=True)
 
-    def _note(self, cell: Cell, seconds: float | None) -> None:
-        """Counts a cell as dealt with, and how long it took where that tells of others."""
-        self._left.pop(cell.name)
+    def note(self, cell: Cell, seconds: float | None) -> None:
+        """Keeps how long a cell took, where that tells of others: neither None nor not a number."""
         if seconds and seconds > 0:
             self._took.setdefault(cell.like, []).append(seconds)
 
     def estimate(self) -> str:
         """How long the rest takes, as far as finished runs tell."""
-        known = [second for seconds in self._took.values() for second in seconds]
         if not self._left:
             return "nothing is left to do"
-        if not known:
+        if not self._took:
             return f"{len(self._left)} left; the first to finish tells how long it takes"
-        each = [self._took.get(like) or known for like in self._left.values()]
-        seconds = sum(sum(times) / len(times) for times in each) / min(self.jobs, len(self._left))
+        known = list(chain(*self._took.values()))
+        seconds = sum(fmean(self._took.get(like, known)) for like in self._left) / min(self.jobs, len(self._left))
         return f"{len(self._left)} left, about {duration(seconds)} by those that are done"
 
-    def run(self, cells: list[Cell]) -> list[str]:
+    def run(self) -> list[str]:
         """Runs the cells; returns the names of those that failed. Leaves no process behind, however it ends."""
-        with ThreadPoolExecutor(self.jobs) as pool, _ended_by_sigterm():
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                futures = [pool.submit(self._run, cell) for cell in cells]
-                codes = [future.result() for future in as_completed(futures)]
+                codes = list(pool.map(self._run, self.cells))
             except BaseException:
                 self._stop(pool)
                 print("stopped; the same command goes on", flush=True)
                 raise
-        return [name for name, code in codes if code]
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        return [cell.name for cell, code in zip(self.cells, codes, strict=True) if code]
 
-    def _run(self, cell: Cell) -> tuple[str, int]:
-        """Trains and tests; returns the cell's name and the exit code of the first process that failed."""
+    def _run(self, cell: Cell) -> int:
+        """Trains and tests; returns the exit code of the first process that failed."""
         start, code, steps, log = time.monotonic(), 0, cell.steps(), self._logs / f"{cell.name}.log"
         resumed = steps[0] != cell.args
         self.tell(f"{cell.name} {'goes on' if resumed else 'starts'}")
@@ -140,18 +127,18 @@ class Sweep:
             code = code or self._process(args, log)
         seconds = time.monotonic() - start
         with self._lock:
-            self._note(cell, None if code or resumed else seconds)
+            self._left.remove(cell.like)
+            self.note(cell, None if code or resumed else seconds)
             left = self.estimate()
         how = f"failed: {_reason(log, code)}" if code else f"finished in {duration(seconds)}"
         self.tell(f"{cell.name} {how}; {left}")
-        return cell.name, code
+        return code
 
     def tell(self, line: str, shown: bool = True) -> None:
-        """Prints a line and keeps it in logs/sweep.log."""
+        """Prints a line and keeps it in sweep.log."""
         with self._lock:
             if self._stopping:
                 return
-            self._logs.mkdir(parents=True, exist_ok=True)
             with (self._logs / "sweep.log").open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
             if shown:
@@ -198,20 +185,6 @@ def _dies_with_parent() -> partial[int] | None:
     """What a new process calls so that the system ends it when the sweep is killed; two must not train one run."""
     # PR_SET_PDEATHSIG; looked up here, as little as possible may happen between fork and exec.
     return partial(ctypes.CDLL(None).prctl, 1, int(signal.SIGTERM)) if sys.platform == "linux" else None
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM an exception, as Ctrl-C is."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _reason(log: Path, code: int) -> str:

@@ -43,9 +43,9 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    results: dict[str, Any]
-    sessions: list[dict[str, Any]]
-    metrics: dict[str, Series] = field(repr=False)
+    results: dict[str, Any] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, Series] = field(default_factory=dict, repr=False)
 
     @property
     def _backbone(self) -> tuple[str, dict[str, Any]]:
