@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from resnet_pl.callbacks.exact_resume import ExactResume
 from resnet_pl.errors import Diverged
 
 
@@ -89,28 +90,26 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Writes where it is due, but for the middle of accumulated batches and just before a validation.
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Writes the state before this batch where that is due: the last one's rows are written, its validation made.
 
-        A run that went on from there would validate again, and tell it twice; a batch later is soon enough. The end of
-        an epoch writes anyway.
+        The end of an epoch writes anyway.
         """
         due = trainer.global_step - self._saved_step >= self.every_n_steps
         if math.isfinite(self.every_seconds):
             due |= trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds)
-        loop = trainer.fit_loop.epoch_loop
-        if not due or loop._should_accumulate() or loop._is_training_done:
-            return
-        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if due and trainer.global_step > self._saved_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Nothing: see above."""
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keeps the state, but not one that has gone wrong."""
-        if not isinstance(exception, Diverged):
+        """Keeps the state, but not one that has gone wrong or was broken off within a step of the optimiser."""
+        resume = next(callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
+        if not isinstance(exception, Diverged) and not resume.broke_a_step(trainer):
             super().on_exception(trainer, pl_module, exception)

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from resnet_pl.console import tell
-from resnet_pl.data.draws import Draws
+from resnet_pl.data.draws import Draws, seed_generators
 from resnet_pl.data.loaders import Batch, EpochSampler, Loader, PhotoLoader, spare_cores
 from resnet_pl.data.photos import Photos
 from resnet_pl.data.provenance import Provenance
@@ -250,8 +250,11 @@ class ImageDataModule(LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augments training batches on the device."""
-        return self.augment(batch) if self.trainer.training else batch
+        """Augments training batches on the device; whatever a step draws at random is drawn anew from here on."""
+        if not self.trainer.training:
+            return batch
+        seed_generators(self.seed, batch.epoch, batch.number, self.trainer.global_rank)
+        return self.augment(batch)
 
     def augment(self, batch: Batch) -> Batch:
         """`(N, C, H, W)` uint8 to float in [0, 1], augmented."""

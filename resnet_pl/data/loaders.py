@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from resnet_pl.data.draws import mixed_seed
 from resnet_pl.data.images import BadImage
 from resnet_pl.data.views import View, grouped
 from resnet_pl.errors import UserError
@@ -36,11 +35,6 @@ class Batch(NamedTuple):
     indices: Tensor
     epoch: int
     number: int
-
-
-def mixed_seed(*numbers: int) -> int:
-    """A well-mixed 63-bit number from integers, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
 class EpochSampler:
@@ -228,17 +222,6 @@ def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tenso
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
-
-
-@contextmanager
-def keyed_rng(*numbers: int) -> Iterator[None]:
-    """Inside the block torch's global generator is a pure function of the numbers; afterwards it is as before."""
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(mixed_seed(*numbers))
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
 
 
 def spare_cores(processes: int) -> int:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from resnet_pl.data.cache import DecodedPhotos
+from resnet_pl.data.draws import keyed_rng
 from resnet_pl.data.images import BadImage, read_image, read_jpeg
-from resnet_pl.data.loaders import keyed_rng
 from resnet_pl.data.transforms import CentreCrop, Crop
 from resnet_pl.data.views import Views
 

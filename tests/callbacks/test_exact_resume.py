@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from resnet_pl.callbacks import LastCheckpoint, MetricsCSV
 from resnet_pl.data import ImageFolder
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.transforms import BatchTransform
 from resnet_pl.errors import UserError
 from resnet_pl.optim import Schedule
 from tests.conftest import write_photos
@@ -24,14 +27,16 @@ from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
 class Fault(Callback):
-    """Raises an error at a place in a step."""
+    """Raises an error at a place in a step, the first time that it is reached or after some times."""
 
-    def __init__(self, place: str, step: int, error: type[BaseException] = RuntimeError) -> None:
-        self.place, self.step, self.error = place, step, error
+    def __init__(self, place: str, step: int, error: type[BaseException] = RuntimeError, skip: int = 0) -> None:
+        self.place, self.step, self.error, self.skip = place, step, error, skip
 
     def _raise(self, place: str, trainer: Any) -> None:
         if place == self.place and trainer.global_step == self.step:
-            raise self.error("fault")
+            if not self.skip:
+                raise self.error("fault")
+            self.skip -= 1
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
         self._raise("before the step", trainer)
@@ -52,10 +57,9 @@ class Fault(Callback):
         self._raise("in the validation", trainer)
 
 
-def net() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(4)
-    )
+def net(layers: Sequence[nn.Module] = ()) -> nn.Module:
+    last = [*layers, nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(4)]
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), *last)
 
 
 def run(
@@ -64,13 +68,14 @@ def run(
     *callbacks: Callback,
     resume: bool = False,
     every: int | None = None,
+    layers: Sequence[nn.Module] = (),
     schedule: Schedule = Schedule("step", "iterations", warmup=3, milestones=[8]),  # noqa: B008 - never changed
     **kwargs: Any,
 ) -> dict[str, Tensor]:
     """Trains for three epochs; returns the last state of the weights."""
     path = folder / "checkpoints" / "last.ckpt" if resume else None
     torch.manual_seed(7)
-    model = net()
+    model = net(layers)
     model(torch.zeros(2, 3, data.image_size, data.image_size))
     module = classifier(backbone=model, optimizer=optimizer(lr=0.05, momentum=0.9), schedule=schedule, num_classes=4)
     torch.manual_seed(11)
@@ -139,8 +144,7 @@ def test_an_error_in_a_step(place: str, step: int, whole: Callable[..., Whole], 
 
 @pytest.mark.parametrize("step", [8, 12])
 def test_an_error_between_a_step_and_its_validation(step: int, whole: Callable[..., Whole], tmp_path: Path) -> None:
-    seldom = {"log_every_n_steps": 50}
-    interrupted(tmp_path, whole(**seldom), Fault("after the step", step), tiny, **seldom)
+    interrupted(tmp_path, whole(), Fault("after the step", step), tiny)
 
 
 def test_an_error_in_the_first_step_leaves_nothing(tmp_path: Path) -> None:
@@ -159,9 +163,43 @@ def test_an_error_in_a_validation(whole: Callable[..., Whole], tmp_path: Path) -
     interrupted(tmp_path, whole(), Fault("in the validation", 12), tiny)
 
 
-def test_an_error_before_the_first_of_accumulated_batches(whole: Callable[..., Whole], tmp_path: Path) -> None:
-    pairs = {"accumulate_grad_batches": 2}
-    interrupted(tmp_path, whole(**pairs), Fault("before the step", 4), tiny, **pairs)
+@pytest.mark.parametrize("fault", [("before the step", 4), ("after the forward pass", 7), ("after the step", 7)])
+def test_an_error_among_accumulated_batches(fault: Any, whole: Callable[..., Whole], tmp_path: Path) -> None:
+    # Six batches are steps of four and two, or of two; the error comes at the first or the second of them.
+    for several in (2, 4):
+        settings = {"accumulate_grad_batches": several, "max_epochs": 5, "log_every_n_steps": 1}
+        for skipped in (0, 1):
+            folder = tmp_path / f"{several} {skipped}"
+            interrupted(folder, whole(**settings), Fault(*fault, skip=skipped), tiny, **settings)
+
+
+@pytest.mark.parametrize("batch", [8, 9, 10, 11])
+def test_stopped_among_accumulated_batches(batch: int, whole: Callable[..., Whole], tmp_path: Path) -> None:
+    settings = {"accumulate_grad_batches": 4, "log_every_n_steps": 1}
+    with pytest.raises(SIGTERMException):
+        run(tmp_path / "b", tiny(), Stop(batch, "batches"), **settings)
+    same(tmp_path, whole(**settings), run(tmp_path / "b", tiny(), resume=True, **settings))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_broken_off_within_the_optimiser(
+    error: type[BaseException], whole: Callable[..., Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the weights are changed: the file from before stays."""
+    step, calls = torch.optim.SGD.step, []
+
+    def breaks(self: Any, closure: Any) -> None:
+        calls.append(None)
+        loss = step(self, closure)
+        if len(calls) == 9:
+            raise error("fault")
+        return loss
+
+    with monkeypatch.context() as patch, pytest.raises((RuntimeError, SystemExit)):
+        patch.setattr(torch.optim.SGD, "step", breaks)
+        run(tmp_path / "b", tiny())
+    assert torch.load(tmp_path / "b/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    same(tmp_path, whole(), run(tmp_path / "b", tiny(), resume=True))
 
 
 def test_an_error_under_averaged_weights(tmp_path: Path) -> None:
@@ -180,13 +218,14 @@ def test_stopped_and_stopped_again_before_a_batch(whole: Callable[..., Whole], t
 
 
 class Stop(Callback):
-    """Ends a run as SIGTERM does, at a step."""
+    """Ends a run as SIGTERM does, after so many steps or batches."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, count: int, of: str = "steps") -> None:
+        self.count, self.of = count, of
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == self.step:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        if self.count == (trainer.global_step if self.of == "steps" else batches):
             trainer._signal_connector.received_sigterm = True
 
 
@@ -203,9 +242,9 @@ class Kill(BaseException):
     """The end of a process that can write nothing any more."""
 
 
-# Six batches an epoch, written each second step and at the end; just before a validation it waits for a batch.
+# Six batches an epoch, written each second step and at the end.
 @pytest.mark.parametrize(
-    ("step", "reached", "interval"), [(5, 4, 1.0), (9, 8, 1.0), (12, 12, 1.0), (5, 5, 4), (15, 14, 4)]
+    ("step", "reached", "interval"), [(5, 4, 1.0), (9, 8, 1.0), (12, 12, 1.0), (5, 4, 4), (15, 14, 4)]
 )
 def test_killed_after_a_file_in_the_middle_of_an_epoch(
     step: int, reached: int, interval: float, whole: Callable[..., Whole], tmp_path: Path, monkeypatch: Any
@@ -271,8 +310,37 @@ def test_a_bad_photo_that_was_repaired(workers: int, photos: Path, whole_of_phot
     same(tmp_path, whole_of_photos, run(tmp_path / "b", folder_data(photos, workers), resume=True, max_epochs=2))
 
 
-# ------------------------------------------------------------------------------------ what is stored
-def test_the_state_is_plain_and_the_generator_is_the_runs_own(tmp_path: Path) -> None:
-    run(tmp_path, tiny(), max_epochs=1)
-    [state] = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["exact_resume"]
-    assert state["seen"] is None and torch.equal(state["torch"], torch.get_rng_state())
+# ------------------------------------------------------------------------------------ what is drawn
+class Noise(nn.Module):
+    """Draws as a user's code may, from any generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (random.random() + float(np.random.rand()) + torch.rand(())) if self.training else x
+
+
+class Noisy(BatchTransform):
+    def __call__(self, images: Tensor, labels: Tensor, draws: Any) -> tuple[Tensor, Tensor]:
+        return images * random.random() + float(np.random.rand()) * torch.rand(()), labels
+
+
+@pytest.mark.parametrize("place", ["before the step", "after the forward pass"])
+def test_draws_from_any_generator(place: str, tmp_path: Path) -> None:
+    def noisy() -> Tiny:
+        return Tiny(count=100, batch_transforms=[Noisy()])
+
+    weights = run(tmp_path / "a", noisy(), layers=[Noise()])
+    other = run(tmp_path / "other", tiny(), layers=[Noise()])
+    assert not all(torch.equal(value, other[name]) for name, value in weights.items())
+    trained = Whole(weights, (tmp_path / "a" / "metrics.csv").read_text())
+    interrupted(tmp_path, trained, Fault(place, 8), noisy, layers=[Noise()])
+
+
+def test_the_sums_are_plain_and_those_of_older_versions_are_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="fault"):
+        run(tmp_path / "b", tiny(), Fault("before the step", 8))
+    path = tmp_path / "b/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["exact_resume"].shape == (3,) and checkpoint["exact_resume"][2] == 20
+    torch.save(checkpoint | {"exact_resume": [{"torch": torch.get_rng_state(), "seen": None}]}, path)
+    run(tmp_path / "b", tiny(), resume=True)
+    assert torch.load(path, weights_only=True)["global_step"] == 18

@@ -1,11 +1,12 @@
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from resnet_pl.data.draws import Draws
+from resnet_pl.data.draws import Draws, keyed_rng, mixed_seed, seed_generators
 
 N = 100_000
 
@@ -83,3 +84,29 @@ def test_batch_generator_is_a_function_of_seed_epoch_batch_and_turn() -> None:
     assert len({of(1, 2, 3), of(0, 2, 3), of(1, 0, 3), of(1, 2, 0), of(-1, 2, 3)}) == 5
     one = draws(indices=torch.arange(2))
     assert one.batch_generator().random() != one.batch_generator().random()
+
+
+def test_keyed_rng() -> None:
+    state = torch.random.get_rng_state()
+    with keyed_rng(1, 2):
+        first = torch.rand(3)
+    with pytest.raises(KeyError), keyed_rng(1, 2):
+        assert torch.equal(torch.rand(3), first)
+        raise KeyError
+    with keyed_rng(2, 1):
+        assert not torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_generator_is_seeded() -> None:
+    def draw(*numbers: int) -> list[float]:
+        seed_generators(*numbers)
+        return [random.random(), np.random.rand(), float(torch.rand(()))]
+
+    first, again, other = draw(1, 2), draw(1, 2), draw(2, 1)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_mixed_seed_is_the_same_everywhere() -> None:
+    assert mixed_seed(0, 0) == 5104172916443561106
+    assert len({mixed_seed(a, b) for a in range(30) for b in range(30)}) == 900

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from resnet_pl.data.loaders import Batch, EpochSampler, Loader, PhotoLoader, keyed_rng, mixed_seed, spare_cores
+from resnet_pl.data.loaders import (
+    Batch,
+    EpochSampler,
+    Loader,
+    PhotoLoader,
+    spare_cores,
+)
 from resnet_pl.data.photos import Photos
 from resnet_pl.data.transforms import ScaleCrop
 from resnet_pl.errors import UserError
@@ -243,23 +249,6 @@ def test_no_good_file_at_all(photos: Photos, shuffle: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------ helpers
-def test_keyed_rng() -> None:
-    state = torch.random.get_rng_state()
-    with keyed_rng(1, 2):
-        first = torch.rand(3)
-    with pytest.raises(KeyError), keyed_rng(1, 2):
-        assert torch.equal(torch.rand(3), first)
-        raise KeyError
-    with keyed_rng(2, 1):
-        assert not torch.equal(torch.rand(3), first)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_mixed_seed_is_the_same_everywhere() -> None:
-    assert mixed_seed(0, 0) == 5104172916443561106
-    assert len({mixed_seed(a, b) for a in range(30) for b in range(30)}) == 900
-
-
 def test_spare_cores() -> None:
     assert spare_cores(10**6) == 1
     assert 1 <= spare_cores(2) <= spare_cores(1) <= 16
