@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,33 +55,28 @@ class Request:
         if self.subcommand not in SUBCOMMANDS:
             raise UserError(_unknown_subcommand(self.subcommand))
         self.checkpoint: Path | None = None
-        self.files, self.options = _configs_apart(args[1:])
+        self.files, self.options = apart(args[1:], "--config", "-c")
         if {"-h", "--help"} & set(args):
             return
         self._settings: dict[str, Any] = {}
         for path in self.files:
             self._settings = _merged(self._settings, read_config(Path(path)))
-        self.checkpoint = self._find_checkpoint(self.setting("ckpt_path") or self._first("--ensemble"))
+        self.checkpoint = self._find_checkpoint(self.setting("ckpt_path") or self._given("ensemble"))
         self._check_root()
 
-    def _values(self, option: str) -> list[str]:
-        """What follows an option, in `--option value` and `--option=value`."""
-        pairs = zip(self.args, [*self.args[1:], ""], strict=True)
-        joined = [arg.removeprefix(f"{option}=") for arg in self.args if arg.startswith(f"{option}=")]
-        return [value for arg, value in pairs if arg == option] + joined
+    def _given(self, key: str) -> str | None:
+        """The value of a dotted key on the command line, the last where there are several."""
+        values, _ = apart(self.options, f"--{key}")
+        return values[-1] if values else None
 
     def setting(self, key: str) -> Any:
         """The value of a dotted key: the command line's, else the configuration files'."""
-        given = self._values(f"--{key}")
-        if given:
-            return given[-1]
+        if (given := self._given(key)) is not None:
+            return given
         value: Any = self._settings
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
-
-    def _first(self, option: str) -> str | None:
-        return next(iter(self._values(option)), None)
 
     def _find_checkpoint(self, path: Any) -> Path | None:
         if path is not None and not isinstance(path, str):
@@ -128,6 +125,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Refuses a key that is there twice, of which YAML's readers drop the first without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See yaml's SafeConstructor."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
@@ -165,22 +163,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config or {}
 
 
-def _configs_apart(args: list[str]) -> tuple[list[str], list[str]]:
-    """The values of `--config` and `-c` in their order, and all other arguments in theirs."""
-    files, others, waiting = [], [], False
-    for arg in args:
-        if waiting:
-            files.append(arg)
-            waiting = False
-        elif arg in ("--config", "-c"):
-            waiting = True
-        elif arg.startswith("--config="):
-            files.append(arg.removeprefix("--config="))
-        else:
-            others.append(arg)
-    if waiting:
-        raise UserError("--config needs a file\nfor example --config configs/flowers.yaml")
-    return files, others
+def apart(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+    """The values of an option that has these names, and all other arguments, each in their order."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(*names, action="append", default=[], dest="values")
+    try:
+        given, others = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{names[0]} needs a value") from error
+    return given.values, others
 
 
 def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

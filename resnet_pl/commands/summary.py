@@ -6,7 +6,6 @@ for the backward pass, in float32, put down to the layer that is the first to ke
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from resnet_pl.models.complexity import Layer, count, fold
 from resnet_pl.models.weights import set_num_classes
 from resnet_pl.patches import short_names
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
-from resnet_pl.request import Request, read_config
+from resnet_pl.request import Request, apart, read_config
 
 MOST_ROWS = 40
 NO_NET = "summary: there is no net\ngive --backbone resnet50, --config configs/cifar10.yaml or --ckpt_path best"
@@ -59,10 +58,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
     """See the package: nets can be named by their last word, and the line wins over files, wherever they stand."""
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    files.add_argument("--config", "--ckpt_path", action="append", default=[])
-    given, others = files.parse_known_args(options)
-    words = [word for path in given.config for word in _net_of(path)]
+    files, others = apart(options, "--config", "--ckpt_path")
+    words = [word for file in files for word in _net_of(file)]
     try:
         with short_names():
             return parser.parse_args([*words, *others])

@@ -29,6 +29,7 @@ def average_statistics(net: nn.Module, batches: Iterable[Tensor], forward: Calla
     sums: dict[nn.Module, Tensor] = {}
 
     def add(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        """Adds number, sum and sum of squares of a layer's inputs, channel by channel."""
         # Apple's GPUs have no float64.
         exact = torch.float32 if inputs[0].device.type == "mps" else torch.float64
         values = inputs[0].detach().to(exact).transpose(0, 1).flatten(1)

@@ -23,26 +23,22 @@ def response_stds(net: nn.Module, batches: Iterable[Tensor], forward: Callable[[
         The deviation over all images, positions and channels of each 3×3 convolution whose output goes straight into
         a BatchNorm, under the convolution's name, in the order of execution.
     """
-    latest: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
 
-    def keep(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        latest.clear()
-        latest[name] = output
+    def mark(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.convolution = name
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        for name, convolved in latest.items():
-            if inputs[0] is convolved:
-                # Now: a ReLU or an addition in place changes the output.
-                values = output.double()
-                new = torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
-                sums[name] = sums.get(name, 0) + new
-        latest.clear()
+        """Adds what comes of a marked tensor now, for a ReLU or an addition in place changes it."""
+        if name := getattr(inputs[0], "convolution", None):
+            values = output.double()
+            new = torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
+            sums[name] = sums.get(name, 0) + new
 
     handles = []
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            handles.append(module.register_forward_hook(partial(keep, name)))
+            handles.append(module.register_forward_hook(partial(mark, name)))
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_hook(add))
     try:

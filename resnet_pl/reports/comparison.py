@@ -85,11 +85,13 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         alike[json.dumps(_flat(run.config), sort_keys=True, default=str)].append(run)
-    named: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    alike_nets: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in map(Group, alike.values()):
-        named[group.runs[0].data, group.net].append(group)
+        alike_nets[group.runs[0].data, group.net].append(group)
     groups = [
-        Group(group.runs, text) for same in named.values() for group, text in zip(same, _differences(same), strict=True)
+        Group(group.runs, text)
+        for same in alike_nets.values()
+        for group, text in zip(same, _differences(same), strict=True)
     ]
     return sorted(groups, key=lambda group: (group.runs[0].data, group.family, group.runs[0].depth or 0))
 

@@ -100,23 +100,18 @@ def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
 def _labels(nets: Sequence[NetLayers]) -> list[str]:
     """The nets' names, with run and checkpoint where several have the same."""
     count = Counter(net.net for net in nets)
-    return [net.net if count[net.net] == 1 else f"{net.net}, {_place(net.checkpoint)}" for net in nets]
-
-
-def _place(checkpoint: Path) -> str:
-    return "/".join([part for part in checkpoint.with_suffix("").parts if part != "checkpoints"][-3:])
+    parts = [[part for part in net.checkpoint.with_suffix("").parts if part != "checkpoints"][-3:] for net in nets]
+    return [
+        net.net if count[net.net] == 1 else f"{net.net}, {'/'.join(own)}" for net, own in zip(nets, parts, strict=True)
+    ]
 
 
 def _colours(nets: Sequence[NetLayers]) -> list[str]:
     """One colour for a plain and a residual net of the same depth; another for the next pair of that depth."""
-    seen: Counter[tuple[int, bool]] = Counter()
-    numbers: dict[tuple[int, int], int] = {}
-    colours = []
-    for net in nets:
-        kind = (len(net.layers), net.plain)
-        colours.append(f"C{numbers.setdefault((len(net.layers), seen[kind]), len(numbers))}")
-        seen[kind] += 1
-    return colours
+    kinds = [(len(net.layers), net.plain) for net in nets]
+    pairs = [(kind[0], kinds[:place].count(kind)) for place, kind in enumerate(kinds)]
+    order = list(dict.fromkeys(pairs))
+    return [f"C{order.index(pair)}" for pair in pairs]
 
 
 def _line(axes: Axes, net: NetLayers, values: Sequence[float] | np.ndarray, **style: object) -> None:

@@ -20,6 +20,7 @@ import yaml
 from resnet_pl.console import program
 from resnet_pl.errors import UserError
 from resnet_pl.reports.results import read_results
+from resnet_pl.runs import versions
 
 # Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
 # 110 is the best of five (6.61 ± 0.16), the others one run each.
@@ -202,20 +203,15 @@ def single_view(path: Path) -> dict[str, Any]:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """The run folders among and below the paths, by name and version.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The run folders among and below the paths, by name and version; raises UserError where there is none."""
     found: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            raise UserError(f"there is no run folder {path}\ngive runs/NAME/version_N, or a folder above it")
-        below = [path] if path.name.startswith("version_") else [p for p in path.rglob("version_*") if p.is_dir()]
-        own = [path] if (path / "config.yaml").is_file() else []
-        if not below and not own:
+        own = (path / "config.yaml").is_file() or path.name.startswith("version_")
+        names = [] if own else sorted({version.parent for version in path.rglob("version_*")})
+        below = [path] if own else [run for name in names for _, run in versions(name.parent, name.name)]
+        if not below:
             raise UserError(f"there are no runs in {path}\ngive runs/NAME/version_N, or a folder above it")
-        found += own or sorted(below, key=lambda p: (str(p.parent), int(re.sub(r"\D", "", p.name) or 0)))
+        found += below
     return list(dict.fromkeys(found))
 
 

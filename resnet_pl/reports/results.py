@@ -19,7 +19,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
 
     The first test lies at the top level. The same test again (same protocol, checkpoint, data and split) replaces
     itself; any other goes under a key named after what differs, such as `10-crop, last.ckpt`. A file that is not JSON
-    is kept beside the new one as `….bad`, with a warning.
+    is kept as `….bad`, with a warning.
 
     Args:
         results: numbers, text, lists and dicts, with NumPy scalars and arrays among them; NaN is written as null.
@@ -32,13 +32,13 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     try:
         stored = _read(path) if path.exists() else {}
     except ValueError as error:
-        stored = {}
-        warnings.warn(f"{path} is not whole JSON ({error}) and is kept as {_set_aside(path)}.", stacklevel=2)
-    others = {name: value for name, value in stored.items() if _is_test(value)}
-    if not stored or _identity(stored) == _identity(new):
+        stored, aside = {}, path.replace(path.with_name(f"{path.name}.bad"))
+        warnings.warn(f"{path} is not whole JSON ({error}) and is kept as {aside}.", stacklevel=2)
+    others = {name: value for name, value in stored.items() if isinstance(value, dict) and value.keys() >= {*IDENTITY}}
+    if not stored or _same(stored, new):
         stored = {**new, **others}
     else:
-        stored[_name(new, stored)] = new
+        stored[_name(new, stored, others)] = new
     text = json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as partial:
         # Half a character pair, as from a file name that is not UTF-8, becomes the escape that JSON has for it.
@@ -68,12 +68,6 @@ def _read(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _set_aside(path: Path) -> Path:
-    """Move the file to the first free name among `….bad`, `….bad2` and so on."""
-    names = (path.with_name(f"{path.name}.bad{number if number > 1 else ''}") for number in count(1))
-    return path.rename(next(name for name in names if not name.exists()))
-
-
 def _plain(value: Any) -> Any:
     """The value in the types of JSON."""
     if hasattr(value, "tolist"):
@@ -87,24 +81,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _is_test(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() >= set(IDENTITY)
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in IDENTITY)
 
 
-def _identity(results: Mapping[str, Any]) -> tuple:
-    return tuple(results.get(key) for key in IDENTITY)
-
-
-def _name(new: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+def _name(new: Mapping[str, Any], first: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
     """The key of this test: the one it has already, or a free one that says in what it differs from the first."""
-    for key, value in stored.items():
-        if _is_test(value) and _identity(value) == _identity(new):
-            return key
-    differing = [_label(key, new[key]) for key in IDENTITY if new[key] != stored.get(key)]
-    name = ", ".join(differing)
-    free = chain([name], (f"{name} ({number})" for number in count(2)))
-    return next(key for key in free if key not in stored)
-
-
-def _label(key: str, value: Any) -> str:
-    return Path(str(value)).name if key == "checkpoint" else str(value)
+    shown = {**new, "checkpoint": Path(str(new["checkpoint"])).name}
+    name = ", ".join(str(shown[key]) for key in IDENTITY if new[key] != first.get(key))
+    free = (key for key in chain([name], (f"{name} ({number})" for number in count(2))) if key not in first)
+    return next((key for key, other in others.items() if _same(other, new)), None) or next(free)

@@ -49,7 +49,7 @@ def test_another_folder_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["nowhere"], "no run folder nowhere"), (["."], "no runs in ."), ([], "compare: ")],
+    [(["nowhere"], "no runs in nowhere"), (["."], "no runs in ."), ([], "compare: ")],
 )
 def test_what_is_no_run_is_said_in_a_line_or_two(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

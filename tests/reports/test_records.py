@@ -104,7 +104,7 @@ def test_none_whole_is_an_error_that_says_what_is_wrong(tmp_path: Path) -> None:
     assert len(read_runs([tmp_path], tested=False)[0]) == 1
     with pytest.raises(UserError, match="no runs in"):
         find_runs([tmp_path / "a" / "version_0" / "checkpoints"])
-    with pytest.raises(UserError, match=r"no run folder .*nowhere"):
+    with pytest.raises(UserError, match=r"no runs in .*nowhere"):
         find_runs([tmp_path / "nowhere"])
 
 

@@ -147,15 +147,6 @@ def test_damaged_file_is_kept_aside(path, content):
     assert path.with_name("results.json.bad").read_bytes() == content
 
 
-def test_second_damaged_file_does_not_replace_the_first(path):
-    for content in (b"one", b"two", b"three"):
-        path.write_bytes(content)
-        with pytest.warns(UserWarning):
-            write_results(result(), path)
-    kept = [path.with_name(f"results.json.{end}").read_bytes() for end in ("bad", "bad2", "bad3")]
-    assert kept == [b"one", b"two", b"three"]
-
-
 def test_missing_file_is_named(path):
     with pytest.raises(UserError, match=r"results\.json cannot be read"):
         read_results(path)
