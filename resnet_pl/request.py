@@ -154,10 +154,8 @@ def read_config(path: Path) -> dict[str, Any]:
         # A character that no YAML may hold is told in several lines.
         what = " ".join(str(getattr(error, "problem", error)).split())
         raise UserError(f"{path} is no valid YAML\n{where}{what}") from error
-    except (UnicodeDecodeError, OSError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the configuration file {path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid YAML\n{error}") from error
     if not isinstance(config, dict | None):
         raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
     return config or {}

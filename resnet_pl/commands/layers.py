@@ -43,9 +43,7 @@ def measure_nets(
         net = Restored(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
         run = Run(net.request.checkpoint, net.model.config)
         measured_on, columns = measure(net, run.net, settings)
-        lists = {quantity: list(values.values()) for quantity, values in columns.items()}
-        layers, step = list(next(iter(columns.values()))), net.checkpoint["global_step"]
-        nets.append(NetLayers(run.net, run.plain, run.path, step, measured_on, layers, lists))
+        nets.append(NetLayers(run, net.checkpoint["global_step"], measured_on, columns))
     table, picture = (Path(settings.output) / f"{command}.{kind}" for kind in ("csv", "png"))
     write_layers(nets, table)
     save_png(draw(nets), picture)

@@ -130,12 +130,10 @@ def _with_data(group: Group, name: str, groups: Sequence[Group]) -> str:
     return f"{name}, {group.runs[0].data}" if len(set(data)) > 1 else name
 
 
-def cells(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """The table as text, a mapping from heading to cell for each group."""
-    return [_texts(group.row()) for group in groups]
+def cells(group: Group) -> dict[str, str]:
+    """A row of the table as text, by heading."""
+    row = group.row()
 
-
-def _texts(row: Mapping[str, Any]) -> dict[str, str]:
     def spread(key: str) -> str:
         text, deviation = number(row[key], ".2f"), row[f"{key}_std"]
         return text if deviation is None else f"{text} ± {deviation:.2f}"
@@ -158,7 +156,7 @@ def _texts(row: Mapping[str, Any]) -> dict[str, str]:
 
 def comparison_table(groups: Sequence[Group]) -> Table:
     """The table for the terminal; what is the same for all stands once, in its title."""
-    rows = cells(groups)
+    rows = [cells(group) for group in groups]
     same = [key for key in ("data", "n", "iterations", "commit") if len({row[key] for row in rows}) == 1]
     title = Text(" · ".join(rows[0][key] if key == "data" else f"{key} {rows[0][key]}" for key in same))
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="", padding=(0, 1, 0, 0))
@@ -174,7 +172,7 @@ def comparison_table(groups: Sequence[Group]) -> Table:
 
 def markdown(groups: Sequence[Group]) -> str:
     """The table as markdown."""
-    rows = cells(groups)
+    rows = [cells(group) for group in groups]
     lines = [list(rows[0]), ["---" if key in WORDS else "---:" for key in rows[0]]]
     lines += [[cell.replace("|", "\\|") for cell in row.values()] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet_pl.reports.pictures import MUTED, add_legend, dress, new_figure, render
+from resnet_pl.reports.records import Run
 from resnet_pl.reports.tables import write_csv
 
 if TYPE_CHECKING:
@@ -22,33 +23,33 @@ class NetLayers:
     """Numbers of the layers of one net.
 
     Attributes:
-        net: its name in a legend.
-        plain: whether it has no shortcuts; it is then drawn dashed.
-        checkpoint: the file its weights come from.
+        run: the run that it is of, under the path of the checkpoint.
         step: steps it was trained for.
         measured_on: the images, in words.
-        layers: names of the layers, in order.
-        columns: under the name of each quantity a number for each layer.
+        columns: under the name of each quantity a number for each layer, by name and in order.
     """
 
-    net: str
-    plain: bool
-    checkpoint: Path
+    run: Run
     step: int
     measured_on: str
-    layers: list[str]
-    columns: dict[str, list[float]]
+    columns: dict[str, dict[str, float]]
+
+    @property
+    def layers(self) -> list[str]:
+        """Their names."""
+        return list(next(iter(self.columns.values())))
 
 
 def write_layers(nets: Sequence[NetLayers], path: Path) -> None:
     """Write a row for each layer as CSV; raises UserError if nothing can be written at `path`."""
-    header = ["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns]
     rows = (
-        [net.net, net.checkpoint, net.step, net.measured_on, index, layer, *(f"{value:.9g}" for value in values)]
+        [net.run.net, net.run.path, net.step, net.measured_on, index, layer, *(f"{value:.9g}" for value in values)]
         for net in nets
-        for index, (layer, *values) in enumerate(zip(net.layers, *net.columns.values(), strict=True), 1)
+        for index, (layer, *values) in enumerate(
+            zip(net.layers, *map(dict.values, net.columns.values()), strict=True), 1
+        )
     )
-    write_csv(path, header, rows)
+    write_csv(path, ["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns], rows)
 
 
 def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
@@ -60,7 +61,7 @@ def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
     figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
     for net, label, colour in zip(nets, _labels(nets), _colours(nets), strict=True):
-        std = np.array(net.columns["std"])
+        std = np.array(list(net.columns["std"].values()))
         for axes, values in ((above, std), (below, np.sort(std)[::-1])):
             _line(axes, net, values, color=colour, linewidth=1.6, label=label)
     dress(above, "layer index", "std")
@@ -86,8 +87,9 @@ def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
     axes.set_yscale("log", nonpositive="mask")
     for index, (net, label) in enumerate(zip(nets, _labels(nets), strict=True)):
         told = f"{label}, step {net.step:,}"
-        _line(axes, net, net.columns["initial"], color=f"C{index}", linewidth=0.9, alpha=0.75)
-        _line(axes, net, net.columns["trained"], color=f"C{index}", linewidth=1.9, label=told)
+        initial, trained = (list(net.columns[when].values()) for when in ("initial", "trained"))
+        _line(axes, net, initial, color=f"C{index}", linewidth=0.9, alpha=0.75)
+        _line(axes, net, trained, color=f"C{index}", linewidth=1.9, label=told)
     dress(axes, "layer index", "L2 norm of the gradient")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -99,16 +101,15 @@ def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
 
 def _labels(nets: Sequence[NetLayers]) -> list[str]:
     """The nets' names, with run and checkpoint where several have the same."""
-    count = Counter(net.net for net in nets)
-    parts = [[part for part in net.checkpoint.with_suffix("").parts if part != "checkpoints"][-3:] for net in nets]
-    return [
-        net.net if count[net.net] == 1 else f"{net.net}, {'/'.join(own)}" for net, own in zip(nets, parts, strict=True)
-    ]
+    count = Counter(net.run.net for net in nets)
+    parts = [[part for part in net.run.path.with_suffix("").parts if part != "checkpoints"][-3:] for net in nets]
+    names = [(net.run.net, "/".join(own)) for net, own in zip(nets, parts, strict=True)]
+    return [name if count[name] == 1 else f"{name}, {place}" for name, place in names]
 
 
 def _colours(nets: Sequence[NetLayers]) -> list[str]:
     """One colour for a plain and a residual net of the same depth; another for the next pair of that depth."""
-    kinds = [(len(net.layers), net.plain) for net in nets]
+    kinds = [(len(net.layers), net.run.plain) for net in nets]
     pairs = [(kind[0], kinds[:place].count(kind)) for place, kind in enumerate(kinds)]
     order = list(dict.fromkeys(pairs))
     return [f"C{order.index(pair)}" for pair in pairs]
@@ -117,7 +118,7 @@ def _colours(nets: Sequence[NetLayers]) -> list[str]:
 def _line(axes: Axes, net: NetLayers, values: Sequence[float] | np.ndarray, **style: object) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    dashes = {"linestyle": (0, (4, 1.5))} if net.plain else {}
+    dashes = {"linestyle": (0, (4, 1.5))} if net.run.plain else {}
     marker = "o" if len(values) == 1 else None
     axes.plot(np.arange(1, len(values) + 1), values, marker=marker, **dashes, **style)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

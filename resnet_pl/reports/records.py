@@ -191,12 +191,9 @@ def single_view(path: Path) -> dict[str, Any]:
         UserError: the run is not tested in this way.
     """
     results = read_results(path / "results.json")
-    tests = [results, *(value for value in results.values() if isinstance(value, dict))]
-    found = [
-        test
-        for test in tests
-        if str(test.get("protocol")).startswith("single view") and test.get("split") == "test" and "top1" in test
-    ]
+    tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "top1" in test]
+    ways = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
+    found = [test for way, test in ways if way.startswith("single view")]
     if not found:
         raise UserError(f"{path / 'results.json'} has no single-view test\n{program()} test --ckpt_path {path}")
     return min(found, key=lambda test: len(test["protocol"]))

@@ -26,14 +26,14 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
         path: the file, such as `results.json`.
 
     Raises:
-        UserError: if the file cannot be read or written.
+        UserError: if the file cannot be written.
     """
     new = {**dict.fromkeys(IDENTITY), **_plain(results)}
     try:
-        stored = _read(path) if path.exists() else {}
-    except ValueError as error:
+        stored = read_results(path) if path.exists() else {}
+    except UserError as error:
         stored, aside = {}, path.replace(path.with_name(f"{path.name}.bad"))
-        warnings.warn(f"{path} is not whole JSON ({error}) and is kept as {aside}.", stacklevel=2)
+        warnings.warn(f"{error} It is kept as {aside}.", stacklevel=2)
     others = {name: value for name, value in stored.items() if isinstance(value, dict) and value.keys() >= {*IDENTITY}}
     if not stored or _same(stored, new):
         stored = {**new, **others}
@@ -46,25 +46,15 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file.
-
-    Raises:
-        UserError: if the file is missing, unreadable or damaged.
-    """
-    try:
-        return _read(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not whole JSON ({error}). Test again to write it anew.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Raises: ValueError if the text is not one JSON object."""
+    """Read a results file; raises UserError if it is missing, unreadable or damaged."""
     try:
         stored = _plain(json.loads(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. `test` writes it.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not whole JSON ({error}).") from error
     if not isinstance(stored, dict):
-        raise ValueError("not an object")
+        raise UserError(f"{path} is not whole JSON (not an object).")
     return stored
 
 

@@ -29,7 +29,7 @@ def test_seeds_are_taken_together(tmp_path: Path) -> None:
     assert (row["paper"], row["iterations"], row["minutes"], row["parameters"]) == (8.75, 20, 3, 20_000)
     assert (row["images_per_second"], row["commit"]) == (300, "abc")
     assert plain.row()["test_error_std"] is None and plain.row()["paper"] is None
-    texts = cells([plain, residual])
+    texts = [cells(group) for group in (plain, residual)]
     assert [text["test error (%)"] for text in texts] == ["20.00", "8.00 ± 2.00"]
     assert [text["paper"] for text in texts] == ["–", "8.75"]
 
