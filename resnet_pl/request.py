@@ -136,11 +136,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a configuration file.
-
-    Raises:
-        UserError: it is missing or is no YAML mapping; the message says where.
-    """
+    """Reads a configuration file; raises UserError where it is missing or no YAML mapping, and says where."""
     if not path.is_file() or path == Path():
         others = [str(other) for other in Path("configs").rglob("*.yaml")]
         near = difflib.get_close_matches(str(path), others, n=1)

@@ -27,11 +27,7 @@ def run(settings: Namespace) -> None:
 
 
 def compare(paths: Sequence[Path], output: Path | None = None) -> None:
-    """Prints the table of the runs among and below the paths, and writes it to a folder as CSV, markdown and PNG.
-
-    Raises:
-        UserError: no run is whole, or nothing can be written.
-    """
+    """Prints the table of the runs among and below the paths, and writes it to a folder as CSV, markdown and PNG."""
     runs, lines = read_runs(paths)
     groups = grouped(runs)
     output = output or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))

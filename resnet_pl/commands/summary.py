@@ -83,8 +83,8 @@ def _net_of(file: str) -> list[str]:
         "num_classes": model.get("num_classes"),
         "image_size": (init_args or {}).get("image_size"),
     }
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-    return [word for key, text in texts.items() if values[key] is not None for word in (f"--{key}", text)]
+    told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value}
+    return [f"--{key}={text}" for key, text in told.items()]
 
 
 def run(settings: Namespace) -> None:

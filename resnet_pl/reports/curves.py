@@ -30,7 +30,7 @@ def training_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
         path: the PNG to write.
 
     Raises:
-        UserError: if a run has not logged its error, or `path` cannot be written.
+        UserError: a run has not logged its error, or `path` cannot be written.
     """
     bands = {name: _bands(same) for name, same in runs.items()}
     panels = [{name: bands[name] for name in runs if runs[name][0].plain == plain} for plain in (True, False)]
@@ -47,11 +47,7 @@ def training_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def write_curves(runs: Iterable[Run], path: Path) -> None:
-    """Write the curves of runs as CSV, one line a value: run, split (train or val), step, error.
-
-    Raises:
-        UserError: if a run has not logged its error, or `path` cannot be written.
-    """
+    """Write what `training_curves` draws as CSV, one line a value: run, split (train or val), step, error."""
     rows = (
         [run.path, part, step, f"{value:.6g}"]
         for run in runs

@@ -42,22 +42,16 @@ class NetLayers:
 
 def write_layers(nets: Sequence[NetLayers], path: Path) -> None:
     """Write a row for each layer as CSV; raises UserError if nothing can be written at `path`."""
-    rows = (
-        [net.run.net, net.run.path, net.step, net.measured_on, index, layer, *(f"{value:.9g}" for value in values)]
-        for net in nets
-        for index, (layer, *values) in enumerate(
-            zip(net.layers, *map(dict.values, net.columns.values()), strict=True), 1
-        )
-    )
+    rows = []
+    for net in nets:
+        for index, layer in enumerate(net.layers, 1):
+            values = [f"{column[layer]:.9g}" for column in net.columns.values()]
+            rows.append([net.run.net, net.run.path, net.step, net.measured_on, index, layer, *values])
     write_csv(path, ["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns], rows)
 
 
 def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
-    """Draw the `std` of the layers as Fig. 7 does: above in their order, below sorted; one colour a depth.
-
-    Returns:
-        The picture, (H, W, 3) uint8.
-    """
+    """The `std` of the layers as Fig. 7 has it, above in their order, below sorted, one colour a depth; (H, W, 3)."""
     figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
     for net, label, colour in zip(nets, _labels(nets), _colours(nets), strict=True):
@@ -74,11 +68,7 @@ def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
 
 
 def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
-    """Draw `initial` thin and `trained` bold over the layers, on a logarithmic axis; one colour a net.
-
-    Returns:
-        The picture, (H, W, 3) uint8.
-    """
+    """`initial` thin and `trained` bold over the layers, on a logarithmic axis, one colour a net; (H, W, 3)."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = new_figure(7.2, 4.8)

@@ -28,16 +28,15 @@ EMPTY = tuple(level / 255 for level in MOUNT)
 # A bluish green and an orange red: red-green colour-blind readers can tell them apart.
 FRAMES = {"right": (0, 150, 110), "wrong": (214, 58, 40)}
 
+# Of a contact sheet, in pixels: the square for an image, its frame, the space between.
+CELL, FRAME, GAP = 160, 4, 13
+
 MOST_COUNTED = 30  # classes up to which every cell of a confusion matrix has room for its count
 MOST_NAMED = 40  # names that fit along an axis
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write a picture (H, W, 3) uint8 whole or not at all.
-
-    Raises:
-        UserError: if nothing can be written at `path`.
-    """
+    """Write a picture (H, W, 3) uint8 whole or not at all; raises UserError if nothing can be written at `path`."""
     with replacing(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG", optimize=True)
 
@@ -67,11 +66,7 @@ def add_legend(axes: Axes, *lines_and_labels: Sequence[Any], **style: Any) -> No
 
 
 def render(figure: Figure) -> np.ndarray:
-    """Draw a matplotlib figure without pyplot and its global state, so that any thread may.
-
-    Returns:
-        The picture, (H, W, 3) uint8.
-    """
+    """A figure as (H, W, 3) uint8, drawn without pyplot and its global state, so that any thread may."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -150,8 +145,6 @@ def contact_sheet(
     images: Sequence[np.ndarray],
     captions: Sequence[str] | None = None,
     marks: Sequence[Mark] | None = None,
-    columns: int | None = None,
-    cell: int = 160,
 ) -> np.ndarray:
     """Lay images out in a grid, each whole and in proportion, with a caption below and a frame for right or wrong.
 
@@ -159,46 +152,42 @@ def contact_sheet(
         images: each (H, W, 3) uint8, of any size.
         captions: one for each image, wrapped into at most two lines; none for a bare grid.
         marks: one for each image: a green frame, a red one or none.
-        columns: images in a row; by default the sheet is about square.
-        cell: pixels a side that an image may take.
 
     Returns:
-        The sheet, (H, W, 3) uint8.
+        The sheet, (H, W, 3) uint8, about square.
 
     Raises:
         ValueError: if there are not as many captions or marks as images.
     """
-    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    frame, gap = max(2, cell // 40), max(6, cell // 12)
-    font = _font(max(9, round(cell / 12.5)))
-    line = math.ceil(1.3 * font.size)
-    width, height = cell + 2 * frame, cell + 2 * frame + (2 * line + gap // 2 if captions else 0)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), PAPER)
+    font, line, width = _font(13), 17, CELL + 2 * FRAME
+    height = width + (2 * line + GAP // 2 if captions else 0)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     every = zip(images, captions or repeat("", len(images)), marks or repeat("none", len(images)), strict=True)
     for index, (image, caption, mark) in enumerate(every):
-        left, top = gap + index % columns * (width + gap), gap + index // columns * (height + gap)
+        left, top = GAP + index % columns * (width + GAP), GAP + index // columns * (height + GAP)
         draw.rectangle((left, top, left + width - 1, top + width - 1), fill=FRAMES.get(mark, MOUNT))
-        sheet.paste(_thumbnail(image, cell), (left + frame, top + frame))
+        sheet.paste(_thumbnail(image), (left + FRAME, top + FRAME))
         for number, text in enumerate(_wrapped(caption, font, width)):
             # Anchored at the baseline, so that lines with and without descenders stand level.
-            draw.text((left, top + width + gap // 3 + number * line + font.size), text, INK, font, anchor="ls")
+            draw.text((left, top + width + GAP // 3 + number * line + font.size), text, INK, font, anchor="ls")
     return np.array(sheet)
 
 
-def _thumbnail(image: np.ndarray, cell: int) -> Image.Image:
-    """The whole image (H, W, 3) in the middle of a square of `cell` pixels."""
+def _thumbnail(image: np.ndarray) -> Image.Image:
+    """The whole image (H, W, 3) in the middle of a square."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     longest = max(picture.size)
-    if longest <= cell // 2:
+    if longest <= CELL // 2:
         # By a whole number, so that the pixels of a tiny image stay square and even.
-        scale, resample = cell // longest, Image.Resampling.NEAREST
+        scale, resample = CELL // longest, Image.Resampling.NEAREST
     else:
-        scale, resample = cell / longest, Image.Resampling.LANCZOS
+        scale, resample = CELL / longest, Image.Resampling.LANCZOS
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size], resample)
-    square = Image.new("RGB", (cell, cell), MOUNT)
-    square.paste(picture, ((cell - picture.width) // 2, (cell - picture.height) // 2))
+    square = Image.new("RGB", (CELL, CELL), MOUNT)
+    square.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
     return square
 
 

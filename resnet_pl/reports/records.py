@@ -185,11 +185,7 @@ def _load(path: Path) -> Any:
 
 
 def single_view(path: Path) -> dict[str, Any]:
-    """The test of single centre views in a run's results, wherever it stands among others, the plainest first.
-
-    Raises:
-        UserError: the run is not tested in this way.
-    """
+    """The plainest test of single centre views in a run's results; raises UserError where there is none."""
     results = read_results(path / "results.json")
     tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "top1" in test]
     ways = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
@@ -213,11 +209,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_runs(paths: Iterable[Path], tested: bool = True) -> tuple[list[Run], list[str]]:
-    """The runs that are whole, and a line on each that is not; see `read_run`.
-
-    Raises:
-        UserError: none is whole.
-    """
+    """The runs that are whole, as `read_run` reads them, and a line on each other; raises UserError if none is."""
     whole, lines = [], []
     for path in find_runs(paths):
         try:

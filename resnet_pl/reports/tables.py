@@ -94,7 +94,8 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:
         top_k: classes to show for each image.
     """
     shown = rows[:MOST_IMAGES]
-    folder = _common_folder([row["path"] for row in shown])
+    # Said once: long ones would be broken over lines. Where the prefix ends inside a name, its folder does not.
+    folder = os.path.dirname(os.path.commonprefix([row["path"] for row in shown]))  # noqa: PTH120, RUF071
     known = any(row["truth"] is not None for row in shown)
     places = range(2, 1 + min(top_k, max((len(row["classes"]) for row in shown), default=1)))
     table = Table(box=SIMPLE_HEAD)
@@ -114,24 +115,12 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:
     return Group(*above, table, *note)
 
 
-def _common_folder(paths: Sequence[str]) -> str:
-    """What all paths begin with, to be said once: long ones would be broken over lines."""
-    try:
-        return os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
-    # None at all, or absolute paths among others.
-    except ValueError:
-        return ""
-
-
 def write_predictions(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write predictions as CSV: path, truth, prediction, probability, class_2, probability_2 and so on.
 
     Args:
         rows: as `predictions_table` takes them, each with as many classes as the first.
         path: the file; `truth` is empty where it is not known.
-
-    Raises:
-        UserError: if nothing can be written at `path`.
     """
     places = range(2, 1 + (len(rows[0]["classes"]) if rows else 1))
     later = chain.from_iterable((f"class_{place}", f"probability_{place}") for place in places)
