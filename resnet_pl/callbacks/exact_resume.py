@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 KEY = "exact_resume"
@@ -26,7 +27,7 @@ class ExactResume(Callback):
     """
 
     def __init__(self) -> None:
-        self._interrupted = self._validated = False
+        self._interrupted = self._validated = self._averaged = False
         # What the last batch that began started from.
         self._running: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
@@ -84,12 +85,24 @@ class ExactResume(Callback):
         """A validation after this batch has not been made yet."""
         self._validated = False
 
+    def on_validation_epoch_start(self, *args: Any) -> None:
+        """From here on averaged weights, where there are any, are in the net's place."""
+        self._averaged = True
+
+    def on_validation_epoch_end(self, *args: Any) -> None:
+        """See Lightning's Callback."""
+        self._averaged = False
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's Callback."""
         self._validated = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Writes what was logged in a step whose end an error broke off."""
+        """Writes what was logged in a step whose end an error broke off; of a validation, puts the net back."""
+        averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
+        for average in averages if self._averaged else []:
+            average.on_validation_epoch_end(trainer, pl_module)
+        self._averaged = False
         self._interrupted, progress = True, trainer.fit_loop.epoch_loop.batch_progress.total
         if progress.completed < progress.processed == progress.ready:
             with suppress(OSError):

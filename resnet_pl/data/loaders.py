@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import weakref
 from collections.abc import Iterator
 from itertools import islice
@@ -151,6 +152,7 @@ class PhotoLoader(Loader):
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             collate_fn=list if self._on_device else _collate,
+            worker_init_fn=_outlast_signals,
             # Making an iterator must not draw from the global generator: a resumed run would differ from then on.
             generator=torch.Generator(),
         )
@@ -188,6 +190,13 @@ class PhotoLoader(Loader):
         if not good:
             raise _none_left(len(self.images))
         return _collate(self.images.decode(good, epoch) if self._on_device else good)[:3]
+
+
+def _outlast_signals(worker: int) -> None:
+    """Ctrl-C and a job's end reach workers too; the training process still needs them, and tells them when to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A second SIGTERM ends it: torch's last means against one that hangs.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _end_workers(reader: DataLoader) -> None:

@@ -202,10 +202,11 @@ def test_broken_off_within_the_optimiser(
     same(tmp_path, whole(), run(tmp_path / "b", tiny(), resume=True))
 
 
-def test_an_error_under_averaged_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [("after the forward pass", 8), ("in the validation", 12)])
+def test_an_error_under_averaged_weights(fault: Any, tmp_path: Path) -> None:
     weights = run(tmp_path / "a", tiny(), EMAWeightAveraging(decay=0.7))
     with pytest.raises(RuntimeError, match="fault"):
-        run(tmp_path / "b", tiny(), Fault("after the forward pass", 8), EMAWeightAveraging(decay=0.7))
+        run(tmp_path / "b", tiny(), Fault(*fault), EMAWeightAveraging(decay=0.7))
     resumed = run(tmp_path / "b", tiny(), EMAWeightAveraging(decay=0.7), resume=True)
     same(tmp_path, Whole(weights, (tmp_path / "a" / "metrics.csv").read_text()), resumed)
 

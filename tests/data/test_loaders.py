@@ -1,4 +1,6 @@
 import gc
+import os
+import signal
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -195,6 +197,18 @@ def test_photos_resume_bitwise(photos: Photos, workers: int) -> None:
     resumed = photo_loader(photos, workers)
     resumed.load_state_dict({"epoch": 0, "done": 1})
     assert same(list(resumed), whole[1:])
+
+
+def test_workers_outlast_a_ctrl_c_and_the_end_of_a_job(photos: Photos) -> None:
+    loader = photo_loader(photos, workers=1)
+    first = list(loader)
+    (worker,) = loader._reader._iterator._workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+        assert same(list(loader), first)
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGTERM
 
 
 def test_workers_end_with_their_loader_also_in_a_cycle(photos: Photos) -> None:

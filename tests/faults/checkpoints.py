@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from tests.faults.forks import Ended, command
-from tests.faults.kills import CONFIG
+from tests.faults.kills import CONFIGS
 
 FIT = [
-    *["fit", "--config", CONFIG, "--model.backbone.depth", 8, "--trainer.max_epochs", 1],
+    *["fit", "--config", CONFIGS / "digits.yaml", "--model.backbone.depth", 8, "--trainer.max_epochs", 1],
     *["--trainer.limit_train_batches", 3, "--trainer.default_root_dir", "runs"],
 ]
 JUNK: list[Any] = [None, -1, 10**12, float("nan"), "", "junk", "../../x", [], {}, [[]], {"a": {"b": 1}}, True, b"x"]

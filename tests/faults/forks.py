@@ -79,6 +79,7 @@ def forked(
     child = os.fork()
     if not child:
         os._exit(_run(work, folder, seconds, memory))
+    os.setpgid(child, child)
     status = _wait(child, kill, start, seconds * 10)
     code = os.waitstatus_to_exitcode(status) if status is not None else None
     out, err = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
@@ -92,10 +93,11 @@ def _wait(child: int, kill: tuple[float, signal.Signals] | None, start: float, p
             return status
         passed = time.perf_counter() - start
         if kill and passed >= kill[0]:
-            os.kill(child, kill[1])
+            # Power that fails, Ctrl-C and a scheduler meet its workers too.
+            os.killpg(child, kill[1])
             kill = None
         if passed > patience:
-            os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return None
         time.sleep(0.002)
@@ -105,6 +107,7 @@ def _run(work: Callable[[], int], folder: Path, seconds: float, memory: int | No
     """In the child: what a fresh process would have, then the work."""
     code = 1
     try:
+        os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number, name in ((1, "out"), (2, "err")):

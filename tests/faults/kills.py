@@ -14,13 +14,27 @@ from typing import Any
 
 import torch
 
+from tests.conftest import write_photos
 from tests.faults.forks import command
 
-CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
-FIT = [
-    *["fit", "--config", CONFIG, "--model.backbone.depth", 8, "--data.batch_size", 128, "--trainer.max_epochs", 3],
-    *["--trainer.log_every_n_steps", 1, "--trainer.default_root_dir", "runs"],
+CONFIGS = Path(__file__).parents[2] / "configs"
+DIGITS = ["--config", CONFIGS / "digits.yaml", "--data.batch_size", 128]
+NET = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--trainer.max_epochs", 3]
+KEPT = ["--trainer.log_every_n_steps", 1, "--name", "killed", "--trainer.default_root_dir", "runs"]
+PHOTOS = [
+    "--data.image_size",
+    16,
+    "--data.batch_size",
+    4,
+    "--data.transforms",
+    "[torchvision.transforms.v2.TrivialAugmentWide]",
 ]
+KINDS: dict[str, list[Any]] = {
+    "in memory": DIGITS,
+    "averaged weights, MixUp": [*DIGITS, "--config", CONFIGS / "recipes" / "ema.yaml", "--data.mix", "MixUp"],
+    "warm-up by error": [*DIGITS, "--model.schedule.warmup", 0, "--model.schedule.warmup_error", 0.8],
+    "photos": ["--config", CONFIGS / "folder.yaml", "--model.weights", "null", *PHOTOS],
+}
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 MOST_KILLS = 5
 
@@ -35,25 +49,41 @@ class Reference:
     metrics: list[dict[str, str]]
 
 
-def prepare(folder: Path) -> Reference:
-    """Trains the reference."""
-    ended = command(FIT, folder)
-    if ended.code:
-        raise SystemExit(ended.err)
-    run = folder / "runs/digits/version_0"
-    return Reference(ended.seconds, _state(run / "checkpoints/last.ckpt"), _state(run / "checkpoints/best.ckpt"),
-                     _metrics(run))  # fmt: skip
+def prepare(folder: Path) -> dict[str, Reference]:
+    """Trains a reference of each kind; photos are read without workers."""
+    found = {}
+    for kind in KINDS:
+        ended = command(_fit(kind, _photos(folder / kind), 0), folder / kind)
+        if ended.code:
+            raise SystemExit(ended.err)
+        run = folder / kind / "runs/killed/version_0"
+        found[kind] = Reference(ended.seconds, _state(run / "checkpoints/last.ckpt"),
+                                _state(run / "checkpoints/best.ckpt"), _metrics(run))  # fmt: skip
+    return found
 
 
-def trial(reference: Reference, rng: random.Random, folder: Path) -> dict[str, Any]:
+def _photos(folder: Path) -> Path:
+    return write_photos(folder / "photos", count=14)
+
+
+def _fit(kind: str, photos: Path, workers: int) -> list[Any]:
+    """What trains."""
+    where = ["--data.root", photos, "--data.num_workers", workers] if kind == "photos" else []
+    return ["fit", *KINDS[kind], *NET, *KEPT, *where]
+
+
+def trial(references: dict[str, Reference], rng: random.Random, folder: Path) -> dict[str, Any]:
     """Kills a run, and again when it goes on, until it is let to end.
 
     Returns:
-        `kills`, by signal; `repeated`, the most steps that were made anew after one; `failed`, in words or None.
+        `kind` and `workers`; `kills`, by signal; `repeated`, the most steps that were made anew after one; `failed`, in
+        words or None.
     """
-    every = rng.choice([None, 1, 5])
-    start = [*FIT, *(["--checkpoint.every_n_steps", every] if every else [])]
-    found: dict[str, Any] = {"every": every, "kills": Counter(), "repeated": 0, "anew": 0, "failed": None}
+    every, kind, workers = rng.choice([None, 1, 5]), rng.choice(list(KINDS)), rng.choice([0, 2])
+    reference = references[kind]
+    start = [*_fit(kind, _photos(folder), workers), *(["--checkpoint.every_n_steps", every] if every else [])]
+    found: dict[str, Any] = {"every": every, "kind": kind, "workers": workers if kind == "photos" else 0}
+    found |= {"kills": Counter(), "repeated": 0, "anew": 0, "failed": None}
     again, longest = True, reference.seconds
     while again:
         run = _run(folder)
@@ -71,7 +101,7 @@ def trial(reference: Reference, rng: random.Random, folder: Path) -> dict[str, A
             found["failed"] = f"{' '.join(map(str, argv[:3]))}: exit code {ended.code}: {ended.err[-500:]}"
         elif not found["kills"]:
             # It was faster than the reference; another try.
-            shutil.rmtree(folder)
+            shutil.rmtree(folder / "runs")
             longest *= 0.8
         else:
             again = False
@@ -85,7 +115,7 @@ def trial(reference: Reference, rng: random.Random, folder: Path) -> dict[str, A
 
 def _run(folder: Path) -> Path | None:
     """The run that has a checkpoint to go on from."""
-    runs = [path.parents[1] for path in folder.glob("runs/digits/*/checkpoints/last.ckpt")]
+    runs = [path.parents[1] for path in folder.glob("runs/killed/*/checkpoints/last.ckpt")]
     return runs[0] if len(runs) == 1 else None
 
 
@@ -153,9 +183,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"{steps} (checkpoints {'at the end of epochs' if each is None else f'every {each} steps too'})"
         for each, steps in sorted(repeated.items(), key=lambda item: item[0] or 0)
     )
+    told_kinds = Counter(f"{row['kind']}{', 2 workers' * (row['workers'] > 0)}" for row in rows)
+    kinds = "; ".join(f"{number:,} × {kind}" for kind, number in sorted(told_kinds.items()))
     failed = sum(row["failed"] is not None for row in rows)
     return [
-        f"- Runs: {len(rows):,}, of 33 steps each; kills: {kills.total():,} ({told}); "
+        f"- Runs: {len(rows):,}, of 24 to 33 steps ({kinds}); kills: {kills.total():,} ({told}); "
         f"{sum(row['anew'] for row in rows)} of them before the first checkpoint, after which the run began anew.",
         "- Runs that ended bitwise equal to the one never stopped, in weights, optimiser, schedule, best checkpoint "
         f"and `metrics.csv`: {len(rows) - failed:,}. Steps and images lost: {'none' if not failed else 'see below'}.",
