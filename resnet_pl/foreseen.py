@@ -53,6 +53,9 @@ FORESEEN = {
         "install one, g++ for a processor and triton for a GPU, or leave model.compile out",
     r"stack expects each tensor to be equal size":
         "data.transforms: the images of a batch differ in size\na crop or transform must keep to --data.image_size",
+    r"gloo.*(?:Connection (?:closed|reset) by peer|[Tt]imed out|Broken pipe)":
+        "another process of this training has ended, its message tells why, or can no longer be reached\n"
+        "the last good checkpoint is whole, go on with fit --ckpt_path last",
     r"shared memory|</torch_|DataLoader worker .*(?:killed by signal|exited unexpectedly)":
         "the processes that read images ran out of memory, or were ended from outside\n"
         "lower --data.num_workers or --data.batch_size; in a container raise its shared memory",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import re
 import signal
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import jsonargparse._typehints
+import torch
 from jsonargparse import ArgumentParser, class_from_function
 from jsonargparse._actions import _ActionHelpClassPath
 from jsonargparse._formatters import DefaultHelpFormatter
@@ -135,26 +135,44 @@ def _on_thread_error(args: threading.ExceptHookArgs) -> None:
 
 @contextmanager
 def stopping_between_batches(trainer: Trainer) -> Iterator[None]:
-    """Inside the block the first Ctrl-C ends a training after the running batch, as SIGTERM does.
+    """Inside the block Ctrl-C, SIGTERM and SLURM's requeue signal end a training after the running batch.
 
-    Lightning would stop inside the batch, which is then lost when the run goes on. A second Ctrl-C stops at once. The
-    exit codes are those that shells expect, 128 and the signal's number. Several processes keep Lightning's way.
+    Lightning would stop at Ctrl-C inside the batch, which is then lost when the run goes on; at SIGTERM one of several
+    processes would wait for the others wherever they are; and what SLURM makes it write is found by no run, or by
+    another. A second Ctrl-C stops at once. The exit codes are those that shells expect, 128 and the signal's number.
     """
-    stopped: list[int] = []
+    noted: list[int] = []
+    connector = trainer._signal_connector
+    requeue = connector._slurm_sigusr_handler_fn
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        connector.received_sigterm = trainer.world_size == 1
 
     def on_interrupt(number: int, frame: Any) -> None:
-        # Before and after its loop Lightning leaves SIGTERM alone, which would then end the process without a word.
-        if stopped or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # Before and after its loop Lightning looks at no signal.
+        if noted or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             raise KeyboardInterrupt
-        stopped.append(number)
-        os.kill(os.getpid(), signal.SIGTERM)
+        note(number, frame)
 
-    mendable = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+    def agree() -> None:
+        """Lightning's every process calls this before each batch: all stop where one was told to."""
+        told = torch.tensor(float(bool(noted)), device=trainer.strategy.root_device)
+        if trainer.strategy.reduce(told, reduce_op="sum"):
+            raise SIGTERMException
+
+    connector._sigterm_notifier_fn = connector._slurm_sigusr_handler_fn = note
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = agree
+    mendable = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, on_interrupt) if mendable else None
     try:
         yield
     except SIGTERMException as end:
-        raise SystemExit(130 if stopped else 143) from end
+        if {*noted} - {signal.SIGINT, signal.SIGTERM}:
+            # By now last.ckpt is written.
+            with patch.object(trainer, "save_checkpoint"):
+                requeue(noted[0], None)
+        raise SystemExit(130 if signal.SIGINT in noted else 143) from end
     finally:
         if mendable:
             signal.signal(signal.SIGINT, before)

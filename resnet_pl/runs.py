@@ -83,10 +83,10 @@ def _newest(root: Path, name: str | None, which: str) -> Path | None:
 
 def launch() -> str | None:
     """What may start this command anew when it was broken off: torchrun with a job's id, or SLURM."""
-    job, requeued = os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if job != "none":
         return f"torchrun {job}"
-    return f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ and requeued != "0" else None
+    return f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else None
 
 
 def broken_off(root: Path, name: str, command: str) -> Path | None:
@@ -94,8 +94,10 @@ def broken_off(root: Path, name: str, command: str) -> Path | None:
 
     Every process must come to the same answer by itself, so it is read from the run folder and nothing else.
     """
-    started_by = launch()
-    for _, run in reversed(versions(root, name)) if started_by else ():
+    started_by = launch() or ""
+    # Within one turn of a SLURM job the same command may be meant to start another run.
+    anew = started_by.startswith("torchrun") or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    for _, run in reversed(versions(root, name)) if started_by and anew else ():
         with suppress(OSError, ValueError, LookupError, TypeError):
             last, sessions = run / "checkpoints" / "last.ckpt", read_sessions(run)
             same = (sessions[-1]["launch"], sessions[-1]["command"]) == (started_by, command)

@@ -1,14 +1,22 @@
-"""Two processes train, and measure exactly what one does."""
+"""Several processes see, learn and measure exactly what one does, and stop and go on together."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
 
 PROJECT = Path(__file__).parent.parent
 
@@ -29,17 +37,182 @@ def test_two_processes(tmp_path: Path) -> None:
     out = run(tmp_path, "fit", "--config", config, *small, "--trainer.devices", "2")
     assert out.count("128 (64 images × 2 processes)") == 1 and out.count("best validation top-1") == 1
     assert [path.name for path in (tmp_path / "runs/digits").iterdir()] == ["version_0"]
-    checkpoint = "runs/digits/version_0/checkpoints/best.ckpt"
-    results = []
-    for devices in ("1", "2"):
-        where = ["--trainer.devices", devices, "--output", f"by{devices}", "--data.eval_batch_size", "50"]
-        last = checkpoint.replace("best", "last")
-        run(tmp_path, "test", "--ensemble", checkpoint, last, "--views", "flip", *where)
-        results.append(json.loads((tmp_path / f"by{devices}" / "results.json").read_text()))
-    run(tmp_path, "predict", "--ckpt_path", checkpoint, "--trainer.devices", "2", "--output", "by2")
-    predictions = (tmp_path / "by2" / "predictions.csv").read_text().splitlines()[1:]
-    names = [line.split(",")[0] for line in predictions]
-    assert len(names) == len(set(names)) == 360 and names == sorted(names)
-    one, two = results
-    assert one["per_class"] == two["per_class"] and one["top1"] == two["top1"] and one["images"] == two["images"] == 360
-    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------ forked from one that has torch
+class Net(nn.Sequential):
+    """Without normalisation, or with what a run that goes on could lose: running statistics and dropout."""
+
+    def __init__(self, plain: bool = True) -> None:
+        layers = [] if plain else [nn.BatchNorm2d(8), nn.Dropout(0.3)]
+        super().__init__(nn.Conv2d(3, 8, 3, 2), *layers, nn.ReLU(), nn.Flatten(), nn.Linear(392, 10))
+
+
+class Watch(Callback):
+    """Writes the images of each step, what the process draws in it, and the weights at the start.
+
+    With TROUBLE set, such as `SIGTERM 01`, something happens in the step 6 to the processes that are named.
+    """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            torch.save(pl_module.state_dict(), "start.pt")
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        what, ranks = os.environ.get("TROUBLE", "none 01").split()
+        with Path(f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps([trainer.global_step, self.indices, float(torch.rand(()))]) + "\n")
+        if trainer.global_step == 6 and str(trainer.global_rank) in ranks:
+            if what == "error":
+                raise RuntimeError("fault in one process")
+            if what != "none":
+                os.kill(os.getpid(), signal.Signals[what])
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.indices = batch.indices.tolist()
+
+
+def together(count: int, folder: Path, *argv: str, trouble: str = "none 01") -> list[int]:
+    """Runs a command line of ours in so many forked processes, which are one training; returns their exit codes."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from resnet_pl.main import main
+
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    children = []
+    for rank in range(count):
+        if child := os.fork():
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.chdir(folder)
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TROUBLE": trouble}
+            if count > 1:
+                os.environ["LOCAL_RANK"] = str(rank)
+                rank_zero_only.rank = rank
+            code = main([*argv, "--trainer.devices", str(count)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def fit(net: dict[str, Any], batch_size: int, epochs: int = 2) -> list[str]:
+    """A command line; the splits' sizes are divided by neither 2 nor 3."""
+    config = {
+        "model": {"backbone": {"class_path": "tests.test_distributed.Net", "init_args": net}},
+        "data": {"init_args": {"batch_size": batch_size, "val_split": 103, "test_split": 101}},
+        "trainer": {"callbacks": ["tests.test_distributed.Watch"], "max_epochs": epochs, "limit_train_batches": 4},
+        "dashboard": {"images": 0, "graph": False},
+    }
+    config["trainer"] |= {"log_every_n_steps": 1}
+    Path("small.yaml").write_text(json.dumps(config))
+    # Not the batch in whose size the learning rate is counted: it is the same for one process and two.
+    return ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--config", str(Path("small.yaml").resolve())]
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def watched(folder: Path, rank: int) -> list[Any]:
+    return [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    rows = csv.DictReader((folder / "runs/digits/version_0/metrics.csv").read_text().splitlines())
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def learning() -> None:
+    """One process and two with half the batch; then what they have learnt, measured by one, two and three."""
+    one, two = Path("one").resolve(), Path("two").resolve()
+    assert together(1, one, *fit({"plain": True}, 12)) == [0]
+    assert together(2, two, *fit({"plain": True}, 6)) == [0, 0]
+    alone, halves = watched(one, 0), [watched(two, rank) for rank in (0, 1)]
+    assert [len(alone), len(halves[0])] == [8, 8]
+    for (step, seen, _), (_, first, _), (_, second, _) in zip(alone, *halves, strict=True):
+        assert len(seen) == 12 and sorted(seen) == sorted(first + second), f"other images in step {step}"
+    start, single, double = torch.load(one / "start.pt"), last(one), last(two)
+    for name, value in single.items():
+        torch.testing.assert_close(double[name], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(start[name], torch.load(two / "start.pt")[name])
+    moved = max(float((single[name] - start[name]).abs().max()) for name in single)
+    assert moved > 0.01, "equal because nothing was learnt"
+
+    nets = [str(folder / "runs/digits/version_0/checkpoints/last.ckpt") for folder in (one, two)]
+    found = []
+    for count in (1, 2, 3):
+        common = ["--data.eval_batch_size", "20", "--output"]
+        for subcommand in ("validate", "test", "predict"):
+            assert together(count, one, subcommand, "--ckpt_path", nets[0], *common, f"by{count}") == [0] * count
+        several = ["test", "--ensemble", *nets, "--views", "flip", *common, f"by{count}/several"]
+        assert together(count, one, *several) == [0] * count
+        folder = one / f"by{count}"
+        files = ("results-val.json", "results.json", "several/results.json")
+        results = [json.loads((folder / name).read_text()) for name in files]
+        predicted = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
+        counts = [(each["images"], each["top1"], each["top5"], each["per_class"]) for each in results]
+        rows = [{key: value for key, value in row.items() if "prob" not in key} for row in predicted]
+        names = [row[next(iter(row))] for row in rows]
+        assert [each["images"] for each in results] == [103, 101, 101] and len(set(names)) == 101
+        assert names == sorted(names)
+        found.append((counts, rows, [each["loss"] for each in results]))
+    for counts, rows, losses in found[1:]:
+        assert counts == found[0][0] and rows == found[0][1]
+        assert losses == pytest.approx(found[0][2], rel=1e-5)
+
+
+def stopping() -> None:
+    """Two processes of which one fails, or which are told to end, go on as if nothing had been."""
+    argv, whole = fit({"plain": False}, 6), Path("whole").resolve()
+    assert together(2, whole, *argv) == [0, 0]
+    draws = [[drawn for *_, drawn in watched(whole, rank)] for rank in (0, 1)]
+    assert len({*draws[0], *draws[1]}) == 16, "two processes, or two steps, draw alike"
+    own, other = 2, 2
+    cases = {
+        "error 0": ([own, other], 6),
+        "error 1": ([other, own], 6),
+        "SIGTERM 01": ([143, 143], 7),
+        "SIGTERM 1": ([143, 143], 7),
+        "SIGINT 01": ([130, 130], 7),
+    }
+    for trouble, (codes, reached) in cases.items():
+        folder = Path(trouble.replace(" ", "")).resolve()
+        assert together(2, folder, *argv, trouble=trouble) == codes, trouble
+        saved = torch.load(folder / "runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)
+        assert saved["global_step"] == reached, trouble
+        assert together(2, folder, "fit", "--ckpt_path", "last") == [0, 0], trouble
+        now, then = last(folder), last(whole)
+        assert now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in then), trouble
+        assert metrics(folder) == metrics(whole), trouble
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("scenario", ["learning", "stopping"])
+def test_processes(scenario: str, tmp_path: Path) -> None:
+    # A process of its own, for one that is forked must have no threads.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "tests.test_distributed", scenario]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def main(argv: Sequence[str]) -> None:
+    import sklearn.datasets  # noqa: F401 - once, here, and not in each process that is forked
+
+    import resnet_pl.cli  # noqa: F401
+
+    torch.set_num_threads(1)
+    {"learning": learning, "stopping": stopping}[argv[1]]()
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -14,7 +14,6 @@ from tests.test_distributed import PROJECT, run
 # A net with dropout, and what each process sees of its own batches.
 CODE = """
 import json
-import torch
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -26,9 +25,6 @@ class Net(nn.Sequential):
 class Watch(Callback):
     def __init__(self):
         self.rows = []
-    def on_train_start(self, trainer, module):
-        # Else the processes, seeded alike, would drop the same units; a run that goes on has its own states after this.
-        torch.manual_seed(trainer.global_rank)
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.rows.append([trainer.optimizers[0].param_groups[0]["lr"], 0, len(batch.labels)])
     def on_before_backward(self, trainer, module, loss):
@@ -69,7 +65,5 @@ def test_two_processes_warm_up_and_go_on(tmp_path: Path) -> None:
         torch.load(tmp_path / f"runs/digits/version_{version}/checkpoints/last.ckpt", weights_only=True)
         for version in (0, 1)
     )
-    assert [set(state) for state in parted["exact_resume"]] == [{"torch", "seen"}] * 2
-    assert not torch.equal(*(state["torch"] for state in parted["exact_resume"]))
     assert parted["global_step"] == whole["global_step"] == 180
     assert all(torch.equal(value, parted["state_dict"][name]) for name, value in whole["state_dict"].items())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from resnet_pl.callbacks.exact_resume import ExactResume
@@ -111,5 +115,21 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keeps the state, but not one that has gone wrong or was broken off within a step of the optimiser."""
         resume = next(callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
-        if not isinstance(exception, Diverged) and not resume.broke_a_step(trainer):
-            super().on_exception(trainer, pl_module, exception)
+        with _ending(trainer, together=isinstance(exception, SIGTERMException)):
+            if not isinstance(exception, Diverged) and not resume.broke_a_step(trainer):
+                super().on_exception(trainer, pl_module, exception)
+
+
+@contextmanager
+def _ending(trainer: Trainer, together: bool) -> Iterator[None]:
+    """Inside the block an error in one process waits for no other, for they know nothing of it and never come."""
+    children = getattr(trainer.strategy.launcher, "procs", None) or []
+    mine = children[:]
+    # Lightning looks at these now and then, and kills this process too once one of them has gone.
+    children.clear()
+    try:
+        with nullcontext() if together else patch.object(trainer.strategy, "barrier"):
+            yield
+    finally:
+        for child in () if together else mine:
+            child.kill()
