@@ -155,6 +155,7 @@ class ConfiguredCLI(LightningCLI):
         except (ValueError, TypeError, ImportError) as error:
             raise UserError(foreseen(error) or constructor_error(str(error))) from error
         self.model.config = self.plain_config
+        self.datamodule.notes = self.run or self.output
         if self.checkpoint is not None:
             self.model.restoring = True
             self._check_normalization()

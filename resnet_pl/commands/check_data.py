@@ -24,7 +24,7 @@ from rich.text import Text
 
 from resnet_pl.console import progress
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.images import IMAGE_EXTENSIONS, BadImage, read_image, scan_image
+from resnet_pl.data.images import IMAGE_EXTENSIONS, BadImage, read_image, scan_image, shown
 from resnet_pl.data.loaders import spare_cores
 from resnet_pl.data.splits import content_digest
 from resnet_pl.errors import UserError
@@ -101,8 +101,10 @@ def _look(root: Path, decode: bool, file: File) -> None:
         if decode:
             read_image(path)
         file.length, file.digest = path.stat().st_size, content_digest(path)
-    except (UserError, OSError) as error:
-        file.broken = error.reason if isinstance(error, BadImage) else str(error)
+    except BadImage as error:
+        file.broken = error.reason
+    except OSError as error:
+        file.broken = error.strerror
 
 
 def _copies(files: Sequence[File]) -> list[list[File]]:
@@ -122,16 +124,16 @@ def _problems(files: Sequence[File], copies: Sequence[Sequence[File]]) -> dict[s
     trained = {file.label for file in files if file.split in ("train", "all")}
     unknown = Counter((file.split, file.label) for file in files if file.label not in trained)
     found = {
-        "broken files": [f"{file.name}: {file.broken}" for file in files if file.broken],
+        "broken files": [f"{shown(file.name)}: {file.broken}" for file in files if file.broken],
         "the same image in several splits": [_told(group) for group in copies if len({f.split for f in group}) > 1],
         "the same image in several classes": [_told(group) for group in copies if len({f.label for f in group}) > 1],
-        "classes that train has not": [f"{split}/{label}: {n} images" for (split, label), n in unknown.items()],
+        "classes that train has not": [f"{split}/{shown(label)}: {n} images" for (split, label), n in unknown.items()],
     }
     return {title: lines for title, lines in found.items() if lines}
 
 
 def _told(group: Iterable[File]) -> str:
-    return " = ".join(file.name for file in group)
+    return " = ".join(shown(file.name) for file in group)
 
 
 def _print_list(title: str, lines: Sequence[str], output: str | None) -> None:
@@ -148,23 +150,24 @@ def _table(files: Sequence[File], splits: Sequence[str]) -> tuple[Table, str]:
     for file in files:
         counts[file.label][file.split] += 1
     ranked = sorted(counts, key=lambda label: (-counts[label].total(), label))
-    shown = sorted(counts)
+    chosen = sorted(counts)
     if len(ranked) > MOST_CLASSES:
-        shown = [*ranked[: MOST_CLASSES // 2], *ranked[-MOST_CLASSES // 2 :]]
+        chosen = [*ranked[: MOST_CLASSES // 2], *ranked[-MOST_CLASSES // 2 :]]
     table = Table("class", box=SIMPLE_HEAD)
     for name in [*splits, *(["together"] if len(splits) > 1 else [])]:
         table.add_column("images" if name == "all" else name, justify="right")
-    for label in shown:
-        table.add_row(Text(label), *_cells(counts[label], splits))
+    for label in chosen:
+        table.add_row(Text(shown(label)), *_cells(counts[label], splits))
     table.add_section()
     totals = sum(counts.values(), Counter())
     table.add_row("total", *_cells(totals, splits), style="bold")
     most, least = ranked[0], ranked[-1]
     ratio = counts[most].total() / counts[least].total()
     words = (
-        f" {len(counts)} classes; the largest, {most}, has {ratio:.1f} times as many images as the smallest, {least}"
+        f" {len(counts)} classes; the largest, {shown(most)}, has {ratio:.1f} times as many images as the smallest, "
+        f"{shown(least)}"
     )
-    left = f"; {len(ranked) - len(shown)} in between are not shown" if len(ranked) > len(shown) else ""
+    left = f"; {len(ranked) - len(chosen)} in between are not shown" if len(ranked) > len(chosen) else ""
     return table, words + left
 
 

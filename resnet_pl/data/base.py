@@ -43,7 +43,8 @@ class ImageDataModule(LightningDataModule):
         fold: the fold that is held out for validation, from 0.
         split_seed: seed of the cut, apart from the run's own so that runs with other seeds share their splits.
         num_workers: processes that read files; null chooses from the machine, 0 reads in the main process.
-        on_bad_image: what to do at a file that cannot be read.
+        on_bad_image: what to do at a file that cannot be read: `error` stops and names it, `skip` leaves it out, counts
+            it and lists it in bad_images.txt of the run folder, up to a tenth of the images.
     """
 
     # The batch that the paper trains such data with, told at the start beside the run's own.
@@ -80,6 +81,8 @@ class ImageDataModule(LightningDataModule):
         self.origins: dict[str, str] = {}
         # What the checkpoint says that is being tested or gone on from.
         self.stored = Provenance()
+        # Folder where files that are left out are listed.
+        self.notes: Path | None = None
         # What a test looks at instead of each image's single view.
         self.views: Views | None = None
         # Files that `predict` was given; the data set itself is then not needed.
@@ -197,7 +200,7 @@ class ImageDataModule(LightningDataModule):
         """A loader for one of the splits."""
         workers = min(self.workers, len(sampler))
         pin = self.device.type == "cuda"
-        return PhotoLoader(images, sampler, batch_size, workers, pin_memory=pin, on_bad_image=self.on_bad_image)
+        return PhotoLoader(images, sampler, batch_size, workers, pin, self.on_bad_image, self.notes)
 
     def _share(self, images: Any, training: bool) -> Loader:
         """A loader of this process's share."""

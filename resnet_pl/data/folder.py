@@ -9,10 +9,10 @@ from typing import Any, Literal
 from jsonargparse.typing import PositiveInt
 from torch import nn
 
-from resnet_pl.console import progress, tell
+from resnet_pl.console import on_rank_zero, progress, tell
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cache import decoded
-from resnet_pl.data.images import BadImage, list_images, scan_image
+from resnet_pl.data.images import BadImage, check_share, list_bad, list_images, scan_image
 from resnet_pl.data.loaders import Loader
 from resnet_pl.data.photos import Photos
 from resnet_pl.data.splits import content_digests
@@ -168,7 +168,7 @@ class ImageFolder(ImageDataModule):
         whole = listings.get("train") or listings["all"]
         names = list(whole)
         labels = [self.classes.index(name) for name in whole.values()]
-        digests = content_digests([self.root / name for name in names])
+        digests = content_digests([self.root / name for name in names], skip=self.on_bad_image == "skip")
         cut = self.cut(digests, labels, names, test=0 if "test" in listings else self.test_split)
         parts = {part: {names[i]: whole[names[i]] for i in chosen} for part, chosen in cut.items()}
         return parts | {"test": listings["test"]} if "test" in listings else parts
@@ -195,7 +195,8 @@ class ImageFolder(ImageDataModule):
         return super().provenance() | {"test_bytes": self._test_bytes}
 
     def _size(self, names: Iterable[str]) -> int:
-        return sum((self.root / name).stat().st_size for name in names)
+        # A dangling link has no size; reading it tells.
+        return sum(path.stat().st_size for name in names if (path := self.root / name).exists())
 
     def _same_test_images(self) -> bool:
         """Whether the files with the names of the stored test images are those images, elsewhere too."""
@@ -227,8 +228,10 @@ class ImageFolder(ImageDataModule):
                 advance(1)
         if bad and self.on_bad_image == "error":
             raise UserError(_bad_images(bad))
+        check_share(bad, len(names))
         for error in bad:
             tell(f"left out: {error}")
+            on_rank_zero(list_bad, self.notes, error)
             for listing in listings.values():
                 listing.pop(Path(error.path).relative_to(self.root).as_posix(), None)
 

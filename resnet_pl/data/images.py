@@ -3,7 +3,7 @@
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
@@ -14,12 +14,15 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from resnet_pl.console import program
 from resnet_pl.errors import UserError
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte in RGB
+# More files than this that cannot be read are no accident: the disk has gone, or the data is another.
+MOST_BAD, FEW_BAD = 0.1, 10
 
 # Named, because Pillow would otherwise also try formats that run other programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -36,12 +39,39 @@ class BadImage(UserError):
 
     def __init__(self, path: Path | str, reason: str = "") -> None:
         # A DataLoader builds a worker's exception anew from one text, which is a whole message and no path.
-        super().__init__(f"cannot read image {path}: {reason}; replace or remove the file" if reason else str(path))
+        told = f"cannot read image {shown(path)}: {reason}; replace or remove the file"
+        super().__init__(told if reason else str(path))
         self.path = path
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["BadImage"], tuple[Path | str, str]]:
         return type(self), (self.path, self.reason)
+
+
+def shown(path: Path | str) -> str:
+    """A path for a message, on one line whatever is in its name."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def list_bad(folder: Path | None, image: BadImage) -> None:
+    """Adds a file that is left out to bad_images.txt in a folder, unless it is listed there or there is no folder."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    line = f"{shown(image.path)}: {image.reason}"
+    with (folder / "bad_images.txt").open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        if line not in file.read().splitlines():
+            file.write(f"{line}\n")
+
+
+def check_share(bad: Sequence[BadImage], of: int) -> None:
+    """Refuses to leave out more than a tenth of so many images, which is no accident; a few are always let through."""
+    if len(bad) > max(FEW_BAD, MOST_BAD * of):
+        raise UserError(
+            f"{len(bad)} of {of} images cannot be read, the last is {shown(bad[-1].path)}: {bad[-1].reason}\n"
+            f"that is too many to leave out; `{program()} check-data FOLDER` lists them all"
+        )
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -67,10 +97,14 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in visible:
         path = folder / entry.name
-        if entry.is_dir():
+        is_dir = False
+        # A link that leads to itself, or to where one may not look.
+        with suppress(OSError):
+            is_dir = entry.is_dir()
+        if is_dir:
             yield from _walk(path, above | {real})
         # Neither a file nor a link: a pipe or socket, which would block whoever reads it.
-        elif path.suffix.lower() in IMAGE_EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+        elif path.suffix.lower() in IMAGE_EXTENSIONS and (entry.is_symlink() or entry.is_file()):
             yield path
 
 

@@ -7,6 +7,7 @@ import signal
 import weakref
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnet_pl.data.draws import mixed_seed
-from resnet_pl.data.images import BadImage
+from resnet_pl.data.images import BadImage, check_share, list_bad, shown
 from resnet_pl.data.views import View, grouped
 from resnet_pl.errors import UserError
 
@@ -128,6 +129,7 @@ class PhotoLoader(Loader):
         num_workers: processes that read; 0 reads in this one.
         pin_memory: whether batches are put where a GPU fetches them faster.
         on_bad_image: `error` stops at a file that cannot be read and names it, `skip` leaves it out and counts it.
+        notes: folder where bad_images.txt lists what is left out.
     """
 
     def __init__(
@@ -138,9 +140,10 @@ class PhotoLoader(Loader):
         num_workers: int = 0,
         pin_memory: bool = False,
         on_bad_image: str = "error",
+        notes: Path | None = None,
     ) -> None:
         super().__init__(images, sampler, batch_size)
-        self.on_bad_image = on_bad_image
+        self.on_bad_image, self.notes = on_bad_image, notes
         self.skipped: dict[str, str] = {}
         self._plan = _Plan()
         # Then the workers hand over bytes.
@@ -163,10 +166,13 @@ class PhotoLoader(Loader):
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """See `Loader.read`."""
         self._plan.batches = [[(epoch, index) for index in batch.tolist()] for batch in plan]
+        bad: list[BadImage] = []
         for read in self._reader:
-            images, labels, indices, bad = _collate(self.images.decode(read, epoch)) if self._on_device else read
-            for image in bad:
+            images, labels, indices, found = _collate(self.images.decode(read, epoch)) if self._on_device else read
+            for image in found:
                 self._report(image)
+            bad += found
+            check_share(bad, len(self.sampler))
             # In training every batch is counted on: by Lightning for the validation after it, by other processes.
             yield self._stand_in(epoch) if self.sampler.shuffle and not len(indices) else (images, labels, indices)
         if len(self.skipped) == len(self.images):
@@ -175,13 +181,14 @@ class PhotoLoader(Loader):
     def _report(self, image: BadImage) -> None:
         if self.on_bad_image == "error":
             raise UserError(
-                f"cannot read the image {image.path}: {image.reason}\n"
+                f"cannot read the image {shown(image.path)}: {image.reason}\n"
                 "repair or remove it, or leave such files out with --data.on_bad_image skip"
             )
         if str(image.path) not in self.skipped:
             self.skipped[str(image.path)] = image.reason
             # Not by `tell`: each process meets other files.
-            print(f"left out, {len(self.skipped)} so far: {image.path}: {image.reason}", flush=True)
+            print(f"left out, {len(self.skipped)} so far: {shown(image.path)}: {image.reason}", flush=True)
+            list_bad(self.notes, image)
 
     def _stand_in(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """A batch for one in which no image can be read: the epoch's first that can be."""

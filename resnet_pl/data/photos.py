@@ -56,8 +56,10 @@ class Photos(torch.utils.data.Dataset):
         return len(self.names)
 
     def picture(self, index: int) -> Tensor:
-        """`(3, H, W)` uint8, the whole photo as a person looks at it."""
-        return read_image(self.root / self.names[index])
+        """`(3, H, W)` uint8, the whole photo as a person looks at it; grey where it has vanished since it was read."""
+        with suppress(BadImage):
+            return read_image(self.root / self.names[index])
+        return torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
 
     def through(self, views: Views) -> Photos:
         """These photos, each as a list of views instead of one."""
@@ -83,7 +85,7 @@ class Photos(torch.utils.data.Dataset):
 
     def _sample(self, image: Tensor | None, epoch: int, index: int) -> tuple[Tensor, int, int] | BadImage:
         try:
-            image = self.picture(index) if image is None else image
+            image = read_image(self.root / self.names[index]) if image is None else image
         except BadImage as bad:
             return bad
         with keyed_rng(self.seed, epoch, index):

@@ -1,6 +1,7 @@
 """Training, validation and test parts that depend on nothing but the images and a seed."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from resnet_pl.console import progress
+from resnet_pl.data.images import BadImage
 from resnet_pl.errors import UserError
 
 _NAMED_CLASHES = 5
@@ -26,18 +28,31 @@ class Split:
     warnings: list[str] = field(default_factory=list)
 
 
-def content_digests(paths: Sequence[Path]) -> list[str]:
+def content_digests(paths: Sequence[Path], skip: bool = False) -> list[str]:
     """Hashes the files' contents.
+
+    Args:
+        paths: the files.
+        skip: whether one that cannot be read counts as a content of its own, for whoever reads it later to leave out.
 
     Returns:
         For each path 32 hexadecimal digits (BLAKE2b, 16 bytes).
 
     Raises:
-        UserError: a file cannot be read.
+        BadImage: a file cannot be read.
     """
+
+    def digest_of(path: Path) -> str:
+        try:
+            return content_digest(path)
+        except BadImage:
+            if skip:
+                return hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
+            raise
+
     digests = []
     with ThreadPool(8) as pool, progress("comparing images", len(paths)) as advance:
-        for digest in pool.imap(content_digest, paths, chunksize=32):
+        for digest in pool.imap(digest_of, paths, chunksize=32):
             digests.append(digest)
             advance(1)
     return digests
@@ -49,7 +64,7 @@ def content_digest(path: Path) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise BadImage(path, error.strerror) from error
 
 
 def make_split(

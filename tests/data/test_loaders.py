@@ -258,9 +258,23 @@ def test_training_has_all_its_batches_even_where_one_has_no_image(photos: Photos
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_no_good_file_at_all(photos: Photos, shuffle: bool) -> None:
-    spoil(photos, *range(13))
-    with pytest.raises(UserError, match="none of the 13 images can be read"):
+    photos.names, photos.labels = photos.names[:10], photos.labels[:10]
+    spoil(photos, *range(10))
+    with pytest.raises(UserError, match="none of the 10 images can be read"):
         list(photo_loader(photos, shuffle=shuffle, on_bad_image="skip"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_files_are_refused(photos: Photos, workers: int) -> None:
+    # A tenth of 120 images is let through, in every epoch anew.
+    photos.names, photos.labels = (photos.names * 10)[:120], (photos.labels * 10)[:120]
+    spoil(photos, 3)
+    photos.names[10:13] = ["gone.png"] * 3
+    loader = photo_loader(photos, workers, shuffle=False, on_bad_image="skip")
+    assert [sum(map(len, indices(loader))) for _ in range(2)] == [108, 108] and len(loader.skipped) == 2
+    photos.names[0] = "gone.png"
+    with pytest.raises(UserError, match=r"13 of 120 images cannot be read, the last is .*\n.*check-data"):
+        list(photo_loader(photos, workers, shuffle=False, on_bad_image="skip"))
 
 
 # ------------------------------------------------------------------------------------ helpers
