@@ -166,3 +166,16 @@ def test_a_launch_that_is_started_anew_finds_its_own_run(tmp_path: Path, monkeyp
     runs.write_session(run, {"ended": "now"}, new=False)
     assert runs.broken_off(tmp_path, "digits", "fit x") is None
     assert len(runs.read_sessions(run)) == 1
+
+
+def test_a_slurm_job_finds_its_run_where_it_was_queued_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    last = checkpoint(tmp_path / "a/version_0", "last")
+    runs.write_session(tmp_path / "a/version_0", {"launch": runs.launch(), "command": "fit x"})
+    assert runs.broken_off(tmp_path, "a", "fit x") is None, "the same command, twice in one job"
+    for turn in ("1", "2"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", turn)
+        assert runs.broken_off(tmp_path, "a", "fit x") == last
+        runs.write_session(tmp_path / "a/version_0", {"launch": runs.launch(), "command": "fit x"})
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert runs.broken_off(tmp_path, "a", "fit x") is None

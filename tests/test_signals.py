@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_pl import main
 
@@ -37,3 +39,46 @@ def test_stopped_runs_go_on(number: signal.Signals, code: int, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     done = main.main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "1", "--trainer.max_epochs", "1"])
     assert done == 0
+
+
+@pytest.mark.process
+def test_a_slurm_job_is_queued_anew_and_goes_on_in_its_run(tmp_path: Path) -> None:
+    """A job of one task, as `#SBATCH --signal=SIGUSR1@90` has it; its time is over in the first epoch."""
+    called = tmp_path / "called"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* >> {called}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    job = {"JOB_ID": "77", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    env |= {f"SLURM_{key}": value for key, value in {**job, "NNODES": "1", "NODELIST": "here"}.items()}
+    command = [sys.executable, str(PROJECT / "cli.py"), "fit", "--config", str(PROJECT / "configs/digits.yaml")]
+    command += ["--model.backbone.depth", "8", "--trainer.log_every_n_steps", "1"]
+    command += ["--trainer.max_epochs", "4", "--trainer.limit_train_batches", "9"]
+    run = tmp_path / "runs/digits/version_0"
+    reached = []
+    for turn, rows in enumerate([5, None]):
+        with subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=env | {"SLURM_RESTART_COUNT": str(turn)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            while rows and (not (run / "metrics.csv").exists() or len(steps(run)) < rows):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.02)
+            if rows:
+                process.send_signal(signal.SIGUSR1)
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == (143 if rows else 0), out + err
+        reached.append(torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+        assert turn == 0 or f"going on from step {reached[-2]}" in out
+    assert called.read_text().splitlines() == ["requeue 77"]
+    assert 5 <= reached[0] < reached[1] == 36 and steps(run) == list(range(36))
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"] and not [*tmp_path.rglob("hpc*")]
+
+
+def steps(run: Path) -> list[int]:
+    """The steps in metrics.csv that have a training loss."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row.get("train/loss")]
