@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextvars import copy_context
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +32,8 @@ def run(request: Request) -> int:
     """Runs a subcommand; raises UserError where the user can put it right."""
     quieten()
     with short_names(), told_plainly():
-        CLI(request)
+        # In a context of its own: jsonargparse's would keep net, data and worker processes until the next command.
+        copy_context().run(CLI, request)
     return 0
 
 
