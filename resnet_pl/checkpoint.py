@@ -7,6 +7,7 @@ import platform
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,12 @@ def _check_sections(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def _newest_beside(path: Path) -> str:
-    others = (other for other in path.parent.glob("*.ckpt") if other != path and zipfile.is_zipfile(other))
-    newest = max(others, key=lambda other: other.stat().st_mtime, default=None)
-    return f"the newest other checkpoint there is {newest}" if newest else "there is no other checkpoint beside it"
+    others = (other for other in path.parent.glob("*.ckpt") if other != path)
+    for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
+        with suppress(Exception), zipfile.ZipFile(other) as archive:
+            if archive.testzip() is None:
+                return f"the newest good one there is {other}"
+    return "there is no good one beside it"
 
 
 def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dict[str, Any]:
@@ -145,12 +149,12 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
     `fit` takes all of it; evaluation takes the net, the data and the precision.
 
     Raises:
-        UserError: the checkpoint was written by something else, or by a later version of this project.
+        UserError: the checkpoint was written by something else, or in a format that is not known.
     """
     told = checkpoint.get(KEY)
     if told is None:
         raise UserError(f"{path} was not written by this project\ntake its weights alone with --model.weights {path}")
-    if told["format"] > FORMAT:
+    if not 1 <= told["format"] <= FORMAT:
         raise UserError(
             f"{path} has the format {told['format']}, this version reads up to {FORMAT}\n"
             f"update resnet_pl (it was written by {told.get('versions', {}).get('resnet_pl', 'a later version')})"

@@ -62,7 +62,7 @@ FORESEEN = {
     r"out of memory|can't allocate memory|MemoryError":
         "out of memory\nlower --data.batch_size and raise --trainer.accumulate_grad_batches by as much;"
         " in evaluation lower --data.eval_batch_size",
-    r"No space left on device|Disk quota exceeded|PytorchStreamWriter|unexpected pos \d+ vs \d+":
+    r"No space left on device|Disk quota exceeded|iostream error|PytorchStreamWriter|unexpected pos \d+ vs \d+":
         "the disk is full{place}\nmake room; checkpoints written before are whole, go on with fit --ckpt_path last",
 }  # fmt: skip
 

@@ -3,6 +3,8 @@
 import os
 import pickle
 import random
+import re
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import torch
 import resnet_pl
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.errors import UserError
+from resnet_pl.main import main
 from resnet_pl.models import cifar_resnet
 from resnet_pl.optim import Schedule
+from tests.faults.configs import CONFIGS
+from tests.faults.forks import forked
 
 CONFIG = {
     "seed_everything": 3,
@@ -124,7 +129,7 @@ def test_a_truncated_file(path, share):
     path.write_bytes(data[: int(len(data) * share)])
     message = refused(path)
     assert "truncated" in message
-    assert "there is no other checkpoint beside it" in message
+    assert "there is no good one beside it" in message
 
 
 @pytest.mark.parametrize(
@@ -150,9 +155,11 @@ def test_an_empty_file_and_a_text(path, text):
 
 
 def test_the_newest_good_one_beside_it_is_named(path):
-    for name in ("old", "best", "broken"):
-        path.with_name(f"{name}.ckpt").write_bytes(b"?" if name == "broken" else path.read_bytes())
-    os.utime(path.with_name("old.ckpt"), (1, 1))
+    whole = path.read_bytes()
+    altered = whole.replace(torch.tensor([500.0, 501.0]).numpy().tobytes(), bytes(8))
+    for age, (name, data) in enumerate({"altered": altered, "broken": b"?", "best": whole, "old": whole}.items()):
+        path.with_name(f"{name}.ckpt").write_bytes(data)
+        os.utime(path.with_name(f"{name}.ckpt"), (9 - age, 9 - age))
     path.write_bytes(path.read_bytes()[:-9])
     assert str(path.with_name("best.ckpt")) in refused(path).splitlines()[1]
 
@@ -238,9 +245,10 @@ def test_another_projects_checkpoint(tmp_path, subcommand):
     assert f"--model.weights {tmp_path / 'other.ckpt'}" in str(error.value)
 
 
-def test_a_later_format(tmp_path):
+@pytest.mark.parametrize("number", [ckpt.FORMAT + 1, 0, -1])
+def test_an_unknown_format(tmp_path, number):
     later = content()
-    later[ckpt.KEY] |= {"format": ckpt.FORMAT + 1, "versions": {"resnet_pl": "9.9"}}
+    later[ckpt.KEY] |= {"format": number, "versions": {"resnet_pl": "9.9"}}
     with pytest.raises(UserError, match=f"reads up to {ckpt.FORMAT}") as error:
         ckpt.config_of(later, tmp_path / "later.ckpt", "test")
     assert str(tmp_path / "later.ckpt") in str(error.value)
@@ -282,3 +290,22 @@ def test_a_reader_never_sees_half_a_file(path, monkeypatch):
     monkeypatch.setattr(torch, "save", slow)
     ckpt.SafeCheckpointIO().save_checkpoint(content(state_dict={"bias": torch.zeros(3)}), path)
     assert [*seen, ckpt.read(path)["state_dict"]["bias"].sum()] == [3, 0]
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_one(tmp_path):
+    line = ["fit", "--config", CONFIGS / "digits.yaml", "--model.backbone.depth", 8, "--trainer.limit_train_batches", 2]
+    line += ["--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", 1, "--trainer.logger", False]
+    assert main([*map(str, line)]) == 0
+    last = tmp_path / "digits/version_0/checkpoints/last.ckpt"
+    before, more = last.read_bytes(), ["fit", "--ckpt_path", str(last), "--trainer.max_epochs", "2"]
+
+    def fill() -> int:
+        # The system refuses to write on, as it does at the end of a disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2,) * 2)
+        torch.set_num_threads(1)
+        return main(more)
+
+    ended = forked(fill, tmp_path)
+    assert ended.told() and re.match("error: the disk is full: .*ckpt cannot be written", ended.message[0]), ended.err
+    assert last.read_bytes() == before and {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert main(more) == 0 and ckpt.read(last)["epoch"] == 1 and last.read_bytes() != before

@@ -384,6 +384,23 @@ def test_damaged_and_foreign_checkpoints(copy: Path, capsys: pytest.CaptureFixtu
     assert "not written by this project" in refused(capsys, "fit", *SMALL, "--ckpt_path", "foreign.ckpt")
 
 
+@pytest.mark.parametrize("subcommand", [["test"], ["fit", "--trainer.max_epochs", 3]])
+def test_a_checkpoint_of_the_first_version(copy: Path, subcommand: list[object]) -> None:
+    checkpoint = torch.load(copy / "checkpoints/last.ckpt", weights_only=True)
+    story = checkpoint["resnet_pl"]
+    # What later versions have added; and what one may add that is not known here.
+    added = [(checkpoint, "exact_resume"), (story, "versions"), (story["data"], "class_names")]
+    added += [(story["config"], "tf32"), (story["config"], "checkpoint"), (story["config"]["data"]["init_args"], "mix")]
+    for model in (story["config"]["model"], checkpoint["hyper_parameters"]):
+        added += [(model, "compile"), (model, "on_bad_loss")]
+        added += [(model["schedule"], f"warmup_{key}") for key in ("error", "share", "limit")]
+    for holder, key in added:
+        holder.pop(key, None)
+    story["data"]["weather"] = "fine"
+    torch.save(checkpoint, copy / "checkpoints/old.ckpt")
+    run(*subcommand, "--ckpt_path", copy / "checkpoints/old.ckpt")
+
+
 def test_load_from_checkpoint_needs_no_data(copy: Path) -> None:
     net = ImageClassifier.load_from_checkpoint(copy / "checkpoints/best.ckpt", map_location="cpu")
     assert net.class_names == [str(i) for i in range(10)]

@@ -19,6 +19,7 @@ BODY = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(BODY).hexdigest()
 MD5 = hashlib.md5(BODY).hexdigest()
 ETAG = '"version 1"'
+LEFT = ("", ".part", ".part.version", ".lock")
 
 Answer = Callable[["Handler"], None]
 
@@ -54,7 +55,7 @@ class Server(ThreadingHTTPServer):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "PAUSE", 0.01)
     monkeypatch.setattr(download, "TIMEOUT", 5.0)
@@ -64,6 +65,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
         server.shutdown()
         thread.join()
+    # Whatever happened: the file, what it is resumed from, and the lock, all in their place.
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"secret"}
+    assert left <= {f"{name}{kind}" for name in ("file", "file.bin", "net.pth") for kind in LEFT}
 
 
 @dataclass

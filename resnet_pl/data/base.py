@@ -143,7 +143,8 @@ class ImageDataModule(LightningDataModule):
 
     def use_provenance(self, provenance: dict[str, Any]) -> None:
         """Makes `setup` use the splits and classes of a checkpoint."""
-        self.stored = Provenance(**provenance)
+        # Of another version's what is known here.
+        self.stored = Provenance(**{key: provenance[key] for key in vars(Provenance()) if key in provenance})
 
     def split(self, name: str) -> Any:
         """Returns a split, or explains that there is none."""

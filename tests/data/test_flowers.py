@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl import download
+from resnet_pl import archives, download
 from resnet_pl.data import Flowers
 from resnet_pl.data import flowers as flowers_module
 from resnet_pl.errors import UserError
+from tests.test_archives import BAD_MEMBERS, tar
 
 CLASSES = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 
@@ -115,6 +116,22 @@ def test_wrong_content_is_refused(server: object, tmp_path: Path, monkeypatch: p
         flowers(tmp_path / "data" / "flowers").prepare_data()
     assert not list((tmp_path / "data").glob("*.tgz"))
     assert not (tmp_path / "data" / "flowers").exists()
+
+
+@pytest.mark.parametrize("kind", [*BAD_MEMBERS, "bomb", "truncated", "no archive"])
+def test_a_hostile_archive_leaves_nothing_behind(
+    server: object, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tar(tmp_path / "web/flower_photos.tgz", BAD_MEMBERS.get(kind, ("flower_photos/zeros", bytes(4_000_000))))
+    if kind in ("truncated", "no archive"):
+        archive.write_bytes(archive.read_bytes()[:900] if kind == "truncated" else b"<html>404</html>")
+    monkeypatch.setattr(Flowers, "checksum", f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}")
+    monkeypatch.setattr(archives, "MIN_BOMB", 1_000_000)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"odd.*not unpacked|zeros brings it to more than|is damaged"):
+        flowers(tmp_path / "data" / "flowers").prepare_data()
+    added = {str(path.relative_to(tmp_path)) for path in set(tmp_path.rglob("*")) - before}
+    assert added == {"data", "data/flower_photos.tgz", "data/flowers.lock"}
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
