@@ -137,7 +137,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 def read_config(path: Path) -> dict[str, Any]:
     """Reads a configuration file; raises UserError where it is missing or no YAML mapping, and says where."""
-    if not path.is_file() or path == Path():
+    if not path.is_file():
         others = [str(other) for other in Path("configs").rglob("*.yaml")]
         near = difflib.get_close_matches(str(path), others, n=1)
         way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(others)) or 'none in configs/'}"

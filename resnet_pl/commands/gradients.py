@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.commands.layers import Measured, add_nets, device, measure_nets
+from resnet_pl.commands.layers import Measured, add_nets, measure_nets
 from resnet_pl.configuration import Restored
 from resnet_pl.console import progress, tell
 from resnet_pl.data import ImageDataModule
@@ -45,16 +46,17 @@ def _measure(net: Restored, name: str, settings: Namespace) -> Measured:
         tell("note: the run started from pretrained weights; initialisation is at random here")
     norms = {}
     for when, model in {"initial": _initialised(net), "trained": net.model}.items():
-        own = gradient_norms(model.to(device()), _batches(data, count, f"{name}, {when}"), model.loss)
+        batches = _batches(data, count, net.model.device, f"{name}, {when}")
+        own = gradient_norms(model.to(net.model.device), batches, model.loss)
         norms[when] = {layer.removeprefix("backbone."): norm for layer, norm in own.items()}
     return measured_on, norms
 
 
-def _batches(data: ImageDataModule, count: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: ImageDataModule, count: int, device: torch.device, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The same ones each time: order and augmentation are drawn from the seed."""
     with progress(name, count) as advance:
         for batch in islice(data.train_dataloader(), count):
-            batch = data.augment(data.transfer_batch_to_device(batch, device(), 0))
+            batch = data.augment(data.transfer_batch_to_device(batch, device, 0))
             yield batch.images, batch.labels
             advance(1)
 

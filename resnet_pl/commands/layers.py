@@ -36,11 +36,12 @@ def measure_nets(
 
     Args:
         settings: what `add_nets` reads, among others.
-        measure: of a net, its name and the settings.
+        measure: of a net, on a GPU if there is one, its name and the settings.
     """
     nets = []
     for checkpoint in settings.checkpoints:
         net = Restored(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
+        net.model.to("cuda" if torch.cuda.is_available() else "cpu")
         run = Run(net.request.checkpoint, net.model.config)
         measured_on, columns = measure(net, run.net, settings)
         nets.append(NetLayers(run, net.checkpoint["global_step"], measured_on, columns))
@@ -48,8 +49,3 @@ def measure_nets(
     write_layers(nets, table)
     save_png(draw(nets), picture)
     print(f"written to {table} and {picture}")
-
-
-def device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from resnet_pl.commands.layers import Measured, add_nets, device, measure_nets
+from resnet_pl.commands.layers import Measured, add_nets, measure_nets
 from resnet_pl.configuration import Restored
 from resnet_pl.console import progress, tell
 from resnet_pl.data import ImageDataModule
@@ -35,14 +35,15 @@ def run(settings: Namespace) -> None:
 
 
 def _measure(net: Restored, name: str, settings: Namespace) -> Measured:
-    data, model, checkpoint = net.datamodule, net.model.to(device()), net.request.checkpoint
+    data, model, checkpoint = net.datamodule, net.model, net.request.checkpoint
     split = settings.split or ("val" if "val" in data.splits else "test")
     images = data.split(split)
     count = min(settings.images or len(images), len(images))
     share = "" if count == len(images) else f"{count:,} of "
     measured_on = f"{share}{len(images):,} images, {data.told(split)}"
     tell(f"{name}: {measured_on}; {checkpoint}")
-    stds = response_stds(model.backbone, _evenly(data, images, count, name), model)
+    batches = (batch.to(model.device) for batch in _evenly(data, images, count, name))
+    stds = response_stds(model.backbone, batches, model)
     if not stds:
         raise UserError(
             f"{checkpoint}: {name} has no 3×3 convolution with BatchNorm right after it\n"
@@ -60,5 +61,5 @@ def _evenly(data: ImageDataModule, images: object, count: int, name: str) -> Ite
     with progress(name, count) as advance:
         for batch, _, indices in loader.read(chosen.split(data.eval_batch_size), epoch=0):
             if len(indices):
-                yield batch.to(device())
+                yield batch
                 advance(len(batch))
