@@ -212,10 +212,13 @@ class ConfiguredCLI(LightningCLI):
         """TensorBoard and metrics.csv in the run folder; loggers that the configuration names replace TensorBoard."""
         if given is False:
             return False
-        board = TensorBoardLogger(
-            self.run.parent.parent, name=self.run.parent.name, version=self.run.name, default_hp_metric=False
-        )
         start = self.checkpoint["global_step"] if self.checkpoint else 0
+        board = TensorBoardLogger(
+            *(self.run.parent.parent, self.run.parent.name, self.run.name),
+            default_hp_metric=False,
+            # Steps that were logged after the checkpoint are made anew; TensorBoard then leaves out the old ones.
+            purge_step=start or None,
+        )
         return [*([board] if given in (None, True) else _listed(given)), MetricsCSV(self.run, start)]
 
     @property

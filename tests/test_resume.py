@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_pl import main
 from resnet_pl.errors import UserError
@@ -118,3 +120,22 @@ def test_a_file_in_the_middle_of_an_epoch_is_asked_for_on_the_line(
     assert saved == [2, 4, 6, 7]
     assert main.main(["fit", *SMALL, "--checkpoint.every_n_steps", "0"]) == 2
     assert "checkpoint.every_n_steps: 0 is out of range" in capsys.readouterr().err
+
+
+def test_steps_after_the_checkpoint_are_not_shown_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    often = [word for word in SMALL if word not in ("--trainer.logger", "false")]
+    often += ["--trainer.log_every_n_steps", "1", "--dashboard.images", "0", "--dashboard.graph", "false"]
+    assert main.main(["fit", *often]) == 0
+    run = Path("runs/digits/version_0")
+    last = run / "checkpoints/last.ckpt"
+    kept = last.read_bytes()
+    for _ in range(2):
+        # As if the process had been killed after some steps more.
+        last.write_bytes(kept)
+        assert main.main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [(int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(file) if row["train/loss"]]
+    shown = EventAccumulator(str(run)).Reload().Scalars("train/loss")
+    assert [step for step, _ in rows] == [event.step for event in shown] == list(range(6))
+    assert [loss for _, loss in rows] == pytest.approx([event.value for event in shown])
