@@ -75,6 +75,8 @@ def forked(
         memory: bytes of address space it may take beyond this process's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("out", "err"):
+        (folder / name).write_bytes(b"")
     start = time.perf_counter()
     child = os.fork()
     if not child:
