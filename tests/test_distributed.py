@@ -183,6 +183,8 @@ def stopping() -> None:
         "SIGTERM 01": ([143, 143], 7),
         "SIGTERM 1": ([143, 143], 7),
         "SIGINT 01": ([130, 130], 7),
+        "SIGKILL 1": ([other, -9], 6),
+        "SIGKILL 01": ([-9, -9], 4),
     }
     for trouble, (codes, reached) in cases.items():
         folder = Path(trouble.replace(" ", "")).resolve()

@@ -12,6 +12,7 @@ from resnet_pl.data import Digits
 from resnet_pl.models import cifar_resnet
 from resnet_pl.reports.results import read_results
 from tests.test_cli import SMALL, rows, run
+from tests.test_distributed import run as started
 from tests.tiny import Tiny, classifier, trainer
 
 pytestmark = [
@@ -67,18 +68,9 @@ def test_compiled_and_eager_learn_the_same() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_with_synchronised_batchnorm_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     common = ["fit", *SMALL, "--trainer.accelerator", "gpu", "--trainer.default_root_dir", str(tmp_path)]
-    run(*common, "--trainer.devices", "1", "--data.batch_size", "64", "--name", "one")
-    run(
-        *common,
-        "--trainer.devices",
-        "2",
-        "--data.batch_size",
-        "32",
-        "--trainer.sync_batchnorm",
-        "true",
-        "--name",
-        "two",
-    )
+    started(tmp_path, *common, "--trainer.devices", "1", "--data.batch_size", "64", "--name", "one")
+    half = ["--trainer.devices", "2", "--data.batch_size", "32", "--trainer.sync_batchnorm", "true", "--name", "two"]
+    started(tmp_path, *common, *half)
     one, two = (
         torch.load(tmp_path / f"{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "two")
