@@ -41,12 +41,12 @@ HEAD = """# Reliability
 What a run does when something goes wrong, and how that was tried. The figures below are written by
 `tests/faults/campaign.py`: `make faults` makes all of them anew, and the test suite a few of each.
 
-- **Killed, Ctrl-C, SIGTERM, SLURM's requeue signal, a full disk.** `fit --ckpt_path last` goes on, bitwise as if nothing
-  had been. A checkpoint is whole or not there.
+- **Killed, Ctrl-C, SIGTERM, SLURM's requeue signal, a full disk.** `fit --ckpt_path last` goes on, bitwise as if
+  nothing had been. A checkpoint is whole or not there.
 - **Several processes.** Each step sees the images that one process would see with the whole batch, and an evaluation
   every image once. They stop together; an error in one ends all, and what was learnt is kept. BatchNorm measures each
-  process's share of the batch by itself, as in the paper, so a net with it learns a little otherwise than in one
-  process; on GPUs `--trainer.sync_batchnorm true` measures the batch as a whole.
+  process's share of the batch by itself, so a net with it learns a little otherwise than in one process; on GPUs
+  `--trainer.sync_batchnorm true` measures the batch as a whole.
 - **A loss of NaN or infinity.** With `model.on_bad_loss: stop` the run ends at the next logging step and names step,
   learning rate and the last good checkpoint: none is written of a net that has gone wrong. Nothing waits for the device
   in between.
