@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ import yaml
 from PIL import Image
 
 from resnet_pl import ImageClassifier, main
+from resnet_pl.data import Digits
 from resnet_pl.reports.results import read_results
 
 PROJECT = Path(__file__).parent.parent
@@ -67,6 +71,17 @@ def test_a_run_is_one_folder(trained: Path) -> None:
     logged = rows(trained)
     assert [int(row["step"]) for row in logged if row["val/top1"]] == [5, 11]
     assert [int(row["step"]) for row in logged if row["lr"]] == [1, 3, 5, 7, 9, 11]
+
+
+def test_a_run_knows_its_surroundings(trained: Path) -> None:
+    (session,) = json.loads((trained / "sessions.json").read_text())
+    assert session["versions"].keys() == {"resnet_pl", "torch", "torchvision", "lightning", "python"}
+    assert session["device"].startswith("1 × ") and f"{os.cpu_count()} cores" in session["machine"]
+    assert session["command"].endswith(shlex.join(["--trainer.default_root_dir", str(trained.parents[2] / "runs")]))
+    assert session["commit"] is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", session["commit"])
+    data = Digits(image_size=16, val_split=180, test_split=360)
+    data.setup("fit")
+    assert session["data"] == {part: images.digest() for part, images in data.splits.items()}
 
 
 def test_a_config_of_a_run_can_be_run_again(copy: Path) -> None:
@@ -242,6 +257,23 @@ def test_same_seed_same_run(copy: Path) -> None:
     run("fit", *SMALL, "--trainer.max_epochs", 1, "--name", "three", "--seed_everything", 1)
     three = torch.load("runs/three/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert not torch.equal(one["backbone.conv1.weight"], three["backbone.conv1.weight"])
+
+
+def test_any_number_of_workers_learns_the_same(photo_folder: Path, tmp_path: Path) -> None:
+    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--model.weights", "null"]
+    data = ["--data.root", photo_folder, "--data.image_size", 16, "--data.batch_size", 4, "--data.mix", "MixUp"]
+    more = ["--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 1, "--trainer.default_root_dir", tmp_path]
+    recipe = ["--config", PROJECT / "configs/recipes/trivial-augment.yaml"]
+    found = []
+    for workers in (0, 2):
+        name = ["--name", f"by{workers}", "--data.num_workers", workers]
+        run("fit", "--config", PROJECT / "configs/folder.yaml", *recipe, *net, *data, *more, *name)
+        folder = tmp_path / f"by{workers}/version_0"
+        losses = [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(folder)]
+        found.append((losses, torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]))
+    (losses, weights), (others, other_weights) = found
+    assert losses == others and sum(bool(loss) for _, loss, _ in losses) == 12
+    assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
 
 
 def test_best_and_last_mean_the_newest_run_of_the_name(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

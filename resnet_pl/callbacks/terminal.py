@@ -121,6 +121,7 @@ def _now() -> str:
 
 def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
     """What this start of the run is like."""
+    splits = trainer.datamodule.splits
     return {
         "command": command_line(args),
         "commit": commit(),
@@ -129,6 +130,7 @@ def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "device": device_name(trainer),
         "threads": torch.get_num_threads(),
+        "data": {part: images.digest() for part, images in splits.items() if hasattr(images, "digest")},
         "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
         "versions": versions(),
     }

@@ -74,8 +74,8 @@ def decoded(root: Path, names: Sequence[str], side: int | None = None, folder: s
         UserError: the folder cannot be written to, or its disk has too little room.
     """
     place = Path(folder) if folder else default_folder()
-    own = place / f"{root.resolve().name}-{_hash(_FORMAT, str(root.resolve()), side)}"
-    key = _hash(torchvision.__version__, *((name, _state(root / name)) for name in names))
+    own = place / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side)}"
+    key = short_hash(torchvision.__version__, *((name, file_state(root / name)) for name in names))
     pixels, index = own / f"{key}.pixels", own / f"{key}.npy"
     try:
         # Written last: where it is, the pixels are whole.
@@ -99,14 +99,16 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet_pl"
 
 
-def _hash(*parts: object) -> str:
+def short_hash(*parts: object) -> str:
+    """16 hexadecimal digits of things that say what they are."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(repr(part).encode())
     return digest.hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in nanoseconds; None for a file that is not there."""
     try:
         found = path.stat()
     except OSError:  # such as a dangling link, which reading reports

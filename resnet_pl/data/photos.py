@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from resnet_pl.data.cache import DecodedPhotos
+from resnet_pl.data.cache import DecodedPhotos, file_state, short_hash
 from resnet_pl.data.draws import keyed_rng
 from resnet_pl.data.images import BadImage, read_image, read_jpeg
 from resnet_pl.data.transforms import CentreCrop, Crop
@@ -54,6 +54,11 @@ class Photos(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def digest(self) -> str:
+        """Tells these photos from others: by names, labels and sizes of the files, for contents take long to read."""
+        states = [file_state(self.root / name) for name in self.names]
+        return short_hash(self.names, self.labels, [state and state[0] for state in states])
 
     def picture(self, index: int) -> Tensor:
         """`(3, H, W)` uint8, the whole photo as a person looks at it; grey where it has vanished since it was read."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.cache import short_hash
 from resnet_pl.data.loaders import EpochSampler, Loader
 from resnet_pl.data.statistics import Statistics
 from resnet_pl.data.views import View, Views
@@ -36,6 +37,11 @@ class TensorImages:
     def __getitem__(self, chosen: Any) -> TensorImages:
         """The images at the positions given, as a set of their own."""
         return TensorImages(self.images[chosen], self.labels[chosen], [self.names[i] for i in chosen])
+
+    def digest(self) -> str:
+        """Tells these images from others: by names, labels and pixels."""
+        pixels = blake2b(self.images.contiguous().numpy()).hexdigest()
+        return short_hash(self.names, self.labels.tolist(), pixels)
 
     def picture(self, index: int) -> Tensor:
         """`(C, H, W)` uint8, as a person looks at it."""

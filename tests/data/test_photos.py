@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,17 @@ def test_decoding_on_the_device_needs_a_gpu_and_no_transforms(photo_folder: Path
         data.train_dataloader()
     with pytest.raises(ValueError, match="transforms of single photos"):
         ImageFolder(str(photo_folder), transforms=[v2.RandomErasing()], decode="device")
+
+
+def test_photos_are_told_from_others(photo_folder: Path, names: list[str]) -> None:
+    def digest(root: Path = photo_folder, names: list[str] = names, label: int = 0) -> str:
+        return Photos(root, names, [label] * len(names), 16).digest()
+
+    first = digest()
+    assert len(first) == 16 and digest(Path(shutil.copytree(photo_folder, photo_folder.parent / "copy"))) == first
+    assert len({first, digest(names=names[::-1]), digest(names=names[1:]), digest(label=1)}) == 4
+    with (photo_folder / names[3]).open("ab") as file:
+        file.write(b"x")
+    longer = digest()
+    (photo_folder / names[3]).unlink()
+    assert len({first, longer, digest()}) == 3

@@ -103,3 +103,10 @@ def test_loader_takes_the_sampled_images() -> None:
         assert torch.equal(batch.images, all_images.images[batch.indices])
         assert torch.equal(batch.labels, all_images.labels[batch.indices])
     assert torch.equal(all_images.picture(3), all_images.images[3])
+
+
+def test_images_are_told_from_others() -> None:
+    first, other = images(6), images(6)
+    assert first.digest() == other.digest() and len(first.digest()) == 16
+    other.images[5, 2, 7, 7] ^= 1
+    assert len({first.digest(), other.digest(), images(6, first=1).digest(), images(5).digest()}) == 4
