@@ -48,6 +48,12 @@ def record(path: Path) -> dict[str, Any]:
         "loss": results["loss"],
         "calibration_error": results["calibration_error"],
         "images": results["images"],
+        "other_views": {
+            other["protocol"]: other["top1"]
+            for other in results.values()
+            if isinstance(other, dict)
+            and all(other.get(key) == results[key] for key in ("checkpoint", "data", "split"))
+        },
         "checkpoint": f"{results['checkpoint']} of epoch {results['epoch'] + 1}",
         "seed": run.config["seed_everything"],
         "paper_error": run.paper_error,
@@ -133,6 +139,8 @@ def section(facts: dict[str, Any]) -> str:
             f"\nThe paper reports {1 - facts['paper_error'] / 100:.2%} after {PAPER_ITERATIONS:,} iterations; "
             f"this run made {facts['iterations']:,}. At its speed the whole schedule takes {hours:.1f} hours.\n"
         )
+    views = ", ".join(f"{views} {top1:.2%}" for views, top1 in facts.get("other_views", {}).items())
+    views = f"\nThe same checkpoint looked at otherwise (`test --views`): {views}.\n" if views else ""
     return f"""
 ## {name}: {facts["net"]} on {facts["data"]}
 
@@ -146,7 +154,7 @@ def section(facts: dict[str, Any]) -> str:
 | {facts["iterations"]:,} | {duration(facts["seconds"])} | {facts["images_per_second"]:,} | {facts["seed"]} |
 
 {facts["checkpoint"]}; {on(facts)}
-{against}
+{views}{against}
 {note.read_text(encoding="utf-8") if note.is_file() else ""}
 ![Error over iterations](images/{name}_curves.png)
 """

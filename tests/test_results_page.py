@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from resnet_pl.reports.results import read_results, write_results
 from tests.reports.made import write_run
 
 PROJECT = Path(__file__).parent.parent
@@ -35,10 +36,15 @@ def test_the_pages_are_made_of_the_records(script: ModuleType, tmp_path: Path) -
 
 
 def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
-    script.main([str(write_run(tmp_path / "runs" / "mine" / "version_0", top1=0.9))])
+    run = write_run(tmp_path / "runs" / "mine" / "version_0", top1=0.9)
+    first = read_results(run / "results.json")
+    for other in ({"protocol": "10-crop", "top1": 0.92}, {"checkpoint": "another.ckpt", "top1": 0.5}):
+        write_results(first | other, run / "results.json")
+    script.main([str(run)])
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "## mine: cifar_resnet 20 on CIFAR10" in page
     assert "The paper reports 91.25% after 64,000 iterations; this run made 20." in page
+    assert "looked at otherwise (`test --views`): 10-crop 92.00%.\n" in page
     assert (tmp_path / "docs" / "images" / "mine_curves.png").exists()
     assert (
         "| cifar_resnet 20 on CIFAR10 | 2 epochs, 3 minutes, 1 × cpu | 90.00% |" in (tmp_path / "README.md").read_text()
