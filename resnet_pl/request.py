@@ -31,6 +31,8 @@ COMMANDS = {
 }
 # Data sets that are never downloaded: a root that is not there can be told before torch is imported.
 FOLDER_DATA = {"ImageFolder": "data/photos", "ImageNet": "data/imagenet"}
+# What holds keys and values and is no class.
+GROUPS = ("model", "trainer", "checkpoint", "dashboard")
 
 
 class Request:
@@ -154,6 +156,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the configuration file {path}: {error}") from error
     if not isinstance(config, dict | None):
         raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
+    groups = {key: (config or {}).get(key, {}) for key in GROUPS}
+    if isinstance(groups["model"], dict):
+        groups["model.schedule"] = groups["model"].get("schedule", {})
+    for key, group in groups.items():
+        # The parser would put later options in its place, without a word; text is the name of a file.
+        if not isinstance(group, dict | str):
+            raise UserError(f"{path}: {key} must hold keys and values\nleave it out where there are none")
     return config or {}
 
 

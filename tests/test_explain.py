@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,12 @@ def test_null_is_no_value(key: str, text: str, capsys: pytest.CaptureFixture[str
 def test_null_where_it_is_the_default(own: Path, tmp_path: Path) -> None:
     line = ["--trainer.max_steps", 1, "--trainer.default_root_dir", tmp_path, "--data.num_workers", "null"]
     run("fit", *SMALL, *line, "--trainer.callbacks+", "explain_mine.Lazy", "--trainer.callbacks.often", "null")
+
+
+@pytest.mark.parametrize("group", ["trainer: [1]", "trainer: null", "model: 3", "model: {schedule: []}"])
+def test_a_group_that_is_none_is_not_lost_among_the_options(
+    group: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bare.yaml").write_text(group)
+    said = refused(capsys, "fit", *SMALL, "--config", tmp_path / "bare.yaml")
+    assert re.match(rf"error: {tmp_path}/bare.yaml: (trainer|model|model.schedule) must hold keys and values\n", said)

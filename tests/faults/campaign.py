@@ -56,11 +56,11 @@ What a run does when something goes wrong, and how that was tried. The figures b
 - **Gradients that overflow half precision** (`16-mixed`, on a GPU). The scaler leaves the step out and lowers its
   scale; nothing stops. A scale that only falls ends the run, in words of its own, as does a loss that overflows. On a
   processor Lightning takes `bf16-mixed` instead.
-- **An image that cannot be read**, or has vanished since the start. `data.on_bad_image: error` names it, `skip` leaves it
-  out, counts it and lists it in `bad_images.txt` of the run folder; more than a tenth of the images (and more than ten)
-  are no accident and end the run. `check-data FOLDER` finds all of them before.
-- **The same run twice.** One seed gives the same losses bit for bit on a processor, with any number of workers; versions,
-  devices, commit and a hash of the data in `sessions.json` tell what was another. On a GPU give
+- **An image that cannot be read**, or has vanished since the start. `data.on_bad_image: error` names it, `skip` leaves
+  it out, counts it and lists it in `bad_images.txt` of the run folder; more than a tenth of the images (and more than
+  ten) are no accident and end the run. `check-data FOLDER` finds all of them before.
+- **The same run twice.** One seed gives the same losses bit for bit on a processor, with any number of workers;
+  versions, devices, commit and a hash of the data in `sessions.json` tell what was another. On a GPU give
   `--trainer.deterministic true`: cuDNN looks for no faster algorithms and takes those that repeat, which can be slower.
   On a processor that changes no bit and costs nothing (a step of ResNet-20 on 64 images: 0.15 s with it and without).
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
+from resnet_pl.cli import CLI
+from resnet_pl.main import main
+from resnet_pl.runs import to_yaml
 from tests.conftest import write_photos
-from tests.faults.forks import Ended, command
+from tests.faults.forks import Ended, forked
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-# What can be trained on here; of the others no more than the parsing is tried.
+# What can be trained on here; what the others ask for is built, and no more.
 TRAINED = {"digits.yaml", "folder.yaml"}
+REAL = 0.06  # share of the commands that are processes of their own
 ONE_STEP = [
     *["--trainer.max_steps", 1, "--trainer.limit_val_batches", 1, "--trainer.default_root_dir", "runs"],
     *["--trainer.accelerator", "cpu"],
@@ -67,24 +75,107 @@ def trial(photos: Path, rng: random.Random, folder: Path) -> dict[str, Any]:
     text, detail = _spoilt(path, photos, kind, rng)
     (folder / "spoilt.yaml").write_bytes(text)
     argv = ["fit", "--config", "spoilt.yaml", *ONE_STEP]
-    if kind == "option":
-        words = _option(rng)
+    words = _option(rng) if kind == "option" else []
+    if words:
         argv, detail = [*argv, *words], " ".join(map(repr, words))
+    trained = path.name in TRAINED
     if path.parent.name == "recipes" and not path.name.startswith("cifar10"):
-        argv[1:1] = _base(path, photos)
-    elif path.name not in TRAINED:
-        argv += ["--print_config", *(["--data.root", photos.resolve()] if path.name == "imagenet.yaml" else [])]
-    ended = command(argv, folder, seconds=60, memory=6 * 2**30)
+        argv[1:1], trained = _base(path, photos), True
+    elif path.name == "imagenet.yaml":
+        argv += ["--data.root", photos.resolve()]
+    real = rng.random() < REAL
+    ended = (_process if real else _fork)([str(word) for word in argv], folder, trained)
     outcome = _outcome(ended)
-    found = {"file": path.name, "kind": kind, "detail": detail[:300], "outcome": outcome, "failed": None}
-    if outcome == "ran" and kind == "unknown key":
-        found["outcome"], found["failed"] = "unread", f"{path.name}: {detail}: it ran"
+    found = {"file": path.name, "kind": kind, "detail": detail[:300], "outcome": outcome, "failed": None, "real": real}
+    if outcome == "ran" and (
+        unread := "a key that there is not" if kind == "unknown key" else _unread(argv, words, folder)
+    ):
+        found["outcome"], found["failed"] = "unread", f"{path.name}: {detail}: it ran without {unread}"
     elif outcome not in ("ran", "refused"):
         last = " ".join(ended.message or ended.err.splitlines()[-3:])
         found["failed"] = f"{path.name}: {detail[:200]}: {outcome}, exit code {ended.code}: {last[:400]}"
     found["said"] = " ".join(ended.message)[:300]
     shutil.rmtree(folder)
     return found
+
+
+def _fork(argv: list[str], folder: Path, trained: bool) -> Ended:
+    """Runs a command line in a forked process; what cannot be trained on is built only."""
+
+    def keep(cli: CLI, *args: object, **kwargs: object) -> None:
+        Path("resolved.yaml").write_text(to_yaml(cli.plain_config), encoding="utf-8")
+        if trained:
+            fit(cli, *args, **kwargs)
+
+    def work() -> int:
+        CLI.fit = keep
+        return main(argv)
+
+    fit = CLI.fit
+    return forked(work, folder, seconds=60, memory=6 * 2**30)
+
+
+def _process(argv: list[str], folder: Path, trained: bool) -> Ended:
+    """Runs a command line as a person does; what cannot be trained on is parsed only."""
+    words = [sys.executable, str(CONFIGS.parent / "cli.py"), *argv, *([] if trained else ["--print_config"])]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    for path in folder.glob("runs/*/*/config.yaml") if trained else []:
+        path.rename(folder / "resolved.yaml")
+    if not trained and not done.returncode:
+        (folder / "resolved.yaml").write_text(done.stdout, encoding="utf-8")
+    return Ended(done.returncode, done.stdout, done.stderr, 0.0)
+
+
+def _unread(argv: Sequence[object], option: Sequence[str], folder: Path) -> str | None:
+    """What was given, and is not in the configuration that a run came to; None where everything is."""
+    resolved = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
+    names = [str(word)[2:].partition("=")[0] for word in argv if str(word).startswith("--")]
+    line = [name.removesuffix("+").removesuffix(".class_path") for name in names]
+    given = yaml.load((folder / "spoilt.yaml").read_bytes(), Loader=get_yaml_default_loader())
+    for path, value in _leaves(given):
+        # The command line wins.
+        if not any(f"{path}.".startswith(f"{key}.") for key in line) and not _holds(resolved, path.split("."), value):
+            return f"{path} = {value!r}"
+    name, _, value = "=".join(option)[2:].partition("=")
+    taken = not value or name in ("config", "ckpt_path") or _holds(resolved, name.removesuffix("+").split("."), value)
+    return None if taken else f"--{name} {value}"
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in mappings that is none itself, and its keys, as options are written."""
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        inner = f"{path}.{key}".removesuffix("+").lstrip(".")
+        yield from _leaves(value, path if key in ("init_args", "class_path") else inner)
+
+
+def _holds(resolved: Any, path: Sequence[str], value: Any) -> bool:
+    """Whether a value is where it belongs, in any of the forms that the parser gives it."""
+    if path:
+        holder = resolved if isinstance(resolved, dict) else {}
+        inner = holder if path[0] in holder else holder.get("init_args") or {}
+        return path[0] in inner and _holds(inner[path[0]], path[1:], value)
+    if value == resolved:
+        return True
+    with suppress(yaml.YAMLError):
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+    if isinstance(value, dict):
+        return all(_holds(resolved, [key for key in keys.split(".") if key], leaf) for keys, leaf in _leaves(value))
+    if isinstance(value, str) and isinstance(resolved, dict):
+        resolved = resolved.get("class_path")
+    if isinstance(value, list) and isinstance(resolved, list):
+        # Those of a list that is added to come last.
+        pairs = list(zip(value[::-1], resolved[::-1], strict=False))
+        leaves = [(own, keys, leaf) for each, own in pairs for keys, leaf in _leaves(each)]
+        return len(pairs) == len(value) and all(
+            _holds(own, keys.split(".") if keys else [], v) for own, keys, v in leaves
+        )
+    try:
+        return float(value) == float(resolved) or value != value
+    except (TypeError, ValueError):
+        return resolved == value or f".{resolved}".endswith(f".{value}")
 
 
 def _base(recipe: Path, photos: Path) -> list[object]:
@@ -238,4 +329,4 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     for kind in [*TREE, *TEXT, "option"]:
         outcomes = Counter(row["outcome"] for row in rows if row["kind"] == kind)
         lines.append(f"| {kind} | {outcomes.total():,} | {' | '.join(f'{outcomes[name]:,}' for name in names)} |")
-    return lines
+    return [*lines, "", f"{sum(row['real'] for row in rows):,} of them as processes of their own, the others forked."]

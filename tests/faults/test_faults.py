@@ -117,6 +117,30 @@ def test_how_a_process_ended(code: int | None, err: str, told: bool, outcome: st
     assert ended.told() is told and configs._outcome(ended) == outcome
 
 
+@pytest.mark.parametrize(
+    ("given", "option", "unread"),
+    [
+        ("model: {backbone: {class_path: cifar_resnet, init_args: {depth: 8}}, weights: null}", [], None),
+        ("model: {backbone: {class_path: cifar_plain}}", [], "model.backbone = 'cifar_plain'"),
+        ("model: {backbone: {init_args: {depth: 14}}}", [], "model.backbone.depth = 14"),
+        ("model: {weights: here}", [], "model.weights = 'here'"),
+        ("model: {lr: 1}", [], "model.lr = 1"),
+        ("trainer: {callbacks+: [{class_path: Freeze, init_args: {up_to: 1e0}}, Timer], max_steps: 9}", [], None),
+        ("trainer: {callbacks+: [Freeze]}", [], "trainer.callbacks = ['Freeze']"),
+        ("trainer: {callbacks: [Timer, Timer, Timer]}", [], "trainer.callbacks = ['Timer', 'Timer', 'Timer']"),
+        ("name: a", ["--model.backbone.depth", "8"], None),
+        ("name: a", ["--model.backbone.depth=2"], "--model.backbone.depth 2"),
+    ],
+)
+def test_what_goes_unread_is_noticed(tmp_path: Path, given: str, option: list[str], unread: str | None) -> None:
+    (tmp_path / "spoilt.yaml").write_text(given)
+    (tmp_path / "resolved.yaml").write_text(
+        "{name: a, model: {backbone: {class_path: a.cifar_resnet, init_args: {depth: 8.0}}, weights: null},"
+        " trainer: {callbacks: [{class_path: a.Freeze, init_args: {up_to: 1}}, {class_path: a.Timer}], max_steps: 1}}"
+    )
+    assert configs._unread(["fit", "--trainer.max_steps", 1, *option], option, tmp_path) == unread
+
+
 def test_hostile_objects_would_be_noticed(tmp_path: Path) -> None:
     torch.save(checkpoints.Hostile(tmp_path / "mark"), tmp_path / "evil.pt")
     torch.load(tmp_path / "evil.pt", weights_only=False)
