@@ -45,8 +45,8 @@ class ImageClassifier(LightningModule):
         label_smoothing: share of each training label that is spread over all classes; for cross-entropy alone.
         channels_last: memory layout that convolutions are faster in.
         compile: whether training runs the net compiled: its first step then takes a minute or more, the others less.
-        on_bad_loss: what to do at a loss of NaN or infinity: stop, at the next logging step, or skip the batch and
-            write the names of its images to skipped.csv; then every step waits for its loss.
+        on_bad_loss: what to do at a loss of NaN or infinity: stop, at the next logging step, or skip the batch; then
+            every step waits for its loss. The names of its images go to bad_batches.csv.
     """
 
     def __init__(
@@ -189,6 +189,7 @@ class ImageClassifier(LightningModule):
             # No gradient, but one that every process takes part in.
             return 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         self._steps = True
+        self._bad_loss.note(self.trainer, batch, loss)
         with torch.no_grad():
             labels = batch.labels.argmax(1) if batch.labels.ndim > 1 else batch.labels
             size = len(labels)
@@ -224,6 +225,7 @@ class ImageClassifier(LightningModule):
     def _log_training(self) -> None:
         """Mean loss and top-1 since they were logged last, over this process's images."""
         total, correct, count = check(self.trainer, self)
+        self._bad_loss.recent.clear()
         self.log("train/loss", total / count)
         # With `prog_bar` Lightning would ask the device for it in every step to come.
         self.trainer._logger_connector._progress_bar_metrics["train/loss"] = total / count

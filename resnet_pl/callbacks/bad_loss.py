@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from resnet_pl.errors import Diverged
 
 # So many batches left out one after another are no accident.
 MOST_IN_A_ROW = 20
+# So many losses are remembered, for the one to be named that was the first to go wrong.
+MOST_RECENT = 1000
 # A loss scale as small as this has been halved at each of the last 26 steps: none of them was taken.
 LEAST_SCALE = 2.0**-10
 
@@ -36,6 +39,8 @@ class BadLoss(Callback):
 
     def __init__(self) -> None:
         self.left_out = self._in_a_row = 0
+        # Loss, step, learning rate and batch since losses were last looked at; they stay on the device.
+        self.recent: deque[tuple[Tensor, int, float, Batch]] = deque(maxlen=MOST_RECENT)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuses to keep a net that has gone wrong in training."""
@@ -58,27 +63,41 @@ class BadLoss(Callback):
             raise diverged(trainer, pl_module, float(loss), f", {MOST_IN_A_ROW} times in a row" if hopeless else "")
         resume = next(callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
         resume.forget_batch()
-        self._record(trainer, batch, float(loss))
+        told = self._record(trainer, batch, float(loss), trainer.global_step, _rate(trainer))
+        if not math.isfinite(loss):
+            # Not by `tell`: each process meets other images.
+            print(f"left out, {self.left_out} so far: {told}, its loss is {loss:g}", flush=True)
         return True
 
-    def _record(self, trainer: Trainer, batch: Batch, loss: float) -> None:
-        images = trainer.datamodule.split("train").names
-        names = [images[index] for index in batch.indices.tolist()]
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "skipped.csv"
+    def note(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
+        """Remembers a loss without asking the device for it."""
+        self.recent.append((loss.detach(), trainer.global_step, _rate(trainer), batch._replace(images=None)))
+
+    def first_bad(self, trainer: Trainer) -> str | None:
+        """The first of the remembered losses that is not finite, in words; its images go into bad_batches.csv."""
+        finite = (
+            [bool(good) for good in torch.stack([loss for loss, *_ in self.recent]).isfinite()] if self.recent else []
+        )
+        if all(finite):
+            return None
+        loss, step, rate, batch = self.recent[finite.index(False)]
+        told = self._record(trainer, batch, float(loss), step, rate)
+        return f"the training loss is {float(loss):g} at {told}, learning rate {rate:.3g}"
+
+    def _record(self, trainer: Trainer, batch: Batch, loss: float, step: int, rate: float) -> str:
+        """Writes the names of a batch's images; returns which batch it is, in words."""
+        every = trainer.datamodule.split("train").names
+        names = [every[index] for index in batch.indices.tolist()]
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "bad_batches.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             if not file.tell():
                 table.writerow(["step", "epoch", "batch", "process", "loss", "learning_rate", "images"])
-            where = [trainer.global_step, batch.epoch, batch.number, trainer.global_rank]
-            table.writerow([*where, loss, _rate(trainer), ";".join(names)])
-        if not math.isfinite(loss):
-            # Not by `tell`: each process meets other images.
-            print(
-                f"left out, {self.left_out} so far: batch {batch.number} of epoch {batch.epoch}, step "
-                f"{trainer.global_step}, its loss is {loss:g}: {names[0]} and {len(names) - 1} more, see {path}",
-                flush=True,
-            )
+            where = [step, batch.epoch, batch.number, trainer.global_rank]
+            table.writerow([*where, loss, rate, ";".join(names)])
+        images = f"{names[0]} and {len(names) - 1} more, see {path}"
+        return f"step {step}, batch {batch.number} of epoch {batch.epoch} ({images})"
 
 
 def check(trainer: Trainer, pl_module: LightningModule, weights: bool = False) -> list[float]:
@@ -108,19 +127,22 @@ def check(trainer: Trainer, pl_module: LightningModule, weights: bool = False) -
 def diverged(trainer: Trainer, pl_module: LightningModule, loss: float, when: str) -> Diverged:
     """The error that says what went wrong, when, and what there is to go back to."""
     sound, half = all_finite(pl_module.parameters()), str(trainer.precision) == "16-mixed"
-    what, way_out = f"the training loss is {loss:g}", "lower --model.optimizer.lr"
+    where = f" at step {trainer.global_step}{when}, learning rate {_rate(trainer):.3g}"
+    what = pl_module._bad_loss.first_bad(trainer) or f"the training loss is {loss:g}{where}"
+    way_out = "lower --model.optimizer.lr"
     if half and sound:
         # The scaler has left out every step that could have spoilt the weights.
         way_out = "give --trainer.precision bf16-mixed"
-        what = "gradients overflow half precision at every step" if math.isfinite(loss) else f"{what}: an overflow"
+        overflow = f"gradients overflow half precision at every step{where}"
+        what = overflow if math.isfinite(loss) else f"{what}: an overflow"
     elif math.isfinite(loss):
         what = "the training loss of another process is not finite" if sound else "the weights are not finite"
+        what += where
     good = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if c.best_model_path]
     newest = max((path for path in good if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
     return Diverged(
-        f"{what} at step {trainer.global_step}{when}, learning rate {_rate(trainer):.3g}\n"
-        f"{way_out}, or leave such batches out and name their images with --model.on_bad_loss skip; {kept}"
+        f"{what}\n{way_out}, or leave such batches out and name their images with --model.on_bad_loss skip; {kept}"
     )
 
 

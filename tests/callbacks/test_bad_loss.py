@@ -74,7 +74,7 @@ def test_a_batch_left_out_is_as_if_it_had_never_been(tmp_path: Path, accumulate:
 def test_the_images_of_a_batch_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Poisoned({(0, 2), (1, 0)})
     module = fitted(data, folder=tmp_path, log_every_n_steps=1)
-    with (tmp_path / "skipped.csv").open(newline="") as file:
+    with (tmp_path / "bad_batches.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["epoch"], row["batch"], row["loss"]) for row in rows] == [
         ("2", "0", "2", "nan"),
@@ -83,7 +83,10 @@ def test_the_images_of_a_batch_left_out_are_named(tmp_path: Path, capsys: pytest
     expected = next(batch for batch in data.train_dataloader() if batch.number == 2)
     assert rows[0]["images"].split(";") == [data.splits["train"].names[i] for i in expected.indices]
     told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert len(told) == module._bad_loss.left_out == 2 and "left out, 2 so far: batch 0 of epoch 1, step 4" in told[1]
+    assert (
+        len(told) == module._bad_loss.left_out == 2
+        and "left out, 2 so far: step 4, batch 0 of epoch 1 (image/" in told[1]
+    )
 
 
 def test_no_good_batch_any_more_stops_the_run(tmp_path: Path) -> None:
@@ -107,14 +110,15 @@ class Spoil(Callback):
 def test_weights_that_have_gone_wrong_stop_a_run_that_leaves_batches_out(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="at step 3, learning rate"):
         fitted(Tiny(), folder=tmp_path, callbacks=[Spoil(3)])
-    assert not (tmp_path / "skipped.csv").exists()
+    assert not (tmp_path / "bad_batches.csv").exists()
 
 
 def kept(folder: Path, data: Tiny, *callbacks: Callback, every: int | None = None, **kwargs: Any) -> str:
     """Trains until it stops itself; returns what it says."""
     own = [*callbacks, BestCheckpoint(folder), LastCheckpoint(folder, every_n_steps=every)]
     with pytest.raises(Diverged) as error:
-        fitted(data, policy="stop", callbacks=own, enable_checkpointing=True, **({"max_epochs": 3} | kwargs))
+        settings = {"max_epochs": 3, "folder": folder, "enable_checkpointing": True} | kwargs
+        fitted(data, policy="stop", callbacks=own, **settings)
     return str(error.value)
 
 
@@ -128,9 +132,19 @@ def test_the_last_checkpoint_is_from_before_it_went_wrong(tmp_path: Path, every:
     assert saved["global_step"] == step and all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
-def test_the_steps_in_question_are_told(tmp_path: Path) -> None:
-    said = kept(tmp_path, Poisoned({(0, 1)}), log_every_n_steps=3)
-    assert "at step 2 or one of the 2 before" in said and "there is no checkpoint yet" in said
+def test_the_first_step_and_its_images_are_told(tmp_path: Path) -> None:
+    data = Poisoned({(0, 1)})
+    said = kept(tmp_path, data, log_every_n_steps=3)
+    batch = next(batch for batch in data.train_dataloader() if batch.number == 1)
+    names = [data.splits["train"].names[i] for i in batch.indices]
+    path = tmp_path / "bad_batches.csv"
+    assert (
+        f"loss is nan at step 1, batch 1 of epoch 0 ({names[0]} and 9 more, see {path}), learning rate 0.05\n" in said
+    )
+    assert "there is no checkpoint yet" in said
+    with path.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["step"], row["loss"], row["images"].split(";")) == ("1", "nan", names)
 
 
 def test_no_checkpoint_is_kept_of_weights_that_are_not_finite(tmp_path: Path) -> None:
@@ -158,4 +172,8 @@ def test_half_precisions_overflow_is_the_scalers_until_no_step_is_taken(tmp_path
         said = kept(tmp_path, Tiny(), Overflow(), plugins=[half()], log_every_n_steps=1, max_epochs=10)
         assert "gradients overflow half precision at every step" in said and "bf16-mixed" in said
         said = kept(tmp_path / "loss", Poisoned({(0, 0)}), plugins=[half()], log_every_n_steps=1)
-    assert "the training loss is nan: an overflow" in said and "--trainer.precision bf16-mixed" in said
+    assert (
+        "the training loss is nan at step 0" in said
+        and ": an overflow\n" in said
+        and "--trainer.precision bf16-mixed" in said
+    )
