@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks.bad_loss import BadLoss, check
 from resnet_pl.callbacks.exact_resume import ExactResume
+from resnet_pl.classes import count_classes, names_of
 from resnet_pl.console import tell
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loaders import Batch
@@ -115,11 +116,15 @@ class ImageClassifier(LightningModule):
         Lightning calls this once the data is known and before a checkpoint is restored; some callbacks call it earlier.
         """
         data = getattr(self._trainer, "datamodule", None)
-        if data is not None:
-            self._take_classes(data)
+        own = self.hparams
+        if data is not None and data.predict_paths is None:
+            # At the start of training names may be given for the data's classes.
+            own.class_names = names_of(data, own.class_names, renamed=self._trainer.training and not self.restoring)
         if self.evaluation is not None:
             return
-        num_classes = self._count_classes()
+        if own.class_names or own.num_classes:
+            own.num_classes = count_classes(own.class_names, own.num_classes)
+        num_classes = own.num_classes or find_head(self.backbone)[1].weight.shape[0]
         set_num_classes(self.backbone, num_classes)
         if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
@@ -130,33 +135,6 @@ class ImageClassifier(LightningModule):
             tell(load_weights(self.backbone, self.weights, fetch_weights))
         if data is not None:
             self.normalize.set(*data.normalization())
-
-    def _take_classes(self, data: ImageDataModule) -> None:
-        if data.predict_paths is not None:
-            return
-        names, own = data.class_names, self.hparams.class_names
-        # At the start of training names may be given for the data's classes.
-        named = self._trainer.training and not self.restoring and own is not None and len(own) == len(names)
-        if own is None:
-            self.hparams.class_names = list(names)
-        elif list(names) != list(own) and not named:
-            raise UserError(
-                f"{data.describe()} has the {len(names)} classes {_few(names)}, but the net was trained on the "
-                f"{len(self.class_names)} classes {_few(self.class_names)}\n"
-                "give data with the same classes, or train a new net"
-            )
-
-    def _count_classes(self) -> int:
-        names, number = self.hparams.class_names, self.hparams.num_classes
-        if names and number and len(names) != number:
-            raise UserError(
-                f"model.num_classes is {number}, but the data has {len(names)} classes\n"
-                "leave model.num_classes out: it is taken from the data"
-            )
-        if not names and not number:
-            return find_head(self.backbone)[1].weight.shape[0]
-        self.hparams.num_classes = number or len(names)
-        return self.hparams.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
         """`(N, 3, H, W)` uint8, or float in [0, 1], to logits `(N, num_classes)`."""
@@ -266,26 +244,20 @@ class ImageClassifier(LightningModule):
     @property
     def effective_batch_size(self) -> int:
         """Images behind one step of the optimiser: over processes and accumulated batches."""
-        trainer = self.trainer
-        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------------------ evaluation
     def probabilities(self, batch: Batch) -> Tensor:
         """`(N, K)`, averaged over the views that the batch has of each image, and over mirror images where asked."""
         return average_scores(self, batch.images, len(batch.labels), self.mirror)
 
-    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns `probabilities` `(N, K)`."""
         probabilities = self.probabilities(batch)
         self.evaluation.update(probabilities, batch.labels)
         return {"probabilities": probabilities}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `probabilities` `(N, K)`."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `probabilities` `(N, K)`."""
-        return self._evaluate(batch)
+    test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns `probabilities` `(N, K)`, `labels` and `indices` `(N,)`."""
@@ -327,7 +299,3 @@ class ImageClassifier(LightningModule):
             self._changed = changed_arguments(trained or {}, self.config or {})
         given = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("backbone.")}
         check_net(self.backbone.state_dict(), {key.removeprefix("backbone."): value for key, value in given.items()})
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -15,6 +15,7 @@ FLOORS = [
     ["configuration"],
     ["patches", "explain", "foreseen", "request", "ensemble", "protocol"],
     ["classifier"],
+    ["classes"],
     ["callbacks"],
     ["evaluation", "reports", "models"],
     ["data"],

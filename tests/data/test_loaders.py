@@ -2,6 +2,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -206,10 +207,11 @@ def test_workers_outlast_a_ctrl_c_and_the_end_of_a_job(photos: Photos) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker.pid, number)
         assert same(list(loader), first)
-    # torch's handler of SIGCHLD says so wherever the main thread is.
-    with pytest.raises(RuntimeError, match="killed by signal: Terminated"):
+    # torch's handler of SIGCHLD, where there is one, says so wherever the main thread is.
+    with suppress(RuntimeError):
         os.kill(worker.pid, signal.SIGTERM)
         worker.join(30)
+    assert worker.exitcode == -signal.SIGTERM
 
 
 def test_workers_end_with_their_loader_also_in_a_cycle(photos: Photos) -> None:

@@ -47,9 +47,9 @@ What a run does when something goes wrong, and how that was tried. The figures b
   every image once. They stop together; an error in one ends all, and what was learnt is kept. BatchNorm measures each
   process's share of the batch by itself, so a net with it learns a little otherwise than in one process; on GPUs
   `--trainer.sync_batchnorm true` measures the batch as a whole.
-- **A loss of NaN or infinity.** With `model.on_bad_loss: stop` the run ends at the next logging step and names the first
-  such step, its learning rate, its images and the last good checkpoint: none is written of a net that has gone wrong.
-  Nothing waits for the device in between.
+- **A loss of NaN or infinity.** With `model.on_bad_loss: stop` the run ends at the next logging step and names the
+  first such step, its learning rate, its images and the last good checkpoint: none is written of a net that has gone
+  wrong. Nothing waits for the device in between.
 - **… now and then.** With `model.on_bad_loss: skip` such a batch is left out, in all processes: weights, optimiser and
   running statistics stay as they were, and its images are named in `bad_batches.csv` of the run folder. Each step then
   waits for its loss. After 20 such batches in a row, or where the weights are not finite, the run ends.
