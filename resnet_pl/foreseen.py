@@ -51,6 +51,8 @@ FORESEEN = {
     r"No working C\+\+ compiler found|Cannot find a working triton":
         "model.compile: torch finds no compiler for this device\n"
         "install one, g++ for a processor and triton for a GPU, or leave model.compile out",
+    r"Storage size calculation overflowed":
+        "a size is given that no memory can hold\nlower --data.image_size, or what else is so large",
     r"stack expects each tensor to be equal size":
         "data.transforms: the images of a batch differ in size\na crop or transform must keep to --data.image_size",
     r"gloo.*(?:Connection (?:closed|reset) by peer|[Tt]imed out|Broken pipe)":

@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        # What the system says of a file that is there, or of a path that can never be, is the user's to put right.
+        if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         print(unexpected(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -79,6 +79,7 @@ VALUES = {
     "--trainer.precision 17": "trainer.precision: 17 is none of",
     "--trainer.precision transformer-engine": "not installed: transformer_engine",
     "--trainer.barebones true": "trainer.barebones: ",
+    "--data.image_size 1000000000000": "a size is given that no memory can hold\nlower --data.image_size",
     "--trainer.callbacks+=foreseen_mine.Hungry": "out of memory\nlower --data.batch_size and raise",
     "--trainer.callbacks+=foreseen_mine.Full": "the disk is full",
 }

@@ -73,6 +73,7 @@ def test_missing_checkpoint(
     assert "runs/flowers/version_N/checkpoints/last.ckpt" in told(
         capsys, "fit", "--name", "flowers", "--ckpt_path=last"
     )
+    assert "aaa/checkpoints/best.ckpt: File name too long" in told(capsys, "test", "--ckpt_path", "a" * 300)
 
 
 def test_missing_root(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
