@@ -161,6 +161,9 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; what is logged stays on the device until a logging step."""
+        if self._scheduler is not None:
+            # Not where the last step ended: that would have broken it off.
+            self._scheduler.check()
         logits = self(batch.images)
         loss = self.loss(logits, batch.labels)
         if self.hparams.on_bad_loss == "skip" and self._bad_loss.leaves_out(self.trainer, self, batch, loss):

@@ -21,7 +21,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import find_images
 from resnet_pl.ensemble import Ensemble, check_members
 from resnet_pl.evaluation.metrics import per_class
-from resnet_pl.patches import quieten, short_names, stopping_between_batches, told_plainly
+from resnet_pl.patches import ending_at_once, quieten, short_names, stopping_between_batches, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
@@ -84,11 +84,12 @@ class CLI(ConfiguredCLI):
             pairs = [(net, own) for _, net, own in members]
             self.trainer.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
         start = time.perf_counter()
-        if len(members) > 1:
-            results = self._measure_together(members, split, measure)
-        else:
-            measure(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
-            results = dict(model.results)
+        with ending_at_once(self.trainer):
+            if len(members) > 1:
+                results = self._measure_together(members, split, measure)
+            else:
+                measure(model, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)
+                results = dict(model.results)
         confusion = results.pop("confusion")
         results["per_class"] = per_class(confusion, model.class_names)
         checkpoint = self.checkpoint or {}
@@ -172,9 +173,10 @@ class CLI(ConfiguredCLI):
             datamodule.predict_on(find_images(images))
         else:
             self._prepare(datamodule, "test")
-        self.trainer.predict(
-            model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=True
-        )
+        with ending_at_once(self.trainer):
+            self.trainer.predict(
+                model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=True
+            )
         on_rank_zero(self._tell_predictions)
 
     def _tell_predictions(self) -> None:

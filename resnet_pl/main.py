@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C, 141 where
-        nobody reads what is printed any more.
+        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C, 143 after SIGTERM,
+        141 where nobody reads what is printed any more.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):

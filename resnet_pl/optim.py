@@ -117,16 +117,16 @@ class ScheduledLR(LRScheduler):
 
         Args:
             error: share of the iteration's images that were wrong, over all processes.
-
-        Raises:
-            UserError: the warm-up has lasted for too long.
         """
         self.errors = [*self.errors, error][-WINDOW:]
-        mean = sum(self.errors) / len(self.errors)
-        if len(self.errors) == WINDOW and mean < self.schedule.warmup_error:
+        if len(self.errors) == WINDOW and sum(self.errors) / WINDOW < self.schedule.warmup_error:
             self.errors = None
         self.step()
+
+    def check(self) -> None:
+        """Raises UserError where a warm-up that ends by training error has lasted for too long."""
         if self.errors is not None and self.last_epoch >= self.schedule.warmup_limit:
+            mean = sum(self.errors) / len(self.errors)
             raise UserError(
                 f"the training error is {mean:.2%} after {self.last_epoch:,} iterations of warm-up, not below "
                 f"{self.schedule.warmup_error:.2%}\n"

@@ -150,6 +150,9 @@ def stopping_between_batches(trainer: Trainer) -> Iterator[None]:
         connector.received_sigterm = trainer.world_size == 1
 
     def on_interrupt(number: int, frame: Any) -> None:
+        # What was learnt is being written.
+        if trainer.interrupted:
+            return
         # Before and after its loop Lightning looks at no signal.
         if noted or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             raise KeyboardInterrupt
@@ -158,7 +161,8 @@ def stopping_between_batches(trainer: Trainer) -> Iterator[None]:
     def agree() -> None:
         """Lightning's every process calls this before each batch: all stop where one was told to."""
         told = torch.tensor(float(bool(noted)), device=trainer.strategy.root_device)
-        if trainer.strategy.reduce(told, reduce_op="sum"):
+        torch.distributed.all_reduce(told)
+        if told:
             raise SIGTERMException
 
     connector._sigterm_notifier_fn = connector._slurm_sigusr_handler_fn = note
@@ -176,3 +180,19 @@ def stopping_between_batches(trainer: Trainer) -> Iterator[None]:
     finally:
         if mendable:
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ending_at_once(trainer: Trainer) -> Iterator[None]:
+    """Inside the block SIGTERM ends an evaluation as it ends any program, and Ctrl-C is a KeyboardInterrupt.
+
+    Lightning would note SIGTERM until a batch that may never come, and leave with codes 0 and 1.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        # It ignores any further one, for good.
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from end

@@ -65,11 +65,13 @@ class Watch(Callback):
         if trainer.global_step == 6 and str(trainer.global_rank) in ranks:
             if what == "error":
                 raise RuntimeError("fault in one process")
-            if what != "none":
+            if what.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[what])
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.indices = batch.indices.tolist()
+        if os.environ.get("TROUBLE") == f"nan {trainer.global_rank}" and trainer.global_step == 6:
+            batch.images.fill_(torch.nan)
 
 
 def together(count: int, folder: Path, *argv: str, trouble: str = "none 01") -> list[int]:
@@ -185,12 +187,16 @@ def stopping() -> None:
         "SIGINT 01": ([130, 130], 7),
         "SIGKILL 1": ([other, -9], 6),
         "SIGKILL 01": ([-9, -9], 4),
+        "nan 1": ([2, 2], 4),
     }
     for trouble, (codes, reached) in cases.items():
         folder = Path(trouble.replace(" ", "")).resolve()
         assert together(2, folder, *argv, trouble=trouble) == codes, trouble
         saved = torch.load(folder / "runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)
         assert saved["global_step"] == reached, trouble
+        if trouble == "nan 1":
+            bad = csv.DictReader((folder / "runs/digits/version_0/bad_batches.csv").read_text().splitlines())
+            assert [(row["step"], row["process"]) for row in bad] == [("6", "1")]
         assert together(2, folder, "fit", "--ckpt_path", "last") == [0, 0], trouble
         now, then = last(folder), last(whole)
         assert now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in then), trouble

@@ -420,8 +420,10 @@ def test_the_warm_up_is_in_the_state_until_it_ends():
 def test_a_warm_up_that_takes_too_long_stops_the_run():
     schedule = scheduled(by_error(warmup_limit=120))
     warmed([0.95] * 119, schedule)
+    schedule.check()
+    schedule.warm(0.95)
     with pytest.raises(UserError, match=r"95\.00% after 120 iterations .* 80\.00%\n.*warmup_share.*warmup_limit"):
-        schedule.warm(0.95)
+        schedule.check()
     assert schedule.last_epoch == 120
 
 

@@ -9,13 +9,39 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from resnet_pl import main
+from resnet_pl.classifier import ImageClassifier
 
 PROJECT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_stopped_evaluation_is_no_success(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--trainer.max_steps", "1"]
+    assert main.main([*fit, "--model.backbone.depth", "8", "--trainer.logger", "false"]) == 0
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    step, kill = getattr(ImageClassifier, f"{command}_step"), [signal.SIGTERM, signal.SIGINT]
+
+    def stopped(*args: Any) -> Any:
+        for number in kill:
+            signal.raise_signal(number)
+        return step(*args)
+
+    monkeypatch.setattr(ImageClassifier, f"{command}_step", stopped)
+    try:
+        assert main.main([command, "--ckpt_path", "last"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # SIGTERM went where it goes without Lightning, which ends a program by default.
+    assert seen == [signal.SIGTERM]
+    assert not [*tmp_path.rglob("results.json"), *tmp_path.rglob("predictions.csv")]
 
 
 @pytest.mark.process

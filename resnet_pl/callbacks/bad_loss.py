@@ -39,8 +39,13 @@ class BadLoss(Callback):
 
     def __init__(self) -> None:
         self.left_out = self._in_a_row = 0
+        self._folder = Path()
         # Loss, step, learning rate and batch since losses were last looked at; they stay on the device.
         self.recent: deque[tuple[Tensor, int, float, Batch]] = deque(maxlen=MOST_RECENT)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the run folder, which all processes have to ask for together."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuses to keep a net that has gone wrong in training."""
@@ -71,24 +76,33 @@ class BadLoss(Callback):
 
     def note(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
         """Remembers a loss without asking the device for it."""
-        self.recent.append((loss.detach(), trainer.global_step, _rate(trainer), batch._replace(images=None)))
-
-    def first_bad(self, trainer: Trainer) -> str | None:
-        """The first of the remembered losses that is not finite, in words; its images go into bad_batches.csv."""
-        finite = (
-            [bool(good) for good in torch.stack([loss for loss, *_ in self.recent]).isfinite()] if self.recent else []
+        self.recent.append(
+            (loss.detach(), trainer.global_step, _rate(trainer), batch._replace(images=None, labels=None))
         )
-        if all(finite):
-            return None
-        loss, step, rate, batch = self.recent[finite.index(False)]
-        told = self._record(trainer, batch, float(loss), step, rate)
-        return f"the training loss is {float(loss):g} at {told}, learning rate {rate:.3g}"
+
+    def first_bad(self, trainer: Trainer, together: bool) -> str | None:
+        """The first of the remembered losses that is not finite, in words; its images go into bad_batches.csv.
+
+        Args:
+            together: whether all processes ask, and are told of the first of all.
+        """
+        losses = [loss for loss, *_ in self.recent]
+        finite = torch.stack(losses).isfinite().tolist() if losses else []
+        at = len(finite) if all(finite) else finite.index(False)
+        step = math.inf if at == len(finite) else self.recent[at][1]
+        if step == min(_gathered(step, together)) < math.inf:
+            loss, _, rate, batch = self.recent[at]
+            told = self._record(trainer, batch, float(loss), step, rate)
+            words = f"the training loss is {float(loss):g} at {told}, learning rate {rate:.3g}"
+        else:
+            words = None
+        return next((each for each in _gathered(words, together) if each), None)
 
     def _record(self, trainer: Trainer, batch: Batch, loss: float, step: int, rate: float) -> str:
         """Writes the names of a batch's images; returns which batch it is, in words."""
         every = trainer.datamodule.split("train").names
         names = [every[index] for index in batch.indices.tolist()]
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "bad_batches.csv"
+        path = self._folder / "bad_batches.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
@@ -120,15 +134,16 @@ def check(trainer: Trainer, pl_module: LightningModule, weights: bool = False) -
         wrong = bool(trainer.strategy.reduce(torch.tensor(float(wrong), device=pl_module.device), reduce_op="sum"))
     if wrong:
         steps = math.ceil(images / (trainer.datamodule.batch_size * trainer.accumulate_grad_batches))
-        raise diverged(trainer, pl_module, total, f" or one of the {steps - 1} before" if steps > 1 else "")
+        together = trainer.world_size > 1 and not weights
+        raise diverged(trainer, pl_module, total, f" or one of the {steps - 1} before" if steps > 1 else "", together)
     return seen
 
 
-def diverged(trainer: Trainer, pl_module: LightningModule, loss: float, when: str) -> Diverged:
+def diverged(trainer: Trainer, pl_module: LightningModule, loss: float, when: str, together: bool = False) -> Diverged:
     """The error that says what went wrong, when, and what there is to go back to."""
     sound, half = all_finite(pl_module.parameters()), str(trainer.precision) == "16-mixed"
     where = f" at step {trainer.global_step}{when}, learning rate {_rate(trainer):.3g}"
-    what = pl_module._bad_loss.first_bad(trainer) or f"the training loss is {loss:g}{where}"
+    what = pl_module._bad_loss.first_bad(trainer, together) or f"the training loss is {loss:g}{where}"
     way_out = "lower --model.optimizer.lr"
     if half and sound:
         # The scaler has left out every step that could have spoilt the weights.
@@ -141,14 +156,22 @@ def diverged(trainer: Trainer, pl_module: LightningModule, loss: float, when: st
     good = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if c.best_model_path]
     newest = max((path for path in good if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    return Diverged(
-        f"{what}\n{way_out}, or leave such batches out and name their images with --model.on_bad_loss skip; {kept}"
-    )
+    if pl_module.hparams.on_bad_loss == "stop":
+        way_out += ", or leave such batches out with --model.on_bad_loss skip"
+    return Diverged(f"{what}\n{way_out}; {kept}")
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no value is NaN or infinite; the device is asked once."""
     return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
+
+
+def _gathered(mine: Any, together: bool) -> list[Any]:
+    """What all processes have, in their order, where all ask; else what this one has."""
+    every = [mine] * (torch.distributed.get_world_size() if together else 1)
+    if together:
+        torch.distributed.all_gather_object(every, mine)
+    return every
 
 
 def _rate(trainer: Trainer) -> float:

@@ -116,7 +116,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Keeps the state, but not one that has gone wrong or was broken off within a step of the optimiser."""
         resume = next(callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
         with _ending(trainer, together=isinstance(exception, SIGTERMException)):
-            if not isinstance(exception, Diverged) and not resume.broke_a_step(trainer):
+            if not isinstance(exception, Diverged) and not resume.stepping:
                 super().on_exception(trainer, pl_module, exception)
 
 

@@ -41,7 +41,7 @@ class Dashboard(Callback):
         logger = _tensorboard(trainer)
         if logger is None:
             return
-        best = {"hp/best_val_top1": 0.0} if "val" in trainer.datamodule.splits else {}
+        best = {"hp/best_val_top1": 0.0} if "val" in trainer.datamodule.splits and not trainer.global_step else {}
         logger.log_hyperparams(_hyperparameters(pl_module.config or {}), best)
         if self.graph:
             _draw_graph(logger, pl_module, trainer.datamodule.image_size)
@@ -90,11 +90,13 @@ class Dashboard(Callback):
             return
         scores = [c.best_model_score for c in trainer.checkpoint_callbacks if c.monitor == "val/top1"]
         best = max([pl_module.results["top1"], *(float(score) for score in scores if score is not None)])
-        logger.experiment.add_scalar("hp/best_val_top1", best, trainer.global_step)
+        # The step that was made, as for all scalars: a run that goes on leaves out what has a later one.
+        step = max(0, trainer.global_step - 1)
+        logger.experiment.add_scalar("hp/best_val_top1", best, step)
         if not self._drawing:
             return
         self._drawn_at = time.monotonic()
-        names, step = pl_module.class_names, trainer.global_step
+        names = pl_module.class_names
         _draw(logger, "val/confusion", confusion_matrix(pl_module.results["confusion"].numpy(), names), step)
         if self._worst:
             images = trainer.datamodule.splits["val"]

@@ -24,18 +24,19 @@ class ExactResume(Callback):
     was due or broken off is made anew.
 
     What was broken off within a step of the optimiser cannot be undone, and is not written.
+
+    Attributes:
+        stepping: whether weights, schedule and average may be neither those before a step nor those after it.
     """
 
     def __init__(self) -> None:
-        self._interrupted = self._validated = self._averaged = False
+        self.stepping = self._interrupted = self._validated = self._averaged = False
         # What the last batch that began started from.
         self._running: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
         # What the last step that began started from: how many steps and batches were done, running statistics and sums.
         self._step, self._done = -1, 0
-        # The batch whose gradients last went to the optimiser.
-        self._stepped = 0
         self._first: dict[str, Tensor] = {}
         self._seen: Tensor | None = None
         self._restored: Tensor | None = None
@@ -43,7 +44,7 @@ class ExactResume(Callback):
     # ------------------------------------------------------------------------------------ while it trains
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts restored sums back, and finds the running statistics, where a broken batch leaves its mark."""
-        self._interrupted = False
+        self._interrupted = self.stepping = False
         if self._restored is not None:
             pl_module._seen = self._restored.to(pl_module.device)
         self._running = {n: b for n, b in pl_module.named_buffers() if n.rsplit(".", 1)[-1] in RUNNING}
@@ -59,6 +60,10 @@ class ExactResume(Callback):
         loop = trainer.fit_loop.epoch_loop
         # Lightning counts a step after it saves, and when it goes on not alike from wherever it saved.
         loop._batches_that_stepped = trainer.global_step
+        # It mends what was left of a broken batch in one of the two counts alone.
+        total = loop.batch_progress.total
+        total.started = total.processed = total.completed
+        total.ready = total.completed + 1
         for kept, running in self._pairs:
             torch._foreach_copy_(kept, running)
         done, several = loop.batch_progress.current.ready - 1, trainer.accumulate_grad_batches
@@ -72,18 +77,13 @@ class ExactResume(Callback):
             for name, buffer in self._running.items():
                 buffer.copy_(self._kept[name])
 
-    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
-        """From here on weights are changed."""
-        self._stepped = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-
-    def broke_a_step(self, trainer: Trainer) -> bool:
-        """Whether the weights may be neither those before a step nor those after it."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress.total
-        return self._stepped == progress.ready > progress.processed
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """From here on weights are changed, then the schedule, then an average of the weights."""
+        self.stepping = True
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """A validation after this batch has not been made yet."""
-        self._validated = False
+        """All is changed; a validation after this batch has not been made yet."""
+        self.stepping = self._validated = False
 
     def on_validation_epoch_start(self, *args: Any) -> None:
         """From here on averaged weights, where there are any, are in the net's place."""
@@ -105,7 +105,8 @@ class ExactResume(Callback):
         self._averaged = False
         self._interrupted, progress = True, trainer.fit_loop.epoch_loop.batch_progress.total
         if progress.completed < progress.processed == progress.ready:
-            with suppress(OSError):
+            # Whatever a logger says, the checkpoint comes after it.
+            with suppress(Exception):
                 trainer._logger_connector.update_train_step_metrics()
 
     # ------------------------------------------------------------------------------------ checkpoints

@@ -104,6 +104,9 @@ class ImageDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------ splits
     def setup(self, stage: str) -> None:
         """Finds the splits, once; they need not exist where files are named to predict on."""
+        if self.trainer is not None:
+            # Only the first process knows its folder.
+            self.notes = self.trainer.strategy.broadcast(self.notes)
         if not self.splits and self.predict_paths is None:
             self.splits = self.find_splits()
         if stage == "fit":

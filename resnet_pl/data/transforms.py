@@ -168,8 +168,8 @@ class RandomFlip(BatchTransform):
 
     Args:
         probability: share of images mirrored.
-        alternate: whether each image is mirrored in every other epoch (Jordan, arXiv 2404.00498), not by chance: any
-            two epochs then show all images both ways. The probability has no say in it.
+        alternate: whether each image is mirrored in every other epoch (Jordan, arXiv 2404.00498), not by chance: two
+            epochs in a row then show every image both ways. The probability has no say in it.
     """
 
     def __init__(self, probability: float = 0.5, alternate: bool = False) -> None:

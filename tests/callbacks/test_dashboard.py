@@ -53,7 +53,7 @@ def test_everything_is_there(tmp_path):
     assert b"conv1" in found.Graph().SerializeToString()
     best = [(event.step, event.value) for event in found.Scalars("hp/best_val_top1")]
     top1 = [event.value for event in found.Scalars("val/top1")]
-    assert best == [(0, 0), (4, top1[0]), (8, max(top1))]
+    assert best == [(0, 0), (3, top1[0]), (7, max(top1))]
     assert hyper_parameters(found) == {
         "seed": 3, "optimizer": "SGD", "optimizer.lr": 0.1,
         "data.mean": "[0.5, 0.5, 0.5]",
@@ -86,15 +86,15 @@ def test_the_first_batch_is_what_the_net_sees(tmp_path):
 
 def test_drawings_are_throttled_but_the_last_is_always_made(tmp_path):
     found = fit(tmp_path / "slow", Dashboard(graph=False, every_seconds=3600), max_epochs=4)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [4, 16]
+    assert [step for step, _ in pictures(found, "val/confusion")] == [3, 15]
     assert len(found.Scalars("hp/best_val_top1")) == 5
     found = fit(tmp_path / "fast", Dashboard(graph=False, every_seconds=0), max_epochs=4)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [4, 8, 12, 16]
+    assert [step for step, _ in pictures(found, "val/confusion")] == [3, 7, 11, 15]
 
 
 def test_the_last_validation_is_drawn_also_where_steps_set_the_end(tmp_path):
     found = fit(tmp_path, Dashboard(graph=False, every_seconds=3600), max_epochs=-1, max_steps=12)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [4, 12]
+    assert [step for step, _ in pictures(found, "val/confusion")] == [3, 11]
 
 
 def test_the_worst_mistakes_come_first(monkeypatch):
@@ -135,7 +135,7 @@ def test_nothing_held_out(tmp_path):
 
 def test_the_sanity_check_is_not_drawn(tmp_path):
     found = fit(tmp_path, Dashboard(graph=False), num_sanity_val_steps=2)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [4]
+    assert [step for step, _ in pictures(found, "val/confusion")] == [3]
 
 
 def test_without_tensorboard_nothing_happens():

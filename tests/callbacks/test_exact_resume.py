@@ -181,6 +181,20 @@ def test_stopped_among_accumulated_batches(batch: int, whole: Callable[..., Whol
     same(tmp_path, whole(**settings), run(tmp_path / "b", tiny(), resume=True, **settings))
 
 
+@pytest.mark.parametrize(("every", "several"), [(3, 1), (None, 4)])
+def test_a_run_that_went_on_is_kept_where_it_stops_again(
+    every: int | None, several: int, whole: Callable[..., Whole], tmp_path: Path
+) -> None:
+    settings = {"accumulate_grad_batches": several, "log_every_n_steps": 1}
+    kept = []
+    for batch, resume in [(8, False), (11, True), (15, True)]:
+        with pytest.raises(SIGTERMException):
+            run(tmp_path / "b", tiny(), Stop(batch, "batches"), resume=resume, every=every, **settings)
+        kept.append(torch.load(tmp_path / "b/checkpoints/last.ckpt", weights_only=True)["global_step"])
+    assert kept == ([8, 11, 15] if several == 1 else [2, 3, 4])
+    same(tmp_path, whole(**settings), run(tmp_path / "b", tiny(), resume=True, **settings))
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_broken_off_within_the_optimiser(
     error: type[BaseException], whole: Callable[..., Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

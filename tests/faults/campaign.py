@@ -44,9 +44,10 @@ What a run does when something goes wrong, and how that was tried. The figures b
 - **Killed, Ctrl-C, SIGTERM, SLURM's requeue signal, a full disk.** `fit --ckpt_path last` goes on, bitwise as if
   nothing had been. A checkpoint is whole or not there.
 - **Several processes.** Each step sees the images that one process would see with the whole batch, and an evaluation
-  every image once. They stop together; an error in one ends all, and what was learnt is kept. BatchNorm measures each
-  process's share of the batch by itself, so a net with it learns a little otherwise than in one process; on GPUs
-  `--trainer.sync_batchnorm true` measures the batch as a whole.
+  every image once. They stop together; an error in one ends all, and what was learnt is kept. Told to stop within a
+  validation, they stop after it: give a job's end as much time. BatchNorm measures each process's share of the batch by
+  itself, so a net with it learns a little otherwise than in one process; on GPUs `--trainer.sync_batchnorm true`
+  measures the batch as a whole.
 - **A loss of NaN or infinity.** With `model.on_bad_loss: stop` the run ends at the next logging step and names the
   first such step, its learning rate, its images and the last good checkpoint: none is written of a net that has gone
   wrong. Nothing waits for the device in between.
