@@ -374,6 +374,11 @@ def test_nothing_to_train_is_said(copy: Path, capsys: pytest.CaptureFixture[str]
     assert "nothing was trained" in capsys.readouterr().out
 
 
+def test_a_run_without_a_step_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = refused(capsys, "fit", *SMALL, "--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", 0)
+    assert "nothing was trained" in said and not list(tmp_path.rglob("version_0"))
+
+
 def test_names_can_be_given_to_the_classes(tmp_path: Path) -> None:
     names = [f"digit {i}" for i in range(10)]
     run("fit", *SMALL, "--model.class_names", json.dumps(names), "--trainer.default_root_dir", tmp_path)

@@ -120,7 +120,7 @@ def _process(argv: list[str], folder: Path, trained: bool) -> Ended:
     """Runs a command line as a person does; what cannot be trained on is parsed only."""
     words = [sys.executable, str(CONFIGS.parent / "cli.py"), *argv, *([] if trained else ["--print_config"])]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
-    for path in folder.glob("runs/*/*/config.yaml") if trained else []:
+    for path in folder.rglob("config.yaml") if trained else []:
         path.rename(folder / "resolved.yaml")
     if not trained and not done.returncode:
         (folder / "resolved.yaml").write_text(done.stdout, encoding="utf-8")
