@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from contextvars import copy_context
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from resnet_pl.data.images import find_images
 from resnet_pl.ensemble import Ensemble, check_members
 from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import per_class
+from resnet_pl.models.weights import save_weights
 from resnet_pl.patches import ending_at_once, quieten, short_names, stopping_between_batches, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
@@ -110,10 +113,18 @@ class CLI(ConfiguredCLI):
         }
         on_rank_zero(self._tell_results, results, confusion.numpy())
         if settings["save_to"]:
+            on_rank_zero(self._keep, model, checkpoint, Path(settings["save_to"]))
+
+    def _keep(self, model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
+        """Writes what was tested: the checkpoint, or the weights of its net alone."""
+        if path.suffix == ".safetensors":
+            mean, std = (getattr(model.normalize, name).flatten().tolist() for name in ("mean", "std"))
+            words = {"classes": model.class_names, "mean": mean, "std": std}
+            save_weights(model.backbone, path, {name: json.dumps(each) for name, each in words.items()})
+        else:
             state = {key: value.cpu() for key, value in model.state_dict().items()}
-            kept = checkpoint | {"state_dict": state}
-            on_rank_zero(ckpt.SafeCheckpointIO().save_checkpoint, kept, settings["save_to"])
-            tell(f"kept with these BatchNorm statistics as {settings['save_to']}")
+            ckpt.SafeCheckpointIO().save_checkpoint(checkpoint | {"state_dict": state}, path)
+        print(f"kept as {path}")
 
     @property
     def _tested(self) -> str:

@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--ensemble", type=str, nargs="+", help=ensemble)
     precise = "average BatchNorm statistics over so many training images, or all, before the test"
     parser.add_argument("--precise_bn", type=PositiveInt | Literal["all"] | None, default=None, help=precise)
-    save_to = "where to keep the checkpoint with those statistics"
+    save_to = "where to keep the checkpoint with those statistics, or with or without them the weights as .safetensors"
     parser.add_argument("--save_to", type=str | None, default=None, help=save_to)
 
 
@@ -34,9 +34,11 @@ def check(settings: Namespace) -> None:
     """Raises UserError where the options do not fit together."""
     if settings["scales"] and settings["views"] != "multi-scale":
         raise UserError("--scales are for --views multi-scale: add it, or leave --scales out")
-    if settings["save_to"] and (not settings["precise_bn"] or settings["ensemble"]):
+    path = settings["save_to"]
+    if path and (settings["ensemble"] or not (settings["precise_bn"] or path.endswith(".safetensors"))):
         raise UserError(
-            "--save_to keeps the BatchNorm statistics of one checkpoint\ngive --precise_bn all, and no --ensemble"
+            "--save_to keeps the BatchNorm statistics of one checkpoint, or its weights as NAME.safetensors\n"
+            "give --precise_bn all or such a name, and no --ensemble"
         )
 
 

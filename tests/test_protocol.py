@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from resnet_pl import main
 from resnet_pl.configuration import Restored
 from resnet_pl.evaluation.views import average_scores
 from resnet_pl.models import cifar_resnet
+from resnet_pl.models.weights import read_state_dict
 from resnet_pl.reports.results import read_results
 from tests.test_cli import SMALL, refused, run
 
@@ -93,6 +95,20 @@ def test_precise_statistics_are_for_this_test_unless_they_are_kept(copies: list[
     assert kept["loss"] == pytest.approx(results["loss"], rel=1e-6) and kept["loss"] != pytest.approx(plain["loss"])
 
 
+def test_weights_alone_are_kept_with_what_they_need(copies: list[Path]) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    run("test", "--ckpt_path", copies[0], "--save_to", "net.safetensors")
+    with safetensors.safe_open("net.safetensors", "pt") as file:
+        words = {name: json.loads(each) for name, each in file.metadata().items()}
+    saved = torch.load(copies[0] / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert words["classes"] == [str(digit) for digit in range(10)]
+    assert words["mean"] == pytest.approx(saved["normalize.mean"].flatten().tolist())
+    assert words["std"] == pytest.approx(saved["normalize.std"].flatten().tolist())
+    net = cifar_resnet(8)
+    net.load_state_dict(read_state_dict(Path("net.safetensors")))
+    assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in net.state_dict().items())
+
+
 def test_published_weights_are_tested_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(3)
@@ -117,6 +133,7 @@ def test_what_does_not_fit_together_is_refused(copies: list[Path], capsys: pytes
     assert "smaller than the 16 pixels" in refused(capsys, *test, "--views", "multi-scale", "--scales", "16", "12")
     assert "multi-scale" in refused(capsys, *test, "--scales", "16", "32")
     assert "--precise_bn" in refused(capsys, *test, "--save_to", "x.ckpt")
+    assert "no --ensemble" in refused(capsys, *test, "--save_to", "x.safetensors", "--ensemble", "x.ckpt")
     assert main.main([*map(str, test), "--views", "11-crop"]) == 2
     message = refused(capsys, *test, "--data.mean", "pixel")
     assert "data.mean" in message and "recorded the mean channel, not pixel" in message

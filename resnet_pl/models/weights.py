@@ -3,9 +3,10 @@
 import difflib
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -17,6 +18,7 @@ from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_
 
 from resnet_pl.download import fetch
 from resnet_pl.errors import UserError
+from resnet_pl.files import replacing
 from resnet_pl.models.resnet import ResNet
 
 NESTINGS = ("state_dict", "model", "model_state_dict", "net")
@@ -69,7 +71,7 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: no such file of weights")
     load = partial(torch.load, map_location="cpu", weights_only=True)
     if path.suffix == ".safetensors":
-        load = _safetensors_loader(path)
+        load = _safetensors(path).load_file
     try:
         return load(path)
     # The readers raise a dozen kinds of error for a damaged file.
@@ -85,13 +87,20 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _safetensors_loader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
+def _safetensors(path: Path) -> ModuleType:
     """safetensors is an optional package, needed for its own files only."""
     try:
-        from safetensors.torch import load_file
+        import safetensors.torch
     except ImportError as error:
-        raise UserError(f"{path}: reading this kind of file needs a package\npip install safetensors") from error
-    return load_file
+        raise UserError(f"{path}: this kind of file needs a package\npip install safetensors") from error
+    return safetensors.torch
+
+
+def save_weights(net: nn.Module, path: Path, told: Mapping[str, str]) -> None:
+    """Writes a net's weights alone, as `.safetensors`, with a few words beside them; raises UserError."""
+    save = _safetensors(path).save_file
+    with replacing(path) as partial:
+        save({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, partial, dict(told))
 
 
 def load_weights(net: nn.Module, weights: str, fetch: Callable[[str], Path]) -> str:
