@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -140,9 +142,9 @@ class Sides:
 
 def convolutions(built: Built) -> float:
     """Share of the processor's or GPU's time in eager steps that convolutions take, forwards and backwards."""
-    built.trainer.limit_train_batches = 3
-    with profile() as profiled, unseen_terminal():
-        fit(built, Stopwatch(1, 2))
+    profiled = profile()
+    with unseen_terminal():
+        fit(built, Stopwatch(1, 5, SimpleNamespace(enable=profiled.start, disable=profiled.stop)))
     gpu = torch.cuda.is_available()
     own = {
         event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
@@ -179,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ImportError:
         sides = [side for side in sides if side != TIMM]
     whole = options.images // BATCH
+    # What was compiled once is not compiled again, in another process neither.
+    cache = tempfile.TemporaryDirectory()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     with tempfile.TemporaryDirectory() as made:
         if options.root is None:
             write_noise(Path(made), options.images + VAL)

@@ -95,7 +95,7 @@ class Stopwatch(Callback):
     Args:
         skip: steps left out, one at least.
         steps: steps timed.
-        profile: runs while the time does.
+        profile: runs while the time does, between its `enable` and `disable`.
     """
 
     def __init__(self, skip: int, steps: int, profile: cProfile.Profile | None = None) -> None:
