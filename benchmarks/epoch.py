@@ -140,11 +140,11 @@ class Sides:
             return script(side, self._built(folder), Stopwatch(1, self.steps - 1), self.workers)
 
 
-def convolutions(built: Built) -> float:
-    """Share of the processor's or GPU's time in eager steps that convolutions take, forwards and backwards."""
+def convolutions(built: Built, steps: int) -> float:
+    """Share of the processor's or GPU's time in so many eager steps that convolutions take, forwards and backwards."""
     profiled = profile()
     with unseen_terminal():
-        fit(built, Stopwatch(1, 5, SimpleNamespace(enable=profiled.start, disable=profiled.stop)))
+        fit(built, Stopwatch(1, steps, SimpleNamespace(enable=profiled.start, disable=profiled.stop)))
     gpu = torch.cuda.is_available()
     own = {
         event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
@@ -190,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         turns = Sides(options.root or made, options.steps or whole, options.workers, more).named(sides)
         watches = take_turns(turns, options.rounds)
         with tempfile.TemporaryDirectory() as folder:
-            share = convolutions(Sides(options.root or made, 0, 0, more)._built(folder)) if COMPILED in sides else 0
+            built = Sides(options.root or made, 0, 0, more)._built(folder)
+            share = convolutions(built, min(5, (options.steps or whole) - 1)) if COMPILED in sides else 0
     epochs = {side: statistics.median(watch.step for watch in each) * whole for side, each in watches.items()}
     first = {side: [watch.first for watch in each] for side, each in watches.items()}
     base = epochs[sides[0]]

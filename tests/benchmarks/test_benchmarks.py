@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,8 @@ def test_epoch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert [row[0] for row in rows if row[0] != epoch.TIMM] == [epoch.CLASSICAL, epoch.V2, epoch.EAGER, epoch.COMPILED]
     assert rows[0][3] == "1.00"
     assert "an epoch is 5 steps" in told and "Compiling costs" in told.replace("\n", " ")
+    share = int(re.search(r"operations (\d+)% are convolutions", told.replace("\n", " "))[1])
+    assert 1 < share < 99
 
 
 def test_the_scripts_see_the_images_of_fit(tmp_path: Path) -> None:
