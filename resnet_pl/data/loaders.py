@@ -6,6 +6,7 @@ import os
 import signal
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from resnet_pl.data.draws import mixed_seed
 from resnet_pl.data.images import BadImage, check_share, list_bad, shown
 from resnet_pl.data.views import View, grouped
 from resnet_pl.errors import UserError
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Batch(NamedTuple):
@@ -167,7 +170,9 @@ class PhotoLoader(Loader):
         """See `Loader.read`."""
         self._plan.batches = [[(epoch, index) for index in batch.tolist()] for batch in plan]
         bad: list[BadImage] = []
-        for read in self._reader:
+        with _signals_held():
+            batches = iter(self._reader)
+        for read in batches:
             images, labels, indices, found = _collate(self.images.decode(read, epoch)) if self._on_device else read
             for image in found:
                 self._report(image)
@@ -204,6 +209,19 @@ def _outlast_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A second SIGTERM ends it: torch's last means against one that hangs.
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Inside the block signals wait, so that none meets a worker that is not prepared for them yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers(reader: DataLoader) -> None:

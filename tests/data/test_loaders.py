@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from resnet_pl.data import loaders
 from resnet_pl.data.loaders import (
     Batch,
     EpochSampler,
@@ -212,6 +213,20 @@ def test_workers_outlast_a_ctrl_c_and_the_end_of_a_job(photos: Photos) -> None:
         os.kill(worker.pid, signal.SIGTERM)
         worker.join(30)
     assert worker.exitcode == -signal.SIGTERM
+
+
+def test_a_worker_that_has_just_begun_outlasts_them_too(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    outlast = loaders._outlast_signals
+
+    def at_once(worker: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        outlast(worker)
+
+    monkeypatch.setattr(loaders, "_outlast_signals", at_once)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert same(list(photo_loader(photos, workers=1)), list(photo_loader(photos)))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_workers_end_with_their_loader_also_in_a_cycle(photos: Photos) -> None:
