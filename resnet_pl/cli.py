@@ -22,7 +22,6 @@ from resnet_pl.console import on_rank_zero, program, tell
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.images import find_images
 from resnet_pl.ensemble import Ensemble, check_members
-from resnet_pl.errors import UserError
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.models.weights import save_weights
 from resnet_pl.patches import ending_at_once, quieten, short_names, stopping_between_batches, told_plainly
@@ -50,8 +49,6 @@ class CLI(ConfiguredCLI):
         try:
             with self._kept_if_trained(), stopping_between_batches(self.trainer):
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-                if not self.trainer.global_step:
-                    raise UserError("nothing was trained\nraise --trainer.max_epochs or --trainer.max_steps")
         except SystemExit as end:
             last = self.run / "checkpoints" / "last.ckpt"
             if last.exists():

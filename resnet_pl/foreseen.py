@@ -117,3 +117,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and value <= 0:
             way_out = "\nto train without validation give --trainer.limit_val_batches 0" if "val" in key else ""
             raise UserError(f"trainer.{key}: {value} is out of range, it must be above 0{way_out}")
+    for key in ("max_epochs", "max_steps"):
+        if settings[key] == 0:
+            raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or give -1 for no such end")

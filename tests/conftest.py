@@ -1,6 +1,7 @@
 """Small data that many tests need: made here, in no time, from nothing."""
 
 import colorsys
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,10 @@ import pytest
 from PIL import Image
 
 MakePhotos = Callable[..., Path]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what it puts in the background, and Ctrl-C is part of what is tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_photos(

@@ -376,7 +376,7 @@ def test_nothing_to_train_is_said(copy: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_run_without_a_step_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = refused(capsys, "fit", *SMALL, "--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", 0)
-    assert "nothing was trained" in said and not list(tmp_path.rglob("version_0"))
+    assert "trainer.max_epochs: 0 trains nothing" in said and not list(tmp_path.rglob("version_0"))
 
 
 def test_names_can_be_given_to_the_classes(tmp_path: Path) -> None:
