@@ -65,7 +65,13 @@ What a run does when something goes wrong, and how that was tried. The figures b
   `--trainer.deterministic true`: cuDNN looks for no faster algorithms and takes those that repeat, which can be slower.
   On a processor that changes no bit and costs nothing (a step of ResNet-20 on 64 images: 0.15 s with it and without).
 
-No checksum tells of weights that were changed on purpose: such a checkpoint is read as it is.
+Not survived, and known:
+
+- SIGKILL in the millisecond between an epoch's `last.ckpt` and its last row of `metrics.csv` loses that row, no step.
+- Workers that torchrun has started anew sometimes look for each other at the old address, and need another restart.
+- MixUp and CutMix find each image's partner in the process's own share of a batch: there several processes learn
+  otherwise than one.
+- No checksum tells of weights that were changed on purpose: such a checkpoint is read as it is.
 """
 # Why something is not survived, by words of it.
 REASONS: dict[str, str] = {}
