@@ -8,7 +8,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,11 @@ def held() -> dict[str, list[str]]:
     }
 
 
-def settled(good: Callable[[dict[str, list[str]]], bool]) -> dict[str, list[str]]:
-    """What is held once it is good, or after ten seconds: threads that are ending need a moment on a busy machine."""
+def settled(before: dict[str, list[str]] | None) -> dict[str, list[str]]:
+    """What is held once that is as before, or after ten seconds: threads that end need a moment on a busy machine."""
     for _ in range(100):
-        if good(found := held()):
+        found = held()
+        if found == before or (before is None and "QueueFeederThread" not in found["threads"]):
             break
         time.sleep(0.1)
     return found
@@ -69,8 +69,8 @@ def test_nothing_is_left_behind(photo_folder: Path, tmp_path: Path, monkeypatch:
             ended = end.code
         assert ended == code, how
         # The first run opens what is opened once.
-        before = before or settled(lambda held: "QueueFeederThread" not in held["threads"])
-        assert settled(lambda held: held == before) == before, how
+        before = before or settled(None)
+        assert settled(before) == before, how
 
 
 @pytest.mark.slow
