@@ -55,7 +55,8 @@ FORESEEN = {
         "a size is given that no memory can hold\nlower --data.image_size, or what else is so large",
     r"stack expects each tensor to be equal size":
         "data.transforms: the images of a batch differ in size\na crop or transform must keep to --data.image_size",
-    r"(?:gloo|NCCL).*(?:Connection (?:closed|reset) by peer|[Tt]imed out|[Tt]imeout|Broken pipe|remote process exited)":
+    r"(?:gloo|NCCL).*(?:Connection (?:closed|reset) by peer|[Tt]imed out|[Tt]imeout|Broken pipe|remote process exited)"
+    "|timeout caused pair closure":
         "another process has ended, its message tells why, or can no longer be reached\n"
         "checkpoints written before are whole, a training goes on with fit --ckpt_path last",
     r"shared memory|</torch_|DataLoader worker .*(?:killed by signal|exited unexpectedly)":
