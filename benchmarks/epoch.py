@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,22 +24,24 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from benchmarks.report import arguments, command, report, table, take_turns
+from benchmarks.report import alone, arguments, command, report, table, take_turns
 from benchmarks.steps import Built, Stopwatch, build, fit, unseen_terminal
-from resnet_pl.classifier import ImageClassifier
+from resnet_pl.data import CIFAR10
 from resnet_pl.models import cifar_resnet
 
 PROJECT = Path(__file__).parent.parent
 BATCH, VAL = 128, 5000
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
-CLASSICAL, V2, TIMM = "classical script", "torchvision's v2 transforms", "timm's loader"
-EAGER, COMPILED = "`fit`", "`fit --model.compile true`"
+CLASSICAL, V2, TIMM = SCRIPTS = "classical script", "torchvision's v2 transforms", "timm's loader"
+EAGER, COMPILED, HALF = "`fit`", "`fit --model.compile true`", "`fit --trainer.precision bf16-mixed`"
 NOTE = """
-Medians of {rounds} rounds in which the sides take turns; an epoch is {steps} steps of 128 images, computed from those
-after the first, which is told apart: with its start of workers, or compilation. No validation. The scripts are a loop
+Medians of {rounds} rounds in which the sides take turns, each in a process of its own; an epoch is {steps} steps of
+{batch} images, computed from those after the first, which is told apart: with its start of workers, or compilation. No
+validation. The scripts are a loop
 of forward, backward and SGD's step with `loss.item()` and accuracy in each, eager, contiguous, with a DataLoader of 2
 workers over torchvision's `CIFAR10`, cropped and mirrored as in the paper by PIL and ToTensor, or by v2 on uint8
-tensors; timm's `create_loader` has its own random crop. `fit` is the command line with `configs/cifar10.yaml`.
+tensors; timm's `create_loader` has its own random crop. `fit` is the command line with `configs/cifar10.yaml`, in
+float32 unless told otherwise.
 Compiling costs {compiling}
 """
 
@@ -53,38 +56,40 @@ def write_noise(folder: Path, count: int) -> None:
     np.savez(folder / "cifar10.npz", **arrays)
 
 
-def cifar(built: Built, transform: Any) -> datasets.CIFAR10:
+def cifar(root: str, transform: Any) -> datasets.CIFAR10:
     """torchvision's data set of the same training images, whatever files they are in here."""
-    built.datamodule.setup("fit")
-    images = built.datamodule.splits["train"]
+    data = CIFAR10(root=root)
+    data.prepare_data()
+    data.setup("fit")
+    images = data.splits["train"]
     dataset = datasets.CIFAR10.__new__(datasets.CIFAR10)
     datasets.VisionDataset.__init__(dataset, transform=transform)
     dataset.data, dataset.targets = images.images.permute(0, 2, 3, 1).numpy(), images.labels.tolist()
     return dataset
 
 
-def script_loader(side: str, built: Built, workers: int) -> DataLoader | Any:
+def script_loader(side: str, root: str, workers: int) -> DataLoader | Any:
     """The loader of one of the scripts."""
     shuffled = {"batch_size": BATCH, "shuffle": True, "num_workers": workers, "drop_last": True}
     if side == CLASSICAL:
         augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         ready = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        return DataLoader(cifar(built, transforms.Compose(augment + ready)), **shuffled)
+        return DataLoader(cifar(root, transforms.Compose(augment + ready)), **shuffled)
     if side == V2:
         crop = [v2.PILToTensor(), v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
         ready = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-        return DataLoader(cifar(built, v2.Compose(crop + ready)), **shuffled)
+        return DataLoader(cifar(root, v2.Compose(crop + ready)), **shuffled)
     from timm.data import create_loader
 
     size = {"input_size": (3, 32, 32), "batch_size": BATCH, "is_training": True, "num_workers": workers}
     plain = {"color_jitter": None, "use_prefetcher": False, "persistent_workers": False, "mean": MEAN, "std": STD}
-    return create_loader(cifar(built, None), **size, **plain)
+    return create_loader(cifar(root, None), **size, **plain)
 
 
-def script(side: str, built: Built, watch: Stopwatch, workers: int) -> Stopwatch:
-    """The loop of a classical script."""
-    device = built.trainer.strategy.root_device
-    net, loader = cifar_resnet(20).to(device), script_loader(side, built, workers)
+def script(side: str, root: str, watch: Stopwatch, workers: int) -> None:
+    """The loop of a classical script: nothing of ours but net and images."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net, loader = cifar_resnet(20).to(device), script_loader(side, root, workers)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     net.train()
     watch.start(device)
@@ -99,52 +104,41 @@ def script(side: str, built: Built, watch: Stopwatch, workers: int) -> Stopwatch
         running += loss.item()
         right += (logits.argmax(1) == labels).sum().item()
         if watch.tick(device):
-            break
-    return watch
+            return
 
 
-class Sides:
-    """The sides by name, each a function that trains an epoch and returns its watch.
+def built(folder: str, root: str, *options: str) -> Built:
+    """`fit` of ResNet-20 on the CIFAR-10 in a folder, for an epoch without validation."""
+    fixed = ["--data.root", root, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0"]
+    config = ["--config", str(PROJECT / "configs" / "cifar10.yaml")]
+    return build(folder, *config, *fixed, "--trainer.devices", "1", *options)
+
+
+def measured(side: str, root: str, steps: int, workers: int, options: Sequence[str]) -> dict[str, float]:
+    """Trains an epoch of so many steps on one side; returns seconds of the first step, and of each later one.
 
     Args:
+        side: name in the table.
         root: folder of CIFAR-10.
         steps: steps of an epoch.
         workers: of the scripts' loaders.
         options: further ones of `fit`.
     """
-
-    def __init__(self, root: str, steps: int, workers: int, options: Sequence[str]) -> None:
-        self.root, self.steps, self.workers, self.options = root, steps, workers, options
-        self.models: dict[bool, ImageClassifier] = {}
-
-    def named(self, names: Sequence[str]) -> dict[str, Callable[[], Stopwatch]]:
-        """Those asked for."""
-        fits = {EAGER: partial(self.ours, False), COMPILED: partial(self.ours, True)}
-        return {name: fits[name] if name in fits else partial(self.theirs, name) for name in names}
-
-    def _built(self, folder: str, *options: str) -> Built:
-        fixed = ["--data.root", self.root, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0"]
-        config = ["--config", str(PROJECT / "configs" / "cifar10.yaml")]
-        return build(folder, *config, *fixed, "--trainer.devices", "1", *self.options, *options)
-
-    def ours(self, compiled: bool) -> Stopwatch:
-        """An epoch of `fit`; a net is compiled in its first."""
+    watch = Stopwatch(1, steps - 1)
+    if side in SCRIPTS:
+        script(side, root, watch, workers)
+    else:
         with tempfile.TemporaryDirectory() as folder, unseen_terminal():
-            built = self._built(folder, "--model.compile", str(compiled))
-            built.model = self.models.setdefault(compiled, built.model)
-            return fit(built, Stopwatch(1, self.steps - 1))
-
-    def theirs(self, side: str) -> Stopwatch:
-        """An epoch of a script."""
-        with tempfile.TemporaryDirectory() as folder, unseen_terminal():
-            return script(side, self._built(folder), Stopwatch(1, self.steps - 1), self.workers)
+            fit(built(folder, root, *options, *side.strip("`").split()[1:]), watch)
+    return {"first": watch.first, "step": watch.step}
 
 
-def convolutions(built: Built, steps: int) -> float:
+def convolutions(root: str, steps: int, options: Sequence[str]) -> float:
     """Share of the processor's or GPU's time in so many eager steps that convolutions take, forwards and backwards."""
     profiled = profile()
-    with unseen_terminal():
-        fit(built, Stopwatch(1, steps, SimpleNamespace(enable=profiled.start, disable=profiled.stop)))
+    watch = Stopwatch(1, steps, SimpleNamespace(enable=profiled.start, disable=profiled.stop))
+    with tempfile.TemporaryDirectory() as folder, unseen_terminal():
+        fit(built(folder, root, *options), watch)
     gpu = torch.cuda.is_available()
     own = {
         event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
@@ -167,40 +161,46 @@ def compiling(first: dict[str, list[float]], epochs: dict[str, float], share: fl
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and tells."""
     argv = sys.argv[1:] if argv is None else argv
-    names = {"classical": CLASSICAL, "v2": V2, "timm": TIMM, "fit": EAGER, "compiled": COMPILED}
+    names = {"classical": CLASSICAL, "v2": V2, "timm": TIMM, "fit": EAGER, "compiled": COMPILED, "half": HALF}
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--root", help="folder of CIFAR-10; random images if not given")
     parser.add_argument("--images", type=int, default=45000, help="random images to make, those for validation apart")
     parser.add_argument("--steps", type=int, help="steps that an epoch is computed from, in place of all")
     parser.add_argument("--workers", type=int, default=2, help="processes of the scripts' loaders")
     parser.add_argument("--sides", nargs="+", choices=names, default=list(names), help="what is measured")
+    parser.add_argument("--one", type=json.loads, help="one measurement, which is printed as JSON")
     options, more = parser.parse_known_args(argv)
+    if options.one:
+        print(json.dumps(measured(**options.one)))
+        return
     sides = [names[name] for name in options.sides]
     try:
         import timm  # noqa: F401
     except ImportError:
         sides = [side for side in sides if side != TIMM]
     whole = options.images // BATCH
-    # What was compiled once is not compiled again, in another process neither.
-    cache = tempfile.TemporaryDirectory()
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
-    with tempfile.TemporaryDirectory() as made:
+    steps = options.steps or whole
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as made:
+        # What was compiled once is not compiled again, unless it was in another folder.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         if options.root is None:
             write_noise(Path(made), options.images + VAL)
-        turns = Sides(options.root or made, options.steps or whole, options.workers, more).named(sides)
-        watches = take_turns(turns, options.rounds)
-        with tempfile.TemporaryDirectory() as folder:
-            built = Sides(options.root or made, 0, 0, more)._built(folder)
-            share = convolutions(built, min(5, (options.steps or whole) - 1)) if COMPILED in sides else 0
-    epochs = {side: statistics.median(watch.step for watch in each) * whole for side, each in watches.items()}
-    first = {side: [watch.first for watch in each] for side, each in watches.items()}
+        root = options.root or made
+        ones = {
+            side: {"side": side, "root": root, "steps": steps, "workers": options.workers, "options": more}
+            for side in sides
+        }
+        found = take_turns({side: partial(alone, __file__, one) for side, one in ones.items()}, options.rounds)
+        share = convolutions(root, min(5, steps - 1), more) if COMPILED in sides else 0
+    epochs = {side: statistics.median(one["step"] for one in each) * whole for side, each in found.items()}
+    first = {side: [one["first"] for one in each] for side, each in found.items()}
     base = epochs[sides[0]]
     rows = [
         [side, f"{each:.1f}", f"{whole * BATCH / each:,.0f}", f"{base / each:.2f}", f"{first[side][0]:.1f}"]
         for side, each in epochs.items()
     ]
     head = ["", "seconds an epoch", "images/s", f"times the {sides[0]}'s speed", "first step of the first epoch, s"]
-    note = NOTE.format(rounds=options.rounds, steps=whole, compiling=compiling(first, epochs, share))
+    note = NOTE.format(rounds=options.rounds, steps=whole, batch=BATCH, compiling=compiling(first, epochs, share))
     missing = "" if TIMM in sides or "timm" not in options.sides else "timm is not installed.\n"
     report(
         "Epoch: ResNet-20 on CIFAR",

@@ -38,6 +38,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.errors import UserError
 from resnet_pl.explain import constructor_error, explain
 from resnet_pl.foreseen import check_trainer, foreseen
+from resnet_pl.memory import keep_freed_memory
 from resnet_pl.patches import quieten, short_names
 from resnet_pl.request import Request
 
@@ -199,7 +200,10 @@ class ConfiguredCLI(LightningCLI):
             own.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()
         with self._kept_if_trained():
-            return self._instantiate_trainer(config, own)
+            trainer = self._instantiate_trainer(config, own)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        return trainer
 
     def _run_folder(self, settings: Namespace) -> Path:
         """The checkpoint's own run, or a new one."""

@@ -21,7 +21,7 @@ FLOORS = [
     ["data"],
     ["optim", "checkpoint", "runs", "resume"],
     ["download", "archives"],
-    ["console", "files", "errors"],
+    ["console", "files", "memory", "errors"],
 ]
 
 

@@ -70,3 +70,10 @@ def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
     torch.backends.cudnn.benchmark = not chosen
     build(tmp_path, *options)
     assert torch.backends.cudnn.benchmark is chosen
+
+
+def test_a_processor_keeps_what_steps_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(configuration, "keep_freed_memory", lambda: asked.append(True))
+    build(tmp_path, "--trainer.accelerator", "cpu")
+    assert asked == [True]

@@ -8,7 +8,7 @@ it lands in, the number of workers or processes, or the step from which a run wa
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -189,12 +189,13 @@ class PadCrop(BatchTransform):
 
     Args:
         padding: pixels added on each side.
+        mode: `constant` pads with zero as the paper does, `reflect` with the image mirrored at its border.
     """
 
-    def __init__(self, padding: int = 4) -> None:
+    def __init__(self, padding: int = 4, mode: Literal["constant", "reflect"] = "constant") -> None:
         if padding < 0:
             raise ValueError(f"PadCrop: padding is {padding}, it must be 0 or more")
-        self.padding = padding
+        self.padding, self.mode = padding, mode
         self.mean = torch.zeros(1, 1, 1)
 
     def fit(self, data: TrainingData) -> None:
@@ -206,7 +207,7 @@ class PadCrop(BatchTransform):
         if self.mean.device != images.device:
             self.mean = self.mean.to(images.device)
         n, _, height, width = images.shape
-        padded = F.pad(images - self.mean, [self.padding] * 4)
+        padded = F.pad(images - self.mean, [self.padding] * 4, mode=self.mode)
         span = 2 * self.padding + 1
         rows = draws.integers(span)[:, None] + torch.arange(height, device=images.device)
         columns = draws.integers(span)[:, None] + torch.arange(width, device=images.device)

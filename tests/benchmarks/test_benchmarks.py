@@ -91,11 +91,14 @@ def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
 def test_epoch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epoch, "BATCH", 8)
     monkeypatch.setattr(epoch, "cifar_resnet", lambda depth: cifar_resnet(8))
+    monkeypatch.setattr(epoch, "alone", lambda script, one: epoch.measured(**one))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     line = ["--images", "40", "--steps", "3", "--rounds", "1", "--workers", "0"]
     epoch.main([*line, "--model.backbone.depth", "8", "--data.batch_size", "8"])
     told = capsys.readouterr().out
     rows = [row for row in lines(told, "|") if len(row) == 5][2:]
-    assert [row[0] for row in rows if row[0] != epoch.TIMM] == [epoch.CLASSICAL, epoch.V2, epoch.EAGER, epoch.COMPILED]
+    fits = [epoch.EAGER, epoch.COMPILED, epoch.HALF]
+    assert [row[0] for row in rows if row[0] != epoch.TIMM] == [epoch.CLASSICAL, epoch.V2, *fits]
     assert rows[0][3] == "1.00"
     assert "an epoch is 5 steps" in told and "Compiling costs" in told.replace("\n", " ")
     share = int(re.search(r"operations (\d+)% are convolutions", told.replace("\n", " "))[1])
@@ -105,8 +108,9 @@ def test_epoch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 def test_the_scripts_see_the_images_of_fit(tmp_path: Path) -> None:
     epoch.write_noise(tmp_path, 5300)
     with unseen_terminal():
-        built = epoch.Sides(str(tmp_path), 2, 0, [])._built(str(tmp_path))
-    dataset = epoch.cifar(built, None)
+        built = epoch.built(str(tmp_path), str(tmp_path))
+    built.datamodule.setup("fit")
+    dataset = epoch.cifar(str(tmp_path), None)
     image, label = dataset[7]
     split = built.datamodule.splits["train"]
     assert len(dataset) == 300
