@@ -252,10 +252,17 @@ def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tenso
     if good and isinstance(good[0][0], list):
         images: Any = grouped([views for views, _, _ in good])
     else:
-        images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+        images = _stacked([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    """`(N, 3, H, W)` in the images' own layout: torch.stack alone rearranges channels_last, ten times slower."""
+    if images[0].permute(1, 2, 0).is_contiguous():
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(images)
 
 
 def spare_cores(processes: int) -> int:

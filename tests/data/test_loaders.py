@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnet_pl.data import loaders
 from resnet_pl.data.loaders import (
@@ -150,6 +151,13 @@ def photos(tmp_path: Path) -> Photos:
     return Photos(tmp_path, names, range(13), 16, ScaleCrop(), seed=4)
 
 
+class Plane(nn.Module):
+    """A transform that leaves an image plane by plane in memory."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flip(2).contiguous()
+
+
 def photo_loader(photos: Photos, workers: int = 0, shuffle: bool = True, size: int = 4, **kwargs: str) -> PhotoLoader:
     return PhotoLoader(photos, EpochSampler(len(photos), 4, shuffle), size, workers, **kwargs)
 
@@ -191,6 +199,15 @@ def test_workers_make_no_difference_and_the_global_generator_is_left_alone(photo
     both = views[0].keys() & views[1].keys()
     assert both
     assert not any(torch.equal(views[0][i], views[1][i]) for i in both)
+
+
+@pytest.mark.parametrize(("transforms", "layout"), [([], torch.channels_last), ([Plane()], torch.contiguous_format)])
+def test_batches_keep_the_layout_of_their_photos(photos: Photos, transforms: list[Any], layout: Any) -> None:
+    photos.transforms = transforms
+    (batch, *_) = photo_loader(photos, shuffle=False)
+    assert batch.images.is_contiguous(memory_format=layout)
+    for position, image in enumerate(batch.images):
+        assert torch.equal(image, photos[0, position][0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

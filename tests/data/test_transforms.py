@@ -106,6 +106,17 @@ def test_random_resized_crop_is_torchvisions() -> None:
         assert box == (drawn["top"], drawn["left"], drawn["height"], drawn["width"])
 
 
+@pytest.mark.parametrize("planar", [False, True])
+def test_a_box_is_resized_as_torchvision_does(planar: bool) -> None:
+    pixels = torch.randint(0, 256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    photo = pixels.permute(2, 0, 1).contiguous() if planar else pixels.permute(2, 0, 1)
+    with keyed_rng(1):
+        view = RandomResizedCrop()(photo, 32)
+    with keyed_rng(1):
+        box = RandomResizedCrop().box(90, 120, 32)
+    assert torch.equal(view, TF.resized_crop(photo, *box, [32, 32], antialias=True))
+
+
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (225, 224), (50, 30), (30, 50), (100, 1000), (7, 112)])
 @pytest.mark.parametrize("size", [224, 32])
 def test_centre_crop_is_torchvisions(shape: tuple[int, int], size: int) -> None:
