@@ -25,6 +25,7 @@ from resnet_pl.data.photos import Photos
 from resnet_pl.data.transforms import RandomResizedCrop
 
 SIZE, BATCH = 224, 32
+OURS, CACHED = "ours", "ours, `cache: decoded`"
 NOTE = """
 One process, no workers, one thread; images a second of processor time, the median of {rounds} rounds in which all take
 turns, the files in memory. {photos}. Each cuts {size} pixels by RandomResizedCrop and makes batches of {batch};
@@ -79,9 +80,9 @@ def sides(root: Path, cache_dir: str) -> dict[str, Callable[[], int]]:
     folder = datasets.ImageFolder(str(root), transforms.Compose(crop))
     found = {
         "torchvision ImageFolder, PIL": through(DataLoader(folder, BATCH)),
-        "ours": ours(),
-        "ours, `cache: decoded`": ours(cached=True),
-        f"ours, `cache: decoded`, `cache_side: {round(SIZE * 256 / 224)}`": ours(round(SIZE * 256 / 224), cached=True),
+        OURS: ours(),
+        CACHED: ours(cached=True),
+        f"{CACHED}, `cache_side: {round(SIZE * 256 / 224)}`": ours(round(SIZE * 256 / 224), cached=True),
         "decoding alone (torchvision.io)": decode,
     }
     try:
@@ -131,11 +132,14 @@ if __name__ == "__main__":
     rows = [f"| {name} | {speed:,.0f} | {speed / base:.2f} |" for name, speed in speeds.items()]
     without = "" if "timm create_loader" in speeds else "timm is not installed."
     decoding = speeds["decoding alone (torchvision.io)"]
-    limits = {"share": speeds["ours"] / decoding, "limit": decoding / base}
+    limits = {"share": speeds[OURS] / decoding, "limit": decoding / base}
     note = NOTE.format(**limits, rounds=options.rounds, photos=told, size=SIZE, batch=BATCH, missing=without)
     report(
         "Loader: photos to batches" + (" of a folder" if options.root else ""),
         ["python benchmarks/loader.py", *(["--root", "FOLDER"] if options.root else [])],
         "\n".join(["| loader | images/s per core | of torchvision's |", "|---|---|---|", *rows, note.rstrip()]),
         options.record,
+        {}
+        if options.root
+        else {name: f"{speeds[side] / base:.2f}" for name, side in (("loader", OURS), ("cached", CACHED))},
     )

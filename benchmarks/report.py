@@ -16,11 +16,35 @@ from typing import Any
 
 from resnet_pl import runs
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-HEAD = "# Benchmarks\n\nEach section is written by the script it names, with `--record`.\n"
+PROJECT = Path(__file__).parent.parent
+PAGE, README = PROJECT / "docs" / "benchmarks.md", PROJECT / "README.md"
+TARGETS = {
+    "loop": ("`fit` of ResNet-20 on CIFAR-10, speed over a bare loop's with the same loader", "≥ 0.98"),
+    "step": ("what the framework costs a step, bar, logs, checkpoints and metrics on", "≤ 600 µs"),
+    "epoch": ("an epoch of CIFAR-10, speed over the classical script's", "≥ 1.2"),
+    "compiled": ("the same with `--model.compile true`", "≥ 1.5"),
+    "loader": ("photos a second and core, over torchvision's ImageFolder with PIL", "≥ 1.8"),
+    "cached": ("the same with `--data.cache decoded`", "≥ 6"),
+    "help": ("`--help`, processor time", "≤ 0.5 s"),
+    "fit help": ("`fit --help`, processor time over the imports'", "≤ 0.5 s"),
+    "resnet50": ("ResNet-50, bf16, compiled, on a GPU: `fit`, speed over the bare compiled loop's", "≥ 0.97"),
+    "images": ("the same, images a second on an H200", "≥ 3,500"),
+    "cifar10-94": ("CIFAR-10 to 94 % on a GPU", "≤ 15 s"),
+    "cifar10-96": ("CIFAR-10 to 96 % on a GPU", "≤ 60 s"),
+    "cifar10": ("the paper's ResNet-20, 64,000 iterations on a GPU", "≤ 180 s"),
+}
+NOT_YET = "not measured"
+START, END = "<!-- targets:start -->\n", "<!-- targets:end -->\n"
+HEAD = f"""# Benchmarks
+
+Each section is written by the script it names, with `--record`, and with it the figure here:
+
+{START}{END}"""
 
 
-def report(title: str, command: Sequence[str], table: str, record: bool) -> None:
+def report(
+    title: str, command: Sequence[str], table: str, record: bool, reached: Mapping[str, str | None] | None = None
+) -> None:
     """Prints a table, and puts it into the page under its title, in place of an older one.
 
     Args:
@@ -28,6 +52,7 @@ def report(title: str, command: Sequence[str], table: str, record: bool) -> None
         command: words of the command that makes it again.
         table: Markdown.
         record: whether the page is written.
+        reached: figures by name in `TARGETS`, for the table of targets here and in README; None leaves one as it was.
     """
     import torch
 
@@ -41,7 +66,24 @@ def report(title: str, command: Sequence[str], table: str, record: bool) -> None
     if record:
         page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else HEAD
         older = re.compile(rf"\n## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
-        PAGE.write_text(older.sub("", page).rstrip("\n") + "\n" + section, encoding="utf-8")
+        page = older.sub("", page).rstrip("\n") + "\n" + section
+        figures = _figures(page) | {name: figure for name, figure in (reached or {}).items() if figure}
+        PAGE.write_text(_with_targets(page, figures, everything=True), encoding="utf-8")
+        README.write_text(_with_targets(README.read_text(encoding="utf-8"), figures), encoding="utf-8")
+
+
+def _figures(page: str) -> dict[str, str]:
+    """What the page's table says that was reached, by name in `TARGETS`."""
+    lines = [line.strip("| ").split(" | ") for line in page.split(START)[1].split(END)[0].splitlines()]
+    found = {line[0]: line[2] for line in lines if len(line) == 3}
+    return {name: found[what] for name, (what, _) in TARGETS.items() if found.get(what, NOT_YET) != NOT_YET}
+
+
+def _with_targets(text: str, figures: Mapping[str, str], everything: bool = False) -> str:
+    """A text with its table of targets made anew: of what has a figure, or of everything."""
+    rows = [[*row, figures.get(name, NOT_YET)] for name, row in TARGETS.items() if everything or name in figures]
+    before, rest = text.split(START)
+    return f"{before}{START}{table(['what', 'target', 'reached'], rows)}\n{END}{rest.split(END)[1]}"
 
 
 def arguments(doc: str, rounds: int | None = None) -> argparse.ArgumentParser:

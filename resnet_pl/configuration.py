@@ -46,6 +46,7 @@ from resnet_pl.request import Request
 OWN = {"model", "datamodule", "weights_only"}
 CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
 TF32 = "whether a GPU may round factors of float32 products to 10 bits, which is several times faster; sums stay exact"
+KEEP_MEMORY = "whether on a processor the memory that a step frees is kept for the next, which is then faster"
 
 
 class ConfiguredCLI(LightningCLI):
@@ -102,6 +103,7 @@ class ConfiguredCLI(LightningCLI):
         next(action for action in parser._actions if action.dest == "ckpt_path").help = CKPT_PATH
         parser.add_argument("--name", type=str, default="resnet", help="name of the run: runs/NAME/version_N")
         parser.add_argument("--tf32", type=bool, default=True, help=TF32)
+        parser.add_argument("--keep_memory", type=bool, default=True, help=KEEP_MEMORY)
         if subcommand == "fit":
             parser.add_lightning_class_args(Dashboard, "dashboard")
             parser.add_class_arguments(LastCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
@@ -201,7 +203,7 @@ class ConfiguredCLI(LightningCLI):
             config["enable_progress_bar"] = sys.stdout.isatty()
         with self._kept_if_trained():
             trainer = self._instantiate_trainer(config, own)
-        if trainer.strategy.root_device.type == "cpu":
+        if settings["keep_memory"] and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         return trainer
 

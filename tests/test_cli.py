@@ -427,7 +427,8 @@ def test_a_checkpoint_of_the_first_version(copy: Path, subcommand: list[object])
     story = checkpoint["resnet_pl"]
     # What later versions have added; and what one may add that is not known here.
     added = [(checkpoint, "exact_resume"), (story, "versions"), (story["data"], "class_names")]
-    added += [(story["config"], "tf32"), (story["config"], "checkpoint"), (story["config"]["data"]["init_args"], "mix")]
+    added += [(story["config"], key) for key in ("tf32", "keep_memory", "checkpoint")]
+    added += [(story["config"]["data"]["init_args"], "mix")]
     for model in (story["config"]["model"], checkpoint["hyper_parameters"]):
         added += [(model, "compile"), (model, "on_bad_loss")]
         added += [(model["schedule"], f"warmup_{key}") for key in ("error", "share", "limit")]

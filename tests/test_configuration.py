@@ -72,8 +72,9 @@ def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
     assert torch.backends.cudnn.benchmark is chosen
 
 
-def test_a_processor_keeps_what_steps_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_processor_keeps_what_steps_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     asked = []
     monkeypatch.setattr(configuration, "keep_freed_memory", lambda: asked.append(True))
-    build(tmp_path, "--trainer.accelerator", "cpu")
-    assert asked == [True]
+    build(tmp_path, "--trainer.accelerator", "cpu", "--keep_memory", str(kept))
+    assert asked == [True] * kept

@@ -20,6 +20,8 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs go elsewhere, and what compiles takes no minute."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(f"before\n{report.START}{report.END}after\n")
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": "eager"}))
 
@@ -47,6 +49,25 @@ def test_a_section_replaces_its_elder(tmp_path: Path) -> None:
     assert text.count("## One") == text.count("## Two") == 1
     assert "| new |" in text and "| old |" not in text
     assert "python benchmarks/one.py --x 1\n" in text
+
+
+def test_targets_are_told_on_both_pages(tmp_path: Path) -> None:
+    report.report("One", ["python one.py"], "", True, {"loop": "0.99", "step": "1 µs"})
+    report.report("Two", ["python two.py"], "", True, {"step": "2 µs: as it is", "epoch": None})
+    page, readme = ((tmp_path / name).read_text() for name in ("benchmarks.md", "README.md"))
+    rows = lines(page.split(report.END)[0], "| ")[2:]
+    assert [row[1] for row in rows] == [target for _, target in report.TARGETS.values()]
+    assert [row[2] for row in rows] == ["0.99", "2 µs: as it is", *["not measured"] * (len(rows) - 2)]
+    assert [row[2] for row in lines(readme, "| ")[2:]] == ["0.99", "2 µs: as it is"]
+    assert readme.startswith("before\n") and readme.endswith("after\n")
+
+
+def test_a_missed_target_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    seconds = {epoch.CLASSICAL: 60.0, epoch.EAGER: 50.0, epoch.COMPILED: 48.0}
+    missed = epoch.reached(seconds, 0.7)
+    assert missed["epoch"] == "1.20" and re.match(r"1.25: 70% of .* convolutions", missed["compiled"])
+    assert epoch.reached(seconds | {epoch.COMPILED: 40.0}, 0.7)["compiled"] == "1.50"
 
 
 def test_fit_and_the_bare_loop_learn_the_same(tmp_path: Path) -> None:
@@ -97,7 +118,7 @@ def test_epoch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     epoch.main([*line, "--model.backbone.depth", "8", "--data.batch_size", "8"])
     told = capsys.readouterr().out
     rows = [row for row in lines(told, "|") if len(row) == 5][2:]
-    fits = [epoch.EAGER, epoch.COMPILED, epoch.HALF]
+    fits = [epoch.EAGER, epoch.COMPILED, epoch.HALF, *([] if torch.cuda.is_available() else [epoch.GIVEN_BACK])]
     assert [row[0] for row in rows if row[0] != epoch.TIMM] == [epoch.CLASSICAL, epoch.V2, *fits]
     assert rows[0][3] == "1.00"
     assert "an epoch is 5 steps" in told and "Compiling costs" in told.replace("\n", " ")
