@@ -40,9 +40,10 @@ def step(name: str, batch: int, size: int = 32, **arguments: Any) -> dict[str, f
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def train(batch: int, name: str = "cifar_resnet", size: int = 32, **arguments: Any) -> float:
-        net = getattr(models, name)(**arguments).to(device)
+        net = getattr(models, name)(**arguments).to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         images, labels = torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
         seconds = []
         for _ in range(3):
             start = time.perf_counter()

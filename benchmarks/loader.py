@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg, read_file
+from torchvision.transforms import v2
 
-from benchmarks.report import report
+from benchmarks.report import alone, arguments, command, report, table, take_turns
 from resnet_pl.data.cache import decoded
 from resnet_pl.data.images import list_images
 from resnet_pl.data.loaders import EpochSampler, PhotoLoader
 from resnet_pl.data.photos import Photos
 from resnet_pl.data.transforms import RandomResizedCrop
+from resnet_pl.memory import keep_freed_memory
 
 SIZE, BATCH = 224, 32
-OURS, CACHED = "ours", "ours, `cache: decoded`"
+PIL, OURS, CACHED, ALONE = "torchvision ImageFolder, PIL", "ours", "ours, `cache: decoded`", "decoding alone"
+FLOAT, IO = f"{OURS}, made float here", "torchvision ImageFolder, torchvision.io and v2"
+REDUCED = f"{CACHED}, `cache_side: {round(SIZE * 256 / 224)}`"
+TIMM = "timm create_loader"
 NOTE = """
-One process, no workers, one thread; images a second of processor time, the median of {rounds} rounds in which all take
-turns, the files in memory. {photos}. Each cuts {size} pixels by RandomResizedCrop and makes batches of {batch};
-torchvision's ends with ToTensor, ours in uint8, as the rest is done on the device. Of a photo's time in *ours* decoding
-takes {share:.0%}: at most {limit:.2f} of torchvision's speed could be reached with this decoder. {missing}"""
+No workers, one thread; images a second of processor time, medians of {rounds} rounds in which the sides take turns,
+each in a process of its own, the files in memory. {photos}. Each cuts {size} pixels by RandomResizedCrop and makes
+batches of {batch}; torchvision's and timm's end in float32, ours in uint8, as the rest is done on the device, or *made
+float here*. Of a photo's time in *ours* decoding takes {share:.0%}: at most {limit:.2f} of torchvision's speed could be
+reached with this decoder, torchvision.io. {missing}"""
 
 
 def make_photos(folder: Path, count: int) -> str:
@@ -58,88 +66,96 @@ def photo(seed: int, height: int = 375, width: int = 500, slope: float = 1.3, ed
     return (image / image.std() * 50 + 120).clamp(0, 255).to(torch.uint8)
 
 
-def sides(root: Path, cache_dir: str) -> dict[str, Callable[[], int]]:
-    """What is measured: each reads every photo once and returns how many."""
-    paths = list_images(root)
-    names = [path.relative_to(root).as_posix() for path in paths]
+def ours(root: Path, names: list[str], cache: str, side: str) -> PhotoLoader:
+    """Our loader, as the command line has it on a processor."""
+    keep_freed_memory()
+    photos = Photos(root, names, [0] * len(names), SIZE, RandomResizedCrop())
+    if side in (CACHED, REDUCED):
+        photos.cache = decoded(root, names, round(SIZE * 256 / 224) if side == REDUCED else None, cache)
+    return PhotoLoader(photos, EpochSampler(len(photos)), BATCH)
 
-    def decode() -> int:
-        for path in paths:
-            decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
-        return len(paths)
 
-    def through(loader: DataLoader | PhotoLoader) -> Callable[[], int]:
-        return lambda: sum(len(batch[0]) for batch in loader)
+def theirs(root: Path, side: str) -> DataLoader:
+    """The loader of a script."""
+    if side == PIL:
+        crop = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.ToTensor()])
+        return DataLoader(datasets.ImageFolder(str(root), crop), BATCH)
+    if side == IO:
+        crop = v2.Compose([v2.RandomResizedCrop(SIZE), v2.ToDtype(torch.float32, scale=True)])
+        read = partial(decode_image, mode=ImageReadMode.RGB)
+        return DataLoader(datasets.ImageFolder(str(root), crop, loader=read), BATCH)
+    from timm.data import create_dataset, create_loader
 
-    def ours(side: int | None = None, cached: bool = False) -> Callable[[], int]:
-        photos = Photos(root, names, [0] * len(names), SIZE, RandomResizedCrop())
-        photos.cache = decoded(root, names, side, cache_dir) if cached else None
-        return through(PhotoLoader(photos, EpochSampler(len(photos)), BATCH))
+    own = {"use_prefetcher": False, "num_workers": 0, "hflip": 0, "color_jitter": None, "interpolation": "bilinear"}
+    data = create_dataset("", str(root))
+    return create_loader(data, (3, SIZE, SIZE), BATCH, is_training=True, scale=(0.08, 1), **own)
 
-    crop = [transforms.RandomResizedCrop(SIZE), transforms.ToTensor()]
-    folder = datasets.ImageFolder(str(root), transforms.Compose(crop))
-    found = {
-        "torchvision ImageFolder, PIL": through(DataLoader(folder, BATCH)),
-        OURS: ours(),
-        CACHED: ours(cached=True),
-        f"{CACHED}, `cache_side: {round(SIZE * 256 / 224)}`": ours(round(SIZE * 256 / 224), cached=True),
-        "decoding alone (torchvision.io)": decode,
-    }
+
+def measured(side: str, root: str, cache: str) -> float:
+    """Images a second of processor time; a first pass warms up and is not counted."""
+    torch.set_num_threads(1)
+    paths = list_images(Path(root))
+    if side.startswith(OURS):
+        loader: Any = ours(Path(root), [path.relative_to(root).as_posix() for path in paths], cache, side)
+    elif side != ALONE:
+        loader = theirs(Path(root), side)
+    seconds = 0.0
+    for _ in range(2):
+        start = time.process_time()
+        if side == ALONE:
+            for path in paths:
+                decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
+        else:
+            for batch in loader:
+                if side == FLOAT:
+                    batch.images.float().div_(255)
+        seconds = time.process_time() - start
+    return len(paths) / seconds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and tells."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--root", type=Path, help="folder of class folders of JPEGs; made ones if not given")
+    parser.add_argument("--count", type=int, default=400, help="photos to make")
+    parser.add_argument("--one", type=json.loads, help="one measurement, which is printed as JSON")
+    options = parser.parse_args(argv)
+    if options.one:
+        print(json.dumps(measured(**options.one)))
+        return
+    sides = [PIL, IO, OURS, FLOAT, CACHED, REDUCED, ALONE]
     try:
-        from timm.data import create_dataset, create_loader
+        import timm  # noqa: F401
+
+        sides.append(TIMM)
     except ImportError:
-        return found
-    timm = create_loader(
-        create_dataset("", str(root)),
-        (3, SIZE, SIZE),
-        BATCH,
-        is_training=True,
-        use_prefetcher=False,
-        num_workers=0,
-        hflip=0,
-        color_jitter=None,
-        scale=(0.08, 1),
-        interpolation="bilinear",
+        pass
+    with tempfile.TemporaryDirectory() as scratch:
+        root = options.root or Path(scratch) / "photos"
+        told = f"{len(list_images(root)):,} photos" if options.root else make_photos(root, options.count)
+        ones = {side: {"side": side, "root": str(root), "cache": str(Path(scratch) / "cache")} for side in sides}
+        found = take_turns({side: partial(alone, __file__, one) for side, one in ones.items()}, options.rounds)
+    speeds = {side: statistics.median(each) for side, each in found.items()}
+    rows = [[side, f"{speed:,.0f}", f"{speed / speeds[PIL]:.2f}"] for side, speed in speeds.items()]
+    note = NOTE.format(
+        rounds=options.rounds,
+        photos=told,
+        size=SIZE,
+        batch=BATCH,
+        share=speeds[OURS] / speeds[ALONE],
+        limit=speeds[ALONE] / speeds[PIL],
+        missing="" if TIMM in sides else "timm is not installed.",
     )
-    return found | {"timm create_loader": through(timm)}
-
-
-def measure(found: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Images a second of processor time, medians; the first round warms up and is not counted."""
-    speeds: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(rounds + 1):
-        for name, read in found.items():
-            start = time.process_time()
-            count = read()
-            speeds[name].append(count / (time.process_time() - start))
-    return {name: statistics.median(each[1:]) for name, each in speeds.items()}
+    targets = {} if options.root else {"loader": OURS, "cached": CACHED}
+    report(
+        "Loader: photos to batches" + (" of a folder" if options.root else ""),
+        ["FOLDER" if word == str(options.root) else word for word in command(__file__, argv)],
+        table(["loader", "images/s per core", "of torchvision's"], rows) + "\n" + note.rstrip(),
+        options.record,
+        {name: f"{speeds[side] / speeds[PIL]:.2f}" for name, side in targets.items()},
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, help="folder of class folders of JPEGs; made ones if not given")
-    parser.add_argument("--count", type=int, default=400, help="photos to make")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--record", action="store_true", help="write the table into docs/benchmarks.md")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        root = options.root or Path(scratch) / "photos"
-        told = f"{len(list_images(root))} photos" if options.root else make_photos(root, options.count)
-        found = sides(root, str(Path(scratch) / "cache"))
-        speeds = measure(found, options.rounds)
-    base = next(iter(speeds.values()))
-    rows = [f"| {name} | {speed:,.0f} | {speed / base:.2f} |" for name, speed in speeds.items()]
-    without = "" if "timm create_loader" in speeds else "timm is not installed."
-    decoding = speeds["decoding alone (torchvision.io)"]
-    limits = {"share": speeds[OURS] / decoding, "limit": decoding / base}
-    note = NOTE.format(**limits, rounds=options.rounds, photos=told, size=SIZE, batch=BATCH, missing=without)
-    report(
-        "Loader: photos to batches" + (" of a folder" if options.root else ""),
-        ["python benchmarks/loader.py", *(["--root", "FOLDER"] if options.root else [])],
-        "\n".join(["| loader | images/s per core | of torchvision's |", "|---|---|---|", *rows, note.rstrip()]),
-        options.record,
-        {}
-        if options.root
-        else {name: f"{speeds[side] / base:.2f}" for name, side in (("loader", OURS), ("cached", CACHED))},
-    )
+    main()

@@ -58,7 +58,7 @@ def report(
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {device}, Python {platform.python_version()}"
-    words = f"{machine}, torch {torch.__version__}, commit {runs.commit()}."
+    words = f"{machine}, torch {torch.__version__}, commit {commit()}."
     section = (
         f"\n## {title}\n\n```bash\n{shlex.join(command[0].split() + list(command[1:]))}\n```\n\n{table}\n\n{words}\n"
     )
@@ -70,6 +70,15 @@ def report(
         figures = _figures(page) | {name: figure for name, figure in (reached or {}).items() if figure}
         PAGE.write_text(_with_targets(page, figures, everything=True), encoding="utf-8")
         README.write_text(_with_targets(README.read_text(encoding="utf-8"), figures), encoding="utf-8")
+
+
+def commit() -> str | None:
+    """As `runs.commit`, but that the pages written here do not make it dirty."""
+    own = [f":!{path.relative_to(PROJECT)}" for path in (PAGE, README) if path.is_relative_to(PROJECT)]
+    words = ["git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no", "--", ".", *own]
+    name = runs.commit()
+    clean = subprocess.run(words, capture_output=True, check=False).stdout == b""
+    return name.removesuffix("-dirty") if name and clean else name
 
 
 def _figures(page: str) -> dict[str, str]:

@@ -41,7 +41,9 @@ def run(words: Sequence[str], folder: str) -> tuple[float, float]:
     kept = ["--trainer.default_root_dir", folder] if "--trainer.max_steps" in words else []
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    subprocess.run([sys.executable, *words, *kept], cwd=PROJECT, env=environment, check=False, **quiet)
+    done = subprocess.run([sys.executable, *words, *kept], cwd=PROJECT, env=environment, check=False, **quiet)
+    if done.returncode and "no.yaml" not in words:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, seconds
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_pl import ImageClassifier
-from resnet_pl.data import Digits
+from resnet_pl.data import Cutout, Digits, MixUp, PadCrop, RandomFlip
 from resnet_pl.models import cifar_resnet
 from resnet_pl.reports.results import read_results
 from tests.test_cli import SMALL, rows, run
@@ -44,16 +44,20 @@ def test_images_in_memory_lie_on_the_gpu() -> None:
 
 def test_no_step_waits_for_the_gpu_between_logging_steps() -> None:
     class Watched(ImageClassifier):
-        def training_step(self, batch, batch_idx):
-            torch.cuda.set_sync_debug_mode("error" if 2 <= batch_idx < 8 else "default")
-            try:
-                return super().training_step(batch, batch_idx)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+        def on_train_batch_start(self, batch, batch_idx):
+            torch.cuda.set_sync_debug_mode("error" if batch_idx == 2 else torch.cuda.get_sync_debug_mode())
 
-    fit = trainer(accelerator="gpu", max_steps=8, log_every_n_steps=50)
-    fit.fit(Watched(cifar_resnet(8)), datamodule=Digits(batch_size=32))
-    assert fit.global_step == 8
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            torch.cuda.set_sync_debug_mode("default" if batch_idx == 7 else torch.cuda.get_sync_debug_mode())
+
+    # Loading, augmentation, step and hooks of steps 3 to 8.
+    transforms = [RandomFlip(), PadCrop(2), Cutout(2)]
+    fit = trainer(accelerator="gpu", max_steps=9, log_every_n_steps=50)
+    try:
+        fit.fit(Watched(cifar_resnet(8)), datamodule=Digits(batch_size=32, batch_transforms=transforms, mix=MixUp()))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert fit.global_step == 9
 
 
 def test_compiled_and_eager_learn_the_same() -> None:

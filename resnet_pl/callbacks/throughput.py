@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
@@ -28,6 +29,9 @@ class Throughput(Callback):
     ) -> None:
         """See Lightning's Callback."""
         self._images += len(batch.indices)
+        if trainer.is_last_batch and pl_module.device.type == "cuda":
+            # Until here it has only been told what to do.
+            torch.cuda.synchronize(pl_module.device)
         self._end = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -265,7 +265,7 @@ class ImageDataModule(LightningDataModule):
 
     def augment(self, batch: Batch) -> Batch:
         """`(N, C, H, W)` uint8 to float in [0, 1], augmented."""
-        images, labels = batch.images.float() / 255, batch.labels
+        images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
         draws = Draws(self.seed, batch.epoch, batch.number, batch.indices)
         for transform in self.batch_transforms:
             images, labels = transform(images, labels, draws)

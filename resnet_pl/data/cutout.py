@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from resnet_pl.data.draws import Draws
-from resnet_pl.data.transforms import BatchTransform, TrainingData
+from resnet_pl.data.transforms import MeanFilled
 
 
-class Cutout(BatchTransform):
+class Cutout(MeanFilled):
     """Puts the mean into a square of every image (DeVries and Taylor, 2017); its centre may be anywhere.
 
     Args:
@@ -19,12 +19,8 @@ class Cutout(BatchTransform):
     def __init__(self, size: int = 16) -> None:
         if size < 1:
             raise ValueError(f"Cutout: size is {size}, it must be 1 or more")
+        super().__init__()
         self.size = size
-        self.mean = torch.zeros(1, 1, 1)
-
-    def fit(self, data: TrainingData) -> None:
-        """Takes the mean, which is nothing to the net."""
-        self.mean = data.normalization()[0]
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
@@ -34,4 +30,4 @@ class Cutout(BatchTransform):
             place = torch.arange(length, device=images.device)
             inside.append((place >= first) & (place < first + self.size))
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        return torch.where(hole, self.mean.to(images), images), labels
+        return torch.where(hole, self.mean_on(images.device), images), labels

@@ -14,7 +14,7 @@ from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cache import decoded
 from resnet_pl.data.images import BadImage, check_share, list_bad, list_images, scan_image
 from resnet_pl.data.loaders import Loader
-from resnet_pl.data.photos import Photos
+from resnet_pl.data.photos import Photos, check_decoder
 from resnet_pl.data.splits import content_digests
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, BatchTransform, Crop, PCAColor, RandomFlip, ScaleCrop
@@ -92,6 +92,7 @@ class ImageFolder(ImageDataModule):
                 raise UserError(
                     f"data.decode: photos cannot be decoded on a {self.device.type}\ngive --data.decode cpu"
                 )
+            check_decoder(self.device)
             self.split("train").device = self.device
         return super().train_dataloader()
 

@@ -10,13 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from resnet_pl.data.cache import DecodedPhotos, file_state, short_hash
 from resnet_pl.data.draws import keyed_rng
 from resnet_pl.data.images import BadImage, read_image, read_jpeg
 from resnet_pl.data.transforms import CentreCrop, Crop
 from resnet_pl.data.views import Views
+from resnet_pl.errors import UserError
+
+
+def check_decoder(device: torch.device) -> None:
+    """Raises UserError where torchvision cannot decode a JPEG on a device."""
+    try:
+        decode_jpeg(encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8)), device=device)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"data.decode: cannot decode photos on {device}: {why}\ngive --data.decode cpu") from error
 
 
 class Photos(torch.utils.data.Dataset):
@@ -101,12 +111,17 @@ class Photos(torch.utils.data.Dataset):
 
     def decode(self, samples: Sequence[Any], epoch: int) -> list[Any]:
         """Samples of one epoch with views on the device; those that are bytes are decoded there, in one go."""
-        waiting = {sample[2]: sample[0] for sample in samples if isinstance(sample, tuple) and sample[0].ndim == 1}
+        read = [sample for sample in samples if not isinstance(sample, BadImage)]
+        waiting = {sample[2]: sample[0] for sample in read if sample[0].ndim == 1}
         images: list[Any] = [None] * len(waiting)
         # One damaged photo fails them all; each is then read by itself, and the damaged one named.
-        with suppress(RuntimeError):
+        try:
             if waiting:
                 images = decode_jpeg(list(waiting.values()), mode=ImageReadMode.RGB, device=self.device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
         views = {index: self._sample(image, epoch, index) for index, image in zip(waiting, images, strict=True)}
         ready = [sample if isinstance(sample, BadImage) else views.get(sample[2], sample) for sample in samples]
         return [s if isinstance(s, BadImage) else (s[0].to(self.device), *s[1:]) for s in ready]

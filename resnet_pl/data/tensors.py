@@ -70,9 +70,10 @@ class TensorLoader(Loader):
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """See `Loader.read`."""
-        for indices in plan:
-            where = indices.to(self._images.device)
-            yield self._seen(self._images[where]), self._labels[where], indices
+        # In one go, for each transfer waits until the device has done all it was given.
+        order = torch.cat([torch.empty(0, dtype=torch.int64), *plan]).to(self._images.device)
+        for indices in order.split([len(batch) for batch in plan]):
+            yield self._seen(self._images[indices]), self._labels[indices], indices
 
     def _seen(self, images: Tensor) -> Tensor | list[View]:
         if self.views is None:

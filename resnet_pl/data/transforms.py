@@ -184,7 +184,24 @@ class RandomFlip(BatchTransform):
         return torch.where(flipped[:, None, None, None], images.flip(-1), images), labels
 
 
-class PadCrop(BatchTransform):
+class MeanFilled(BatchTransform):
+    """One that fills places with the mean, which is nothing to the net."""
+
+    def __init__(self) -> None:
+        self.mean = torch.zeros(1, 1, 1)
+
+    def fit(self, data: TrainingData) -> None:
+        """Takes the mean that is subtracted from the images."""
+        self.mean = data.normalization()[0]
+
+    def mean_on(self, device: torch.device) -> Tensor:
+        """`(C, 1, 1)` or `(C, H, W)`; moved once, as every transfer waits for the device."""
+        if self.mean.device != device:
+            self.mean = self.mean.to(device)
+        return self.mean
+
+
+class PadCrop(MeanFilled):
     """The paper's CIFAR augmentation (§4.2): pad every side, then crop at random to the original size.
 
     The padding is zero *after* the mean is subtracted, as in the paper; images here still carry their mean, so it is
@@ -198,26 +215,21 @@ class PadCrop(BatchTransform):
     def __init__(self, padding: int = 4, mode: Literal["constant", "reflect"] = "constant") -> None:
         if padding < 0:
             raise ValueError(f"PadCrop: padding is {padding}, it must be 0 or more")
+        super().__init__()
         self.padding, self.mode = padding, mode
-        self.mean = torch.zeros(1, 1, 1)
-
-    def fit(self, data: TrainingData) -> None:
-        """Takes the mean that is subtracted from the images."""
-        self.mean = data.normalization()[0]
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
-        if self.mean.device != images.device:
-            self.mean = self.mean.to(images.device)
         n, _, height, width = images.shape
-        padded = F.pad(images - self.mean, [self.padding] * 4, mode=self.mode)
+        mean = self.mean_on(images.device)
+        padded = F.pad(images - mean, [self.padding] * 4, mode=self.mode)
         span = 2 * self.padding + 1
         rows = draws.integers(span)[:, None] + torch.arange(height, device=images.device)
         columns = draws.integers(span)[:, None] + torch.arange(width, device=images.device)
         picked = torch.arange(n, device=images.device)[:, None, None]
         # Advanced indexing puts the indexed axes first: (N, H, W, C), which is channels_last already.
         cropped = padded[picked, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        return cropped + self.mean, labels
+        return cropped + mean, labels
 
 
 class PCAColor(BatchTransform):

@@ -54,8 +54,11 @@ class Evaluation(nn.Module):
         # By default torchmetrics leaves out what is not a number, and a net that fails would look well.
         self.loss = MeanMetric(nan_strategy="disable")
         # Top-5 says nothing where five guesses cover the classes.
-        self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro") if num_classes > 5 else None
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.top5 = (
+            MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False) if num_classes > 5 else None
+        )
+        # What torchmetrics would validate, the loss has been computed of; and a GPU would wait for it in every batch.
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.calibration_error = BinnedCalibrationError()
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:

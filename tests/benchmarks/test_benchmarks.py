@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, epoch, gpu, growth, overhead, report, startup
+from benchmarks import accuracy, epoch, gpu, growth, loader, overhead, report, startup
 from benchmarks.steps import Nothing, Stopwatch, bare, build, fit, ready, unseen_terminal
 from resnet_pl.models import cifar_resnet
 
@@ -137,6 +137,16 @@ def test_the_scripts_see_the_images_of_fit(tmp_path: Path) -> None:
     assert len(dataset) == 300
     assert torch.equal(torch.tensor(image.getdata()).reshape(32, 32, 3).permute(2, 0, 1), split.images[7].long())
     assert label == int(split.labels[7])
+
+
+def test_loader(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, photo_folder: Path) -> None:
+    monkeypatch.setattr(loader, "alone", lambda script, one: loader.measured(**one))
+    loader.main(["--root", str(photo_folder), "--rounds", "1"])
+    told = capsys.readouterr().out
+    rows = [row for row in lines(told, "| ") if len(row) == 3][2:]
+    wanted = [loader.PIL, loader.IO, loader.OURS, loader.FLOAT, loader.CACHED, loader.REDUCED, loader.ALONE]
+    assert [row[0] for row in rows if row[0] != loader.TIMM] == wanted
+    assert rows[0][2] == "1.00" and "loader.py --root FOLDER --rounds 1" in told
 
 
 @pytest.mark.process

@@ -1,15 +1,16 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_pl.data import ImageFolder
+from resnet_pl.data import ImageFolder, photos
 from resnet_pl.data.images import BadImage
 from resnet_pl.data.loaders import EpochSampler, PhotoLoader
-from resnet_pl.data.photos import Photos
+from resnet_pl.data.photos import Photos, check_decoder
 from resnet_pl.data.transforms import RandomResizedCrop
 from resnet_pl.errors import UserError
 
@@ -120,6 +121,26 @@ def test_decoding_on_the_device_needs_a_gpu_and_no_transforms(photo_folder: Path
         data.train_dataloader()
     with pytest.raises(ValueError, match="transforms of single photos"):
         ImageFolder(str(photo_folder), transforms=[v2.RandomErasing()], decode="device")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_device_that_cannot_decode_is_told_at_once() -> None:
+    with pytest.raises(UserError, match=r"data.decode: cannot decode photos on cuda: .*\ngive --data.decode cpu"):
+        check_decoder(torch.device("cuda"))
+
+
+def test_a_gpu_without_memory_is_not_taken_for_a_bad_photo(
+    photo_folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    every = Photos(photo_folder, names, [0] * len(names), 16)
+    every.device = torch.device("cpu")
+    samples = [every[0, index] for index in range(len(names))]
+    monkeypatch.setattr(photos, "decode_jpeg", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        every.decode(samples, 0)
 
 
 def test_photos_are_told_from_others(photo_folder: Path, names: list[str]) -> None:
