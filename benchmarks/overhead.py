@@ -27,12 +27,12 @@ NETS: dict[str, tuple[list[str], int, int]] = {
     "ResNet-20, CIFAR, batch 128": (
         "--model.backbone cifar_resnet --data.augment true --data.image_size 32 --data.batch_size 128".split(),
         2,
-        8,
+        30,
     ),
     "ResNet-18, 128 px, batch 32": (
         "--model.backbone resnet18 --data.image_size 128 --data.batch_size 32".split(),
         1,
-        5,
+        10,
     ),
     "a linear layer, 8 px, batch 8": (
         "--model.backbone benchmarks.steps.Nothing --data.image_size 8 --data.batch_size 8".split(),

@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.report import arguments, command, report, table, take_turns
 
 PROJECT = Path(__file__).parent.parent
-IMPORTS = "importing torch, Lightning and what else it uses"
+IMPORTS = "importing torch, torchvision, torchmetrics and LightningCLI"
 FIT = ["cli.py", "fit", "--config", "configs/digits.yaml"]
 SIDES = {
     "Python itself": ["-c", "pass"],
     "`--help`": ["cli.py", "--help"],
     "`fit --config no.yaml`, refused": ["cli.py", "fit", "--config", "no.yaml"],
-    IMPORTS: ["-c", "import resnet_pl.cli"],
+    IMPORTS: ["-c", "import torch, torchvision, torchmetrics, lightning.pytorch.cli"],
     "`fit --help`": ["cli.py", "fit", "--help"],
     "`fit --config configs/digits.yaml --print_config`": [*FIT, "--print_config"],
     "the same until one step is trained, validated and kept": [*FIT, "--trainer.max_steps", "1"],
 }
 NOTE = """
 Medians of {rounds} rounds in which the commands take turns, files in the page cache; processor time is of the process
-and its children. The importing is `python -c "import resnet_pl.cli"`.
+and its children.
 """
 
 
