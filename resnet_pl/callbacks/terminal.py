@@ -21,9 +21,9 @@ from resnet_pl.runs import commit, launch, write_config, write_session, write_sp
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, without the version number, which the start report tells; drawn ten times a second at most.
+    """Lightning's bar, without the version number, which the start report tells; drawn twice a second at most.
 
-    Drawing takes as long as a step of a small net.
+    Drawing takes some milliseconds in which nothing is trained.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """See Lightning's RichProgressBar."""
         if time.monotonic() >= self._due or batch_idx + 1 == self.total_train_batches:
-            self._due = time.monotonic() + 0.1
+            self._due = time.monotonic() + 0.5
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float]:
