@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import cProfile
+import json
 import statistics
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from benchmarks.report import arguments, command, report, table, take_turns
+from benchmarks.report import alone, arguments, command, report, table, take_turns
 from benchmarks.steps import Built, Stopwatch, bare, build, fit, ready, unseen_terminal
 from resnet_pl.data import ImageDataModule
 
@@ -42,9 +44,10 @@ NETS: dict[str, tuple[list[str], int, int]] = {
 }
 BARE, OFF, FULL, PLAIN = "bare loop", "`fit`, everything off", "`fit` of the command line", "`fit`, plain habits"
 NOTE = """
-Medians of {rounds} rounds in which the sides take turns; ratios and differences are medians of each round's own, in
-brackets the least and the greatest. All sides have one net, one loader, batch transforms and normalisation. Validation
-and checkpoints come at the ends of epochs, outside of what is timed; a step that is logged is always in it.
+Medians of {rounds} rounds in which the sides take turns, each in a process of its own; ratios and differences are
+medians of each round's own, in brackets the least and the greatest. All sides have one net, one loader, batch
+transforms and normalisation. Validation and checkpoints come at the ends of epochs, outside of what is timed; a step
+that is logged is always in it.
 *Everything off* is a Trainer without bar, logger, checkpoints and callbacks. *The command line* has all it has by
 default: bar, TensorBoard, metrics.csv, checkpoints, dashboard, exact resume, loss, top-1. *Plain habits* is a
 LightningModule that calls `self.log` for loss and accuracy in every step, with bar, TensorBoard and checkpoints.
@@ -81,7 +84,7 @@ def built_for(net: str, folder: str, steps: int) -> Built:
     options = NETS[net][0]
     images = steps * int(options[options.index("--data.batch_size") + 1])
     # In every window there is a logging step, however short it is.
-    logged = ["--trainer.log_every_n_steps", str(min(50, steps // 2))]
+    logged = ["--trainer.log_every_n_steps", str(min(50, steps))]
     data = ["--data", "benchmarks.steps.Noise", "--data.count", str(images)]
     return build(folder, *data, *options, *logged, "--trainer.devices", "1")
 
@@ -132,18 +135,22 @@ def _short(file: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and tells."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = arguments(__doc__, rounds=9)
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("--nets", type=int, nargs="+", default=[0, 1, 2], help=f"of {', '.join(NETS)}: positions")
     parser.add_argument("--steps", type=int, help="steps timed in each round, in place of each net's own number")
+    parser.add_argument("--one", type=json.loads, help="one measurement, which is printed as JSON")
     options = parser.parse_args(argv)
+    if options.one:
+        print(json.dumps(step(**options.one)))
+        return
     rows: list[list[str]] = []
     reached: dict[str, str] = {}
     for net in [list(NETS)[number] for number in options.nets]:
         _, skip, steps = NETS[net]
         steps, skip = options.steps or steps, min(skip, options.steps or skip)
         sides = [BARE, OFF, FULL, PLAIN] if "linear" in net else [BARE, FULL]
-        turns = {side: lambda side=side, net=net, n=steps, k=skip: step(side, net, k, n) for side in sides}
-        found = take_turns(turns, options.rounds)
+        ones = {side: {"side": side, "net": net, "skip": skip, "steps": steps} for side in sides}
+        found = take_turns({side: partial(alone, __file__, one) for side, one in ones.items()}, options.rounds)
         for side, each in found.items():
             pairs = list(zip(found[BARE], each, strict=True))
             speeds = [alone / seconds for alone, seconds in pairs]

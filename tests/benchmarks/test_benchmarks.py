@@ -97,7 +97,8 @@ def test_accuracy_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(mean[1].split("%")[0]) == pytest.approx(sum(top1) / 2, abs=0.01)
 
 
-def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overhead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "alone", lambda script, one: overhead.step(**one))
     overhead.main(["--nets", "2", "--rounds", "1", "--steps", "10"])
     told = capsys.readouterr().out
     rows = lines(told, "a linear layer")
