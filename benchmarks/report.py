@@ -125,6 +125,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def alone(script: str, argument: Any) -> Any:
-    """What `script --one ARGUMENT` prints in a process of its own, as JSON both ways: a peak never comes down again."""
+    """What `script --one ARGUMENT` prints last in a process of its own, as JSON both ways.
+
+    A peak of memory never comes down again, and how memory lies there differs from process to process.
+    """
     words = [sys.executable, script, "--one", json.dumps(argument)]
-    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
+    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
