@@ -9,6 +9,7 @@ from resnet_pl.callbacks.precise_bn import PreciseBN
 from resnet_pl.callbacks.predictions import PredictionWriter
 from resnet_pl.callbacks.terminal import EpochLine, ProgressBar, StartReport
 from resnet_pl.callbacks.throughput import Throughput
+from resnet_pl.callbacks.whiten import WhitenStem
 
 __all__ = [
     "BestCheckpoint",
@@ -23,4 +24,5 @@ __all__ = [
     "ProgressBar",
     "StartReport",
     "Throughput",
+    "WhitenStem",
 ]

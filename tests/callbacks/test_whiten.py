@@ -1,0 +1,75 @@
+"""The first convolution begins as whitening filters, and only at the beginning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_pl.callbacks import WhitenStem
+from resnet_pl.errors import UserError
+from tests.tiny import Tiny, classifier, trainer
+
+
+class Seen(Callback):
+    """The first convolution's filters before the first step."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        stem = next(module for module in pl_module.backbone.modules() if isinstance(module, nn.Conv2d))
+        self.filters = stem.weight.detach().clone()
+
+
+def started(module: nn.Module, data: Tiny, **kwargs: object) -> Tensor:
+    seen = Seen()
+    trainer(callbacks=[WhitenStem(60), seen], max_steps=1).fit(module, datamodule=data, **kwargs)
+    return seen.filters
+
+
+def test_what_the_first_filters_give_is_uncorrelated_and_of_unit_variance() -> None:
+    module, data = classifier(), Tiny()
+    before = module.backbone.conv1.weight.detach().clone()
+    filters = started(module, data)
+    assert filters.shape == (16, 3, 3, 3) and not torch.equal(filters, before)
+    images = module.normalize(data.splits["train"].images)
+    patches = F.unfold(images, 3, stride=3).transpose(0, 1).flatten(1)
+    found = torch.cov(filters[:8].flatten(1) @ patches, correction=0)
+    torch.testing.assert_close(found, torch.eye(8), rtol=1e-3, atol=1e-3)
+    assert torch.equal(filters[8:], -filters[:8])
+
+
+def test_what_is_left_over_keeps_its_start() -> None:
+    module = classifier(
+        backbone=nn.Sequential(nn.Conv2d(3, 9, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 4))
+    )
+    before = module.backbone[0].weight.detach().clone()
+    after = started(module, Tiny())
+    assert torch.equal(after[6:], before[6:]) and not torch.equal(after[:6], before[:6])
+
+
+def test_a_run_that_goes_on_keeps_its_filters(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[WhitenStem(60)], max_steps=2)
+    module = classifier()
+    run.fit(module, datamodule=Tiny())
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    again, seen = classifier(), Seen()
+    going_on = trainer(callbacks=[WhitenStem(60), seen], max_epochs=2)
+    going_on.fit(again, datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(seen.filters, module.backbone.conv1.weight)
+
+
+def test_pretrained_weights_are_not_written_over() -> None:
+    module = classifier()
+    module.weights = "IMAGENET1K_V1"
+    with pytest.raises(UserError, match=r"from scratch\n.*--model.weights null"):
+        WhitenStem().on_fit_start(trainer(), module)
+
+
+def test_a_net_without_convolution_is_refused() -> None:
+    module = classifier(backbone=nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+    with pytest.raises(UserError, match="does not start with a convolution"):
+        trainer(callbacks=[WhitenStem()]).fit(module, datamodule=Tiny())
