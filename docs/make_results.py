@@ -27,7 +27,8 @@ from resnet_pl.reports.records import PAPER_ITERATIONS, duration, read_run, read
 HEAD = """# Results
 
 Written by `python docs/make_results.py RUN …` from the runs' own files. Each row is one run (n = 1) unless it says
-otherwise; test images were used for these tests alone, of the checkpoint that did best on the validation images.
+otherwise; test images were used for these tests alone, of the checkpoint that did best on the validation images, or of the last
+where none are held out.
 """
 
 

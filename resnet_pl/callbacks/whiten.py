@@ -43,11 +43,11 @@ class WhitenStem(Callback):
         images = data.split("train")
         sampler = EpochSampler(len(images), data.seed, shuffle=True)
         batches = islice(data.loader(images, sampler, data.batch_size), math.ceil(self.images / data.batch_size))
-        views = (pl_module.normalize(batch.images.to(pl_module.device)) for batch in batches)
+        views = (pl_module.normalize(batch.images.to(pl_module.device)).float() for batch in batches)
         filters = whitening(F.unfold(view, stem.kernel_size, stride=stem.kernel_size) for view in views)
         count = min(len(filters), stem.out_channels // 2)
         with torch.no_grad():
-            stem.weight[:count] = filters[:count].view_as(stem.weight[:count])
+            stem.weight[:count] = filters[:count].reshape(count, *stem.weight.shape[1:])
             stem.weight[count : 2 * count] = -stem.weight[:count]
 
 
