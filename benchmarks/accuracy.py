@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     body = table(["seed", "test top-1", "seconds"], rows) + "\n" + NOTE.rstrip()
     # The targets are of a GPU, and of the files as they are.
     gpu = torch.cuda.is_available() and not extra and len(found) > 1
-    reached = {Path(options.config).stem: f"{statistics.mean(times):.1f} s, {spread}, n = {len(found)}"} if gpu else {}
+    name = "/".join(Path(options.config).parts[-2:])
+    reached = {name: f"{statistics.mean(times):.1f} s, {spread}, n = {len(found)}"} if gpu else {}
     report(title, command(__file__, argv), body, options.record, reached)
 
 

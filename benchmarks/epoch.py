@@ -38,11 +38,10 @@ GIVEN_BACK = "`fit --keep_memory false`"
 NOTE = """
 Medians of {rounds} rounds in which the sides take turns, each in a process of its own; an epoch is {steps} steps of
 {batch} images, computed from those after the first, which is told apart: with its start of workers, or compilation. No
-validation. The scripts are a loop
-of forward, backward and SGD's step with `loss.item()` and accuracy in each, eager, contiguous, with a DataLoader of 2
-workers over torchvision's `CIFAR10`, cropped and mirrored as in the paper by PIL and ToTensor, or by v2 on uint8
-tensors; timm's `create_loader` has its own random crop. `fit` is the command line with `configs/cifar10.yaml`, in
-float32 unless told otherwise.
+validation. The scripts are a loop of forward, backward and SGD's step with `loss.item()` and accuracy in each, eager,
+contiguous, with a DataLoader of 2 workers over torchvision's `CIFAR10`, cropped and mirrored as in the paper by PIL and
+ToTensor, or by v2 on uint8 tensors; timm's `create_loader` has its own random crop. `fit` is the command line with
+`configs/cifar10.yaml`, in float32 unless told otherwise.
 Compiling costs {compiling}
 """
 

@@ -24,9 +24,10 @@ from benchmarks.report import alone, arguments, command, report, table, take_tur
 from benchmarks.steps import Built, Stopwatch, bare, build, fit, ready, unseen_terminal
 from resnet_pl.data import ImageDataModule
 
+CIFAR, LINEAR = "ResNet-20, CIFAR, batch 128", "a linear layer, 8 px, batch 8"
 # Options of fit, steps left out and steps timed.
 NETS: dict[str, tuple[list[str], int, int]] = {
-    "ResNet-20, CIFAR, batch 128": (
+    CIFAR: (
         "--model.backbone cifar_resnet --data.augment true --data.image_size 32 --data.batch_size 128".split(),
         2,
         30,
@@ -36,7 +37,7 @@ NETS: dict[str, tuple[list[str], int, int]] = {
         1,
         10,
     ),
-    "a linear layer, 8 px, batch 8": (
+    LINEAR: (
         "--model.backbone benchmarks.steps.Nothing --data.image_size 8 --data.batch_size 8".split(),
         100,
         1000,
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for net in [list(NETS)[number] for number in options.nets]:
         _, skip, steps = NETS[net]
         steps, skip = options.steps or steps, min(skip, options.steps or skip)
-        sides = [BARE, OFF, FULL, PLAIN] if "linear" in net else [BARE, FULL]
+        sides = [BARE, OFF, FULL, PLAIN] if net == LINEAR else [BARE, FULL]
         ones = {side: {"side": side, "net": net, "skip": skip, "steps": steps} for side in sides}
         found = take_turns({side: partial(alone, __file__, one) for side, one in ones.items()}, options.rounds)
         for side, each in found.items():
@@ -159,10 +160,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             spread = f"{speed:.3f} ({min(speeds):.3f} to {max(speeds):.3f})"
             told = ["1.000", ""] if side == BARE else [spread, f"{more:+,.0f}"]
             rows.append([net, side, f"{statistics.median(each) * 1e3:,.3f}", *told])
+            figures = {CIFAR: ("loop", spread), LINEAR: ("step", f"{more:,.0f} µs")}
             # The targets are of a processor, and of all steps.
-            if side == FULL and not options.steps and not torch.cuda.is_available():
-                figures = {"CIFAR": {"loop": spread}, "linear": {"step": f"{more:,.0f} µs"}}
-                reached |= next((figure for word, figure in figures.items() if word in net), {})
+            if side == FULL and net in figures and not options.steps and not torch.cuda.is_available():
+                name, figure = figures[net]
+                reached[name] = figure
     told = table(["step", "side", "ms a step", "speed, of the bare loop's", "µs more than bare"], rows)
     # Of the last net of the loop above.
     profile = cProfile.Profile()

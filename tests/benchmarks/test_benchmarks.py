@@ -62,6 +62,12 @@ def test_targets_are_told_on_both_pages(tmp_path: Path) -> None:
     assert readme.startswith("before\n") and readme.endswith("after\n")
 
 
+def test_recipes_that_have_a_target_are_there() -> None:
+    configs = Path(report.__file__).parents[1] / "configs"
+    files = [name for name in report.TARGETS if name.endswith(".yaml")]
+    assert len(files) == 3 and all((configs / name).is_file() for name in files)
+
+
 def test_a_missed_target_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     seconds = {epoch.CLASSICAL: 60.0, epoch.EAGER: 50.0, epoch.COMPILED: 48.0}
