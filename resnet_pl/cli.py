@@ -24,7 +24,7 @@ from resnet_pl.data.images import find_images
 from resnet_pl.ensemble import Ensemble, check_members
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.models.weights import save_weights
-from resnet_pl.patches import ending_at_once, quieten, short_names, stopping_between_batches, told_plainly
+from resnet_pl.patches import ending_at_once, let_go, quieten, short_names, stopping_between_batches, told_plainly
 from resnet_pl.reports.pictures import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import predictions_table, print_report, results_table
@@ -37,6 +37,7 @@ def run(request: Request) -> int:
     with short_names(), told_plainly():
         # In a context of its own: jsonargparse's would keep net, data and worker processes until the next command.
         copy_context().run(CLI, request)
+    let_go()
     return 0
 
 

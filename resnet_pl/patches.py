@@ -196,3 +196,13 @@ def ending_at_once(trainer: Trainer) -> Iterator[None]:
         # It ignores any further one, for good.
         signal.signal(signal.SIGINT, before)
         raise KeyboardInterrupt from end
+
+
+def let_go() -> None:
+    """Ends what several processes used to talk to each other; for the end of a command that all of them have finished.
+
+    Lightning does it for NCCL alone. A thread of gloo's that still holds a tensor while Python ends aborts the process,
+    which torchrun takes for a failure, and starts a training that is finished once more.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
