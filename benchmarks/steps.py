@@ -22,7 +22,7 @@ from resnet_pl.data import ImageDataModule, TensorDataModule
 from resnet_pl.data.loaders import Batch
 from resnet_pl.data.tensors import TensorImages
 from resnet_pl.data.transforms import PadCrop, RandomFlip
-from resnet_pl.optim import fuse_on_gpu
+from resnet_pl.optim import fuse
 from resnet_pl.patches import quieten, short_names
 from resnet_pl.request import Request
 
@@ -173,7 +173,7 @@ def bare(
         context: what the forward pass runs in.
     """
     device, optimizer, loader = model.device, model.optimizer(list(model.parameters())), data.train_dataloader()
-    fuse_on_gpu(optimizer)
+    fuse(optimizer)
     model.train()
     watch.start(device)
     for epoch in count():

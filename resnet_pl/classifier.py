@@ -25,7 +25,7 @@ from resnet_pl.evaluation.views import average_scores
 from resnet_pl.models.compiled import compile_training
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
-from resnet_pl.optim import Schedule, ScheduledLR, Share, fuse_on_gpu, parameter_groups
+from resnet_pl.optim import Schedule, ScheduledLR, Share, fuse, parameter_groups
 from resnet_pl.resume import changed_arguments, check_net
 
 
@@ -225,7 +225,7 @@ class ImageClassifier(LightningModule):
             optimizer = self.optimizer(parameter_groups(self, self.decay_norm_and_bias))
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
-        fuse_on_gpu(optimizer)
+        fuse(optimizer)
         if self.base_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.effective_batch_size / self.base_batch_size

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
 from torch import nn
 from torch.optim import Optimizer
@@ -179,13 +180,23 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
     return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
 
 
-def fuse_on_gpu(optimizer: Optimizer) -> None:
-    """Makes the step of an optimiser one kernel on a GPU, where it knows one and its arguments do not say how to step.
+def fuse(optimizer: Optimizer) -> None:
+    """Makes the step of an optimiser one kernel, where it knows one for the device and no argument says how to step.
 
     Set in the groups and not given to the constructor: the constructor's makes the optimiser unscale gradients of
-    float16 itself, and Lightning then cannot clip them.
+    float16 itself, and Lightning then cannot clip them. SGD's kernel fails where some parameters have a momentum and
+    others have none yet, because they thaw later or a batch did without them: momentum begins as nothing, which makes
+    the same first step, and a group with frozen parameters is not fused.
     """
     for group in optimizer.param_groups:
         unsaid = group.get("fused", False) is None and group.get("foreach") is None
-        if unsaid and all(p.device.type == "cuda" and p.is_floating_point() for p in group["params"]):
-            group["fused"] = True
+        if not unsaid or group.get("dampening") or not all(map(_fusible, group["params"])):
+            continue
+        group["fused"] = True
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _fusible(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point()

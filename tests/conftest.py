@@ -1,6 +1,7 @@
 """Small data that many tests need: made here, in no time, from nothing."""
 
 import colorsys
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,14 @@ MakePhotos = Callable[..., Path]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what it puts in the background, and Ctrl-C is part of what is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def without_a_seed() -> Iterator[None]:
+    """A command line's seed stays in the environment; the next test's data must not follow it."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 def write_photos(

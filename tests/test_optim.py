@@ -10,7 +10,7 @@ from torch import nn
 
 from resnet_pl.errors import UserError
 from resnet_pl.models import cifar_resnet
-from resnet_pl.optim import Schedule, ScheduledLR, fuse_on_gpu, parameter_groups
+from resnet_pl.optim import Schedule, ScheduledLR, fuse, parameter_groups
 from tests.test_classifier import Kept
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
@@ -296,15 +296,6 @@ def test_frozen_parameters_are_in_the_groups():
 # ------------------------------------------------------------------------------------ one kernel a step
 
 
-class OnGPU:
-    """What is asked of a parameter on a GPU."""
-
-    device = torch.device("cuda")
-
-    def is_floating_point(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize(
     ("kind", "arguments", "fused"),
     [
@@ -316,28 +307,47 @@ class OnGPU:
         (torch.optim.Adadelta, {}, "has none"),
     ],
 )
-def test_an_optimiser_steps_in_one_kernel_on_a_gpu(kind, arguments, fused):
+def test_an_optimiser_steps_in_one_kernel(kind, arguments, fused):
     optimizer = kind([nn.Parameter(torch.zeros(3))], lr=0.1, **arguments)
-    fuse_on_gpu(optimizer)
-    assert optimizer.param_groups[0].get("fused", "has none") in (None, arguments.get("fused"), "has none")
-    optimizer.param_groups[0]["params"] = [OnGPU()]
-    fuse_on_gpu(optimizer)
+    fuse(optimizer)
     assert optimizer.param_groups[0].get("fused", "has none") is fused
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_fused_step_is_the_same_step(kind):
+def test_a_device_without_such_kernels_steps_as_it_can():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(3, device="meta"))], lr=0.1)
+    fuse(optimizer)
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}), (torch.optim.SGD, {}), (torch.optim.AdamW, {})],
+)
+def test_a_fused_step_is_the_same_step(kind, arguments):
     weights = []
-    for fused in (None, True):
-        parameter = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
-        optimizer = kind([parameter], lr=0.1, weight_decay=0.1)
-        optimizer.param_groups[0]["fused"] = fused
+    for fused in (False, True):
+        parameters = [nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4) + shift) for shift in (0, 0.5)]
+        optimizer = kind(parameters, lr=0.1, weight_decay=0.1, **arguments)
+        if fused:
+            fuse(optimizer)
         for power in (1, 2, 3):
             optimizer.zero_grad()
-            (parameter**power).sum().backward()
+            # The second is left out of the first batch.
+            sum((parameter**power).sum() for parameter in parameters[: 1 if power == 1 else 2]).backward()
             optimizer.step()
-        weights.append(parameter.detach())
+        assert bool(optimizer.param_groups[0]["fused"]) is fused
+        weights.append(torch.cat(parameters).detach())
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)
+
+
+def test_a_group_with_frozen_parameters_is_not_fused():
+    thawing = nn.Parameter(torch.zeros(3), requires_grad=False)
+    for held in (
+        torch.optim.SGD([nn.Parameter(torch.zeros(3)), thawing], lr=0.1, momentum=0.9),
+        torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1, momentum=0.9, dampening=0.1),
+    ):
+        fuse(held)
+        assert held.param_groups[0]["fused"] is None and not held.state
 
 
 # ------------------------------------------------------------------------------------ parts of the run

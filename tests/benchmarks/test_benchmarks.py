@@ -111,7 +111,8 @@ def test_overhead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert [row[1] for row in rows] == [overhead.BARE, overhead.OFF, overhead.FULL, overhead.PLAIN]
     base = float(rows[0][2])
     for row in rows[1:]:
-        assert float(row[2]) > base
+        # Not which is faster: that is for the machine to say.
+        assert float(row[3].split()[0]) == pytest.approx(base / float(row[2]), abs=0.005)
         assert float(row[4].replace(",", "")) == pytest.approx((float(row[2]) - base) * 1e3, abs=1.1)
     assert "lightning/pytorch" in told
 
