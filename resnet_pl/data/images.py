@@ -167,7 +167,9 @@ def read_jpeg(path: Path) -> torch.Tensor | None:
         data = Path(path).read_bytes()
         height, width, channels = jpeg_shape(data) or (0, 0, 0)
         whole = channels in (1, 3) and 0 < height * width <= MAX_PIXELS and data.endswith(_TRAILERS["JPEG"])
-        if whole and _open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        image = _open(io.BytesIO(data)) if whole else None
+        # Adobe's mark of stored RGB, which few decoders know.
+        if image and image.info.get("adobe_transform") != 0 and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return None
 

@@ -157,7 +157,7 @@ class PhotoLoader(Loader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            collate_fn=list if self._on_device else _collate,
+            collate_fn=_packed if self._on_device else _collate,
             worker_init_fn=_outlast_signals,
             # Making an iterator must not draw from the global generator: a resumed run would differ from then on.
             generator=torch.Generator(),
@@ -173,7 +173,9 @@ class PhotoLoader(Loader):
         with _signals_held():
             batches = iter(self._reader)
         for read in batches:
-            images, labels, indices, found = _collate(self.images.decode(read, epoch)) if self._on_device else read
+            if self._on_device:
+                read = _collate(self.images.decode(_unpacked(*read), epoch))
+            images, labels, indices, found = read
             for image in found:
                 self._report(image)
             bad += found
@@ -256,6 +258,19 @@ def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tenso
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
+
+
+def _packed(samples: list[Any]) -> tuple[Tensor, list[int], list[Any]]:
+    """Samples with the JPEGs' bytes in one tensor: each of a worker's tensors takes an open file in two processes."""
+    encoded = [sample[0] for sample in samples if not isinstance(sample, BadImage) and sample[0].ndim == 1]
+    rest = [s if isinstance(s, BadImage) or s[0].ndim > 1 else (None, *s[1:]) for s in samples]
+    return torch.cat(encoded or [torch.empty(0, dtype=torch.uint8)]), [len(each) for each in encoded], rest
+
+
+def _unpacked(together: Tensor, lengths: list[int], rest: list[Any]) -> list[Any]:
+    """What `_packed` was given."""
+    encoded = iter(together.split(lengths))
+    return [s if isinstance(s, BadImage) or s[0] is not None else (next(encoded), *s[1:]) for s in rest]
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

@@ -113,15 +113,24 @@ class Photos(torch.utils.data.Dataset):
         """Samples of one epoch with views on the device; those that are bytes are decoded there, in one go."""
         read = [sample for sample in samples if not isinstance(sample, BadImage)]
         waiting = {sample[2]: sample[0] for sample in read if sample[0].ndim == 1}
-        images: list[Any] = [None] * len(waiting)
-        # One damaged photo fails them all; each is then read by itself, and the damaged one named.
-        try:
-            if waiting:
-                images = decode_jpeg(list(waiting.values()), mode=ImageReadMode.RGB, device=self.device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass
+        images = self._decoded(list(waiting.values()))
         views = {index: self._sample(image, epoch, index) for index, image in zip(waiting, images, strict=True)}
         ready = [sample if isinstance(sample, BadImage) else views.get(sample[2], sample) for sample in samples]
         return [s if isinstance(s, BadImage) else (s[0].to(self.device), *s[1:]) for s in ready]
+
+    def _decoded(self, encoded: list[Tensor]) -> list[Tensor | None]:
+        """Photos on the device; None for one that cannot be decoded there, which is then read by itself, or named."""
+        if not encoded:
+            return []
+        if self.device.type == "cuda":
+            # The decoder works beside the steps that are still under way, in memory that they have yet to read
+            # (pytorch/vision, pull request 9606).
+            torch.cuda.current_stream(self.device).synchronize()
+        try:
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
+        except RuntimeError as error:
+            # nvJPEG's own is of no type that tells.
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+                raise
+            # One of them fails them all.
+            return [None] if len(encoded) == 1 else [image for one in encoded for image in self._decoded([one])]

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from resnet_pl.data import ImageFolder, photos
-from resnet_pl.data.images import BadImage
-from resnet_pl.data.loaders import EpochSampler, PhotoLoader
+from resnet_pl.data.images import BadImage, read_jpeg
+from resnet_pl.data.loaders import EpochSampler, PhotoLoader, _packed, _unpacked
 from resnet_pl.data.photos import Photos, check_decoder
 from resnet_pl.data.transforms import RandomResizedCrop
 from resnet_pl.errors import UserError
@@ -129,18 +130,58 @@ def test_a_device_that_cannot_decode_is_told_at_once() -> None:
         check_decoder(torch.device("cuda"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("full"), RuntimeError("Error while decoding JPEG images: CUDA out of memory. Tried")],
+)
 def test_a_gpu_without_memory_is_not_taken_for_a_bad_photo(
-    photo_folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, photo_folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("full")
+        raise error
 
     every = Photos(photo_folder, names, [0] * len(names), 16)
     every.device = torch.device("cpu")
     samples = [every[0, index] for index in range(len(names))]
     monkeypatch.setattr(photos, "decode_jpeg", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error), match=str(error)):
         every.decode(samples, 0)
+
+
+def test_a_photo_that_the_device_refuses_leaves_the_others_to_it(
+    photo_folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(encoded: list[torch.Tensor], **kwargs: Any) -> list[torch.Tensor]:
+        if any(torch.equal(each, samples[4][0]) for each in encoded):
+            raise RuntimeError("Unknown chroma subsampling")
+        done.extend(encoded)
+        return decode_jpeg(encoded, **kwargs)
+
+    done: list[torch.Tensor] = []
+    every = Photos(photo_folder, names, [0] * len(names), 16)
+    every.device = torch.device("cpu")
+    samples = [every[0, index] for index in range(len(names))]
+    expected = every.decode(samples, 0)
+    monkeypatch.setattr(photos, "decode_jpeg", refusing)
+    for one, other in zip(every.decode(samples, 0), expected, strict=True):
+        assert torch.equal(one[0], other[0]) and one[1:] == other[1:]
+    assert len(done) == len(names) - 1
+
+
+def test_a_jpeg_that_stores_rgb_is_decoded_where_it_is_read(photo_folder: Path, names: list[str]) -> None:
+    with Image.open(photo_folder / names[0]) as image:
+        image.save(photo_folder / names[0], "JPEG", keep_rgb=True)
+    assert read_jpeg(photo_folder / names[0]) is None and read_jpeg(photo_folder / names[1]) is not None
+
+
+def test_bytes_come_from_a_worker_as_one_tensor(photo_folder: Path, kinds: list[str]) -> None:
+    _, ours = by_both(photo_folder, kinds, "cpu")
+    samples = [*(ours.images[0, index] for index in range(4)), BadImage("x.jpg", "empty")]
+    together, lengths, rest = _packed(samples)
+    assert len(together) == sum(lengths) and len(lengths) == 2
+    assert [sample if isinstance(sample, BadImage) else sample[1] for sample in rest] == [0, 1, 2, 3, samples[4]]
+    for one, other in zip(_unpacked(together, lengths, rest)[:4], samples[:4], strict=True):
+        assert torch.equal(one[0], other[0]) and one[1:] == other[1:]
 
 
 def test_photos_are_told_from_others(photo_folder: Path, names: list[str]) -> None:
