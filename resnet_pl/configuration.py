@@ -15,6 +15,7 @@ import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -203,6 +204,10 @@ class ConfiguredCLI(LightningCLI):
             config["enable_progress_bar"] = sys.stdout.isatty()
         with self._kept_if_trained():
             trainer = self._instantiate_trainer(config, own)
+        for average in trainer.callbacks:
+            if isinstance(average, WeightAveraging) and average._device is None:
+                # By default it is where the net lies before it is moved: on the processor, which fetches every step.
+                average._device = torch.device(trainer.strategy.root_device.type)
         if settings["keep_memory"] and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         return trainer

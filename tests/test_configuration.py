@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from resnet_pl import configuration
 from resnet_pl.configuration import ConfiguredCLI
@@ -22,9 +23,9 @@ class Built(ConfiguredCLI):
         pass
 
 
-def build(folder: Path, *options: str) -> None:
+def build(folder: Path, *options: str) -> Built:
     with short_names():
-        Built(Request(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]))
+        return Built(Request(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]))
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,13 @@ def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
     torch.backends.cudnn.benchmark = not chosen
     build(tmp_path, *options)
     assert torch.backends.cudnn.benchmark is chosen
+
+
+@pytest.mark.parametrize(("options", "device"), [([], "cpu"), (["--trainer.callbacks.device", "meta"], "meta")])
+def test_an_average_of_the_weights_lies_where_they_are_trained(options: list[str], device: str, tmp_path: Path) -> None:
+    built = build(tmp_path, "--trainer.accelerator", "cpu", "--trainer.callbacks+", "EMAWeightAveraging", *options)
+    (average,) = (each for each in built.trainer.callbacks if isinstance(each, EMAWeightAveraging))
+    assert average._device == torch.device(device)
 
 
 @pytest.mark.parametrize("kept", [True, False])

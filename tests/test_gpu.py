@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from resnet_pl import ImageClassifier
 from resnet_pl.data import Cutout, Digits, MixUp, PadCrop, RandomFlip
@@ -28,7 +30,8 @@ def test_a_checkpoint_measures_the_same_on_either_device(precision: str, tmp_pat
     folder = tmp_path / "digits/version_0"
     assert all(torch.isfinite(torch.tensor(float(row["train/loss"]))) for row in rows(folder) if row["train/loss"])
     for name, device in (("gpu", ON_GPU), ("cpu", ["--trainer.accelerator", "cpu"])):
-        run("test", "--ckpt_path", folder, *device, "--trainer.precision", "32-true", "--output", tmp_path / name)
+        exact = ["--trainer.precision", "32-true", "--tf32", "false"]
+        run("test", "--ckpt_path", folder, *device, *exact, "--output", tmp_path / name)
     gpu, cpu = (read_results(tmp_path / name / "results.json") for name in ("gpu", "cpu"))
     assert gpu["images"] == cpu["images"] == 360
     assert abs(gpu["top1"] - cpu["top1"]) <= 1 / 360 and gpu["loss"] == pytest.approx(cpu["loss"], rel=1e-2)
@@ -60,13 +63,31 @@ def test_no_step_waits_for_the_gpu_between_logging_steps() -> None:
     assert fit.global_step == 9
 
 
+class Placed(Callback):
+    """Fails where an average of the weights is kept elsewhere than they are."""
+
+    def on_train_end(self, trainer, pl_module):
+        (average,) = (each for each in trainer.callbacks if isinstance(each, EMAWeightAveraging))
+        assert all(parameter.is_cuda for parameter in average._average_model.parameters())
+
+
+def test_an_average_of_the_weights_lies_on_the_gpu(tmp_path: Path) -> None:
+    callbacks = ["--trainer.callbacks+", "EMAWeightAveraging", "--trainer.callbacks+", "tests.test_gpu.Placed"]
+    run("fit", *SMALL, *ON_GPU, "--trainer.default_root_dir", tmp_path, *callbacks)
+
+
 def test_compiled_and_eager_learn_the_same() -> None:
-    losses = []
-    for compiled in (False, True):
-        net = classifier(compile=compiled)
-        trainer(accelerator="gpu", max_steps=5).fit(net, datamodule=Tiny())
-        losses.append(torch.cat([p.detach().flatten().cpu() for p in net.parameters()]))
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=1e-3)
+    weights = []
+    # Products in full, however an earlier test has left them.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    with torch.backends.cudnn.flags(allow_tf32=False, benchmark=False):
+        for compiled in (False, True):
+            net = classifier(compile=compiled)
+            trainer(accelerator="gpu", max_steps=5).fit(net, datamodule=Tiny())
+            weights.append(torch.cat([p.detach().flatten().cpu() for p in net.parameters()]))
+    torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -76,15 +76,21 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         folder: where the checkpoint goes.
+        every_n_epochs: epochs from one to the next; an error and the run's end write it anyway.
         every_n_steps: steps since it was last written, after which it is also in the middle of an epoch.
         every_minutes: minutes since it was last written, after which it is also in the middle of an epoch.
     """
 
     def __init__(
-        self, folder: Path, every_n_steps: PositiveInt | None = None, every_minutes: PositiveFloat | None = None
+        self,
+        folder: Path,
+        every_n_epochs: PositiveInt = 1,
+        every_n_steps: PositiveInt | None = None,
+        every_minutes: PositiveFloat | None = None,
     ) -> None:
         # Always at the end of an epoch: by default only where every epoch is validated, once.
         super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        self.epochs = every_n_epochs
         self.every_n_steps, self.every_seconds = every_n_steps or math.inf, (every_minutes or math.inf) * 60
         self._saved_at, self._saved_step = 0.0, 0
 
@@ -107,6 +113,12 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Nothing: see above."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the state where its turn has come."""
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if ends or (done := trainer.current_epoch + 1) == trainer.max_epochs or done % self.epochs == 0:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

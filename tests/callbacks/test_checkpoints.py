@@ -50,6 +50,24 @@ def test_best_is_the_later_of_the_best_epochs_and_last_the_last(tmp_path, scores
     assert float(run.checkpoint_callbacks[0].best_model_score) == pytest.approx(max(scores))
 
 
+@pytest.mark.parametrize(
+    ("settings", "epochs"), [({}, [1, 3, 4]), ({"max_steps": 5, "max_epochs": -1}, [1, 2]), ({"max_epochs": 4}, [1, 3])]
+)
+def test_last_is_written_every_so_many_epochs_and_at_the_end(settings, epochs, tmp_path):
+    class Noted(LastCheckpoint):
+        def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            assert epoch(Path(filepath)) == trainer.current_epoch
+            written.append(trainer.current_epoch)
+
+    written: list[int] = []
+    # Steps at the end of an epoch and in its middle.
+    run = trainer(**{"max_epochs": 5, "limit_train_batches": 2, "enable_checkpointing": True} | settings)
+    run.callbacks.append(Noted(tmp_path, every_n_epochs=2))
+    run.fit(classifier(), datamodule=Tiny())
+    assert written == epochs
+
+
 def test_last_is_the_last_epoch_also_where_not_every_epoch_is_validated(tmp_path):
     fit(tmp_path, [0.1, 0.2, 0.3], check_val_every_n_epoch=2)
     assert (epoch(tmp_path / "best.ckpt"), epoch(tmp_path / "last.ckpt")) == (1, 2)
