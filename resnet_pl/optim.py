@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_pl.errors import UserError
@@ -181,15 +181,15 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Makes the step of an optimiser one kernel, where it knows one for the device and no argument says how to step.
+    """Makes a step of SGD, Adam or AdamW one kernel, where the device knows one and no argument says how to step.
 
     Set in the groups and not given to the constructor: the constructor's makes the optimiser unscale gradients of
     float16 itself, and Lightning then cannot clip them. SGD's kernel fails where some parameters have a momentum and
     others have none yet, because they thaw later or a batch did without them: momentum begins as nothing, which makes
     the same first step, and a group with frozen parameters is not fused.
     """
-    for group in optimizer.param_groups:
-        unsaid = group.get("fused", False) is None and group.get("foreach") is None
+    for group in optimizer.param_groups if isinstance(optimizer, SGD | Adam | AdamW) else ():
+        unsaid = group["fused"] is None and group["foreach"] is None
         if not unsaid or group.get("dampening") or not all(map(_fusible, group["params"])):
             continue
         group["fused"] = True
