@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from benchmarks.report import arguments, command, report, table
+from benchmarks.report import Kept, arguments, command, commit, report, table
 from resnet_pl import main as cli
 
 NOTE = """
@@ -23,7 +24,7 @@ emptied between seeds. Tested is the best checkpoint by validation, or the last 
 """
 
 
-def measure(config: str, seed: int, views: str, extra: Sequence[str]) -> tuple[float, float]:
+def measure(config: str, seed: int, views: str, extra: Sequence[str]) -> list[float]:
     """Trains and tests with a seed; returns test top-1 and the seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         where = ["--trainer.default_root_dir", folder, "--name", "seed"]
@@ -35,7 +36,7 @@ def measure(config: str, seed: int, views: str, extra: Sequence[str]) -> tuple[f
         best, last = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
         if cli.main(["test", "--ckpt_path", str(best if best.exists() else last), "--views", views]):
             raise SystemExit("testing failed")
-        return json.loads((run / "results.json").read_text())["top1"], seconds
+        return [json.loads((run / "results.json").read_text())["top1"], seconds]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="configs/digits.yaml", help="what is trained")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     parser.add_argument("--views", default="single", help="as `test` has them")
+    parser.add_argument("--state", type=Path, help="file that keeps each seed's figures: what was stopped goes on")
     options, extra = parser.parse_known_args(argv)
-    found = [measure(options.config, seed, options.views, extra) for seed in range(options.seeds)]
+    kept = Kept(options.state, f"{options.config} {options.views} {' '.join(extra)}, {commit()}")
+    one = partial(measure, options.config, views=options.views, extra=extra)
+    found = [kept(f"seed {seed}", partial(one, seed=seed)) for seed in range(options.seeds)]
     scores, times = zip(*found, strict=True)
     rows = [[seed, f"{top1:.2%}", f"{seconds:.1f}"] for seed, (top1, seconds) in enumerate(found)]
     if len(rows) > 1:

@@ -6,12 +6,10 @@ Runs whole in under ten minutes; what was measured is kept in a file, and a run 
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,20 @@ import torch
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from benchmarks.loader import photo
-from benchmarks.report import arguments, command, commit, report, table, take_turns
+from benchmarks.report import Kept, arguments, command, commit, report, table, take_turns
 from benchmarks.steps import Built, Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
 from resnet_pl import models
 from resnet_pl.models.complexity import count
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# Image size and batch of each net.
-NETS = {"resnet50": (224, 256), "cifar_resnet": (32, 128), "resnet18": (224, 256), "resnet152": (224, 128)}
+# Image size, batch and steps timed in each round. One step of those is logged, and waits for the device: in so short a
+# time as a small net's fifty steps it would be most of what is measured.
+NETS = {
+    "resnet50": (224, 256, 50),
+    "cifar_resnet": (32, 128, 400),
+    "resnet18": (224, 256, 50),
+    "resnet152": (224, 128, 20),
+}
 # The Trainer's word for a precision, and whether float32 products may be TF32's.
 PRECISIONS = {"bf16": ("bf16-mixed", True), "TF32": ("32-true", True), "fp32": ("32-true", False)}
 COMPILED, BARE = "`fit`, compiled", "bare loop, compiled"
@@ -40,30 +44,6 @@ Medians of {rounds} rounds in which the four ways take turns; images are random,
 the compiled bare loop goes on with the net that `fit` compiled. The share of the peak is 6 × multiply-adds × images/s
 over the fastest product of two matrices of {side} in the same precision that was measured here: {peaks}.
 """
-
-
-class Kept:
-    """Measurements in a JSON file, so that none is made twice.
-
-    Args:
-        path: the file.
-        setting: what they hold for; others are measured anew.
-    """
-
-    def __init__(self, path: Path, setting: str) -> None:
-        self.path, self.setting = path, setting
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
-        """What is kept under the name, measured if there is nothing."""
-        key = f"{self.setting}, {name}"
-        if key not in self.found:
-            start = time.perf_counter()
-            self.found[key] = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.found, indent=1))
-            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        return self.found[key]
 
 
 def peak(precision: str, side: int) -> float:
@@ -121,7 +101,7 @@ def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds
                 fit(built, watch)
             built.model.cpu()
             # With the trainer goes its copy of the images.
-            built.model._trainer = None
+            built.model._trainer = built.datamodule.trainer = None
         images = len(built.datamodule.splits["train"]) * 3 * size**2
         peak = torch.cuda.max_memory_allocated() - images if DEVICE.type == "cuda" else 0
         return watch.step, watch.first, peak
@@ -132,7 +112,8 @@ def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds
         way: {
             "step": statistics.median(step for step, _, _ in found),
             "first": found[0][1],
-            "memory": max(memory for *_, memory in found),
+            # The first round's has what cuDNN tries out.
+            "memory": found[-1][2],
         }
         for way, found in turns.items()
     }
@@ -149,8 +130,11 @@ def decoding(photos: int, rounds: int) -> dict[str, float]:
 
     sides = {"one thread of the processor": partial(on, "cpu")}
     if DEVICE.type == "cuda":
-        sides["the GPU (torchvision, nvJPEG)"] = partial(on, "cuda")
-        on("cuda")
+        try:
+            on("cuda")
+            sides["the GPU (torchvision, nvJPEG)"] = partial(on, "cuda")
+        except RuntimeError as error:
+            print(f"no decoding on this GPU: {error}")
     return {name: statistics.median(found) for name, found in take_turns(sides, rounds).items()}
 
 
@@ -162,24 +146,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--size", type=int, help="pixels a side, in place of each net's own")
     parser.add_argument("--batch", type=int, help="images a step, in place of each net's own")
-    parser.add_argument("--steps", type=int, default=15, help="steps timed in each round")
+    parser.add_argument("--steps", type=int, help="steps timed in each round, in place of each net's own")
     parser.add_argument("--side", type=int, default=8192, help="of the matrices that tell the peak")
     parser.add_argument("--photos", type=int, default=256, help="photos decoded")
     parser.add_argument("--state", type=Path, default=Path("runs/gpu-benchmark.json"), help="what has been measured")
     options = parser.parse_args(argv)
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    setting = f"{where}, torch {torch.__version__}, {commit()}, {options.steps} steps, {options.rounds} rounds"
+    setting = f"{where}, torch {torch.__version__}, {commit()}, {options.rounds} rounds"
     kept = Kept(options.state, setting)
     peaks = {p: kept(f"peak {p} {options.side}", partial(peak, p, options.side)) for p in options.precisions}
     rows = []
     # What matters most comes first, in case time runs out.
     for precision in options.precisions:
         for name in options.nets:
-            size, batch = options.size or NETS[name][0], options.batch or NETS[name][1]
+            given = (options.size, options.batch, options.steps)
+            size, batch, steps = (own or usual for own, usual in zip(given, NETS[name], strict=True))
             with torch.device("meta"):
                 adds = sum(layer.multiply_adds for layer in count(getattr(models, name)(), size))
-            one = partial(measure, name, precision, size, batch, options.steps, options.rounds)
-            found = kept(f"{name} {precision} {size} {batch}", one)
+            one = partial(measure, name, precision, size, batch, steps, options.rounds)
+            found = kept(f"{name} {precision} {size} {batch} {steps}", one)
             for way, each in found.items():
                 speed = batch / each["step"]
                 share, of_bare = 6 * adds * speed / peaks[precision], found[BARE]["step"] / each["step"]
@@ -191,14 +176,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     decoded = table(["decoding by", "photos/s"], [[name, f"{speed:,.0f}"] for name, speed in photos.items()])
     told = ", ".join(f"{name} {flops / 1e12:,.1f} TFLOP/s" for name, flops in peaks.items())
     note = NOTE.format(rounds=options.rounds, side=options.side, peaks=told)
-    steps = table([*head, "memory, GiB", "first step, s"], rows)
+    measured = table([*head, "memory, GiB", "first step, s"], rows)
     reached = {}
-    best = kept.found.get(f"{setting}, resnet50 bf16 224 256")
+    best = kept.found.get(f"{setting}, resnet50 bf16 224 256 50")
     if DEVICE.type == "cuda" and best:
         step = best[COMPILED]["step"]
         reached = {"resnet50": f"{best[BARE]['step'] / step:.3f}"}
         reached |= {"images": f"{256 / step:,.0f}"} if "H200" in where else {}
-    report("GPU", command(__file__, argv), "\n".join([steps, note, decoded]), options.record, reached)
+    report("GPU", command(__file__, argv), "\n".join([measured, note, decoded]), options.record, reached)
 
 
 if __name__ == "__main__":

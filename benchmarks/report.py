@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,10 @@ def commit() -> str | None:
     own = [f":!{path.relative_to(PROJECT)}" for path in (PAGE, README) if path.is_relative_to(PROJECT)]
     words = ["git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no", "--", ".", *own]
     name = runs.commit()
-    clean = subprocess.run(words, capture_output=True, check=False).stdout == b""
-    return name.removesuffix("-dirty") if name and clean else name
+    # Without a name there may be no git either.
+    if name is None or subprocess.run(words, capture_output=True, check=False).stdout:
+        return name
+    return name.removesuffix("-dirty")
 
 
 def _figures(page: str) -> dict[str, str]:
@@ -131,3 +134,28 @@ def alone(script: str, argument: Any) -> Any:
     """
     words = [sys.executable, script, "--one", json.dumps(argument)]
     return json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+
+
+class Kept:
+    """Measurements in a JSON file, so that none is made twice.
+
+    Args:
+        path: the file; without one nothing is kept.
+        setting: what they hold for; others are measured anew.
+    """
+
+    def __init__(self, path: Path | None, setting: str) -> None:
+        self.path, self.setting = path, setting
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path and path.is_file() else {}
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What is kept under the name, measured if there is nothing."""
+        key = f"{self.setting}, {name}"
+        if key not in self.found:
+            start = time.perf_counter()
+            self.found[key] = measure()
+            if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text(json.dumps(self.found, indent=1))
+            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        return self.found[key]

@@ -93,9 +93,16 @@ def test_fit_and_the_bare_loop_learn_the_same(tmp_path: Path) -> None:
     assert int(states[0]["bn1.num_batches_tracked"]) == 5
 
 
-def test_accuracy_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_over_seeds_and_going_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     digits = str(Path(accuracy.__file__).parents[1] / "configs" / "digits.yaml")
-    accuracy.main(["--config", digits, "--seeds", "2", "--trainer.max_steps", "2", "--views", "flip"])
+    line = ["--config", digits, "--state", str(tmp_path / "kept.json"), "--trainer.max_steps", "2", "--views", "flip"]
+    accuracy.main([*line, "--seeds", "1"])
+    measured, seeds = accuracy.measure, []
+    monkeypatch.setattr(accuracy, "measure", lambda *args, **kw: seeds.append(kw["seed"]) or measured(*args, **kw))
+    accuracy.main([*line, "--seeds", "2"])
+    assert seeds == [1], "a seed is measured twice"
     out = capsys.readouterr().out
     (*seeds, mean) = [row for row in lines(out, "|") if len(row) == 3][-3:]
     top1 = [float(row[1].rstrip("%")) for row in seeds]
@@ -187,6 +194,14 @@ def test_one_measurement_of_growth(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.process
+def test_nothing_is_said_of_a_commit_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(report.subprocess, "run", missing)
+    assert report.commit() is None
+
+
 def test_a_measurement_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("import sys; assert sys.argv[1] == '--one'; print(sys.argv[2])")
     assert report.alone(str(tmp_path / "one.py"), {"size": [1, 2]}) == {"size": [1, 2]}
