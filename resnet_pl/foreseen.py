@@ -62,7 +62,7 @@ FORESEEN = {
     r"shared memory|</torch_|DataLoader worker .*(?:killed by signal|exited unexpectedly)":
         "the processes that read images ran out of memory, or were ended from outside\n"
         "lower --data.num_workers or --data.batch_size; in a container raise its shared memory",
-    r"out of memory|can't allocate memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED|Unable to find a valid cuDNN algorithm":
+    r"out of memory|can't allocate memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED|find a valid cuDNN algorithm":
         "out of memory\nlower --data.batch_size and raise --trainer.accumulate_grad_batches by as much;"
         " in evaluation lower --data.eval_batch_size",
     r"No space left on device|Disk quota exceeded|iostream error|PytorchStreamWriter|unexpected pos \d+ vs \d+":

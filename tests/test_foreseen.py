@@ -149,6 +149,7 @@ def test_transforms_of_the_user(
     ("error", "words"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "lower --data.batch_size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "lower --data.batch_size"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/last.ckpt"), "full: runs/last.ckpt cannot be written"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "lower --data.num_workers"),
         (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "--data.num_workers"),
