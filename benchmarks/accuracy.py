@@ -58,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append(["mean", spread, f"{statistics.mean(times):.1f} ± {statistics.stdev(times):.1f}"])
     title = f"Accuracy: `{options.config}` with several seeds"
     body = table(["seed", "test top-1", "seconds"], rows) + "\n" + NOTE.rstrip()
-    # The targets are of a GPU, and of the files as they are.
-    gpu = torch.cuda.is_available() and not extra and len(found) > 1
+    # The targets are of a GPU, and of the files as they are, or compiled.
+    how = {"": "", "--model.compile true": ", compiled"}.get(" ".join(extra))
+    gpu = torch.cuda.is_available() and how is not None and len(found) > 1
     name = "/".join(Path(options.config).parts[-2:])
-    reached = {name: f"{statistics.mean(times):.1f} s, {spread}, n = {len(found)}"} if gpu else {}
+    reached = {name: f"{statistics.mean(times):.1f} s, {spread}, n = {len(found)}{how}"} if gpu else {}
     report(title, command(__file__, argv), body, options.record, reached)
 
 
