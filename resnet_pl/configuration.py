@@ -40,7 +40,7 @@ from resnet_pl.errors import UserError
 from resnet_pl.explain import constructor_error, explain
 from resnet_pl.foreseen import check_trainer, foreseen
 from resnet_pl.memory import keep_freed_memory
-from resnet_pl.patches import quieten, short_names
+from resnet_pl.patches import Unprofiled, quieten, short_names
 from resnet_pl.request import Request
 
 # Trainer methods' arguments that the command line fills itself.
@@ -184,6 +184,7 @@ class ConfiguredCLI(LightningCLI):
         check_trainer(settings["trainer"])
         _allow_tf32(settings["tf32"])
         config = {**settings["trainer"], "plugins": _listed(settings["trainer"]["plugins"])}
+        config["profiler"] = config["profiler"] or Unprofiled()
         if self.subcommand == "fit":
             if config["benchmark"] is None:
                 # Training batches have one shape; what cuDNN finds fastest for it differs from run to run.

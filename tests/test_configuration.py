@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.profilers import Profiler, SimpleProfiler
 
 from resnet_pl import configuration
 from resnet_pl.configuration import ConfiguredCLI
-from resnet_pl.patches import short_names
+from resnet_pl.patches import Unprofiled, short_names
 from resnet_pl.request import Request
 from tests.test_cli import SMALL
 
@@ -78,6 +79,18 @@ def test_an_average_of_the_weights_lies_where_they_are_trained(options: list[str
     built = build(tmp_path, "--trainer.accelerator", "cpu", "--trainer.callbacks+", "EMAWeightAveraging", *options)
     (average,) = (each for each in built.trainer.callbacks if isinstance(each, EMAWeightAveraging))
     assert average._device == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("options", "profiler"), [([], Unprofiled), (["--trainer.profiler", "simple"], SimpleProfiler)]
+)
+def test_nothing_is_profiled_unless_it_is_asked_for(
+    options: list[str], profiler: type[Profiler], tmp_path: Path
+) -> None:
+    built = build(tmp_path, *options)
+    assert type(built.trainer.profiler) is profiler
+    with built.trainer.profiler.profile("outer"), built.trainer.profiler.profile("inner"):
+        pass
 
 
 @pytest.mark.parametrize("kept", [True, False])

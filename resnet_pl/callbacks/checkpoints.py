@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +21,14 @@ from resnet_pl.callbacks.exact_resume import ExactResume
 from resnet_pl.errors import Diverged
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Checkpoint(ModelCheckpoint):
+    @cached_property
+    def state_key(self) -> str:
+        """See Lightning's Callback; Lightning asks for it a dozen times a step, and makes it anew each time."""
+        return super().state_key
+
+
+class BestCheckpoint(_Checkpoint):
     """Keeps the net with the best validation top-1 as best.ckpt; nothing where no images are held out.
 
     Of equals it keeps the later: on few validation images several epochs share the best score, and under a falling
@@ -69,7 +77,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_Checkpoint):
     """Keeps the state after each epoch, at an error, and as often in between as asked, as last.ckpt.
 
     Lightning's own `save_last` writes only when the best one changes too, so that a run would go on from an old epoch.

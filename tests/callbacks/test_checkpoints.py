@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
 from resnet_pl.optim import Schedule
@@ -48,6 +49,11 @@ def test_best_is_the_later_of_the_best_epochs_and_last_the_last(tmp_path, scores
     assert (epoch(tmp_path / "best.ckpt"), epoch(tmp_path / "last.ckpt")) == (best, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert float(run.checkpoint_callbacks[0].best_model_score) == pytest.approx(max(scores))
+
+
+@pytest.mark.parametrize("kind", [BestCheckpoint, LastCheckpoint])
+def test_states_lie_under_lightnings_own_keys(kind, tmp_path):
+    assert kind(tmp_path).state_key == ModelCheckpoint.state_key.fget(kind(tmp_path))
 
 
 @pytest.mark.parametrize(
