@@ -15,7 +15,6 @@ import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -40,7 +39,7 @@ from resnet_pl.errors import UserError
 from resnet_pl.explain import constructor_error, explain
 from resnet_pl.foreseen import check_trainer, foreseen
 from resnet_pl.memory import keep_freed_memory
-from resnet_pl.patches import Unprofiled, quieten, short_names
+from resnet_pl.patches import Unprofiled, average_on_device, quieten, short_names
 from resnet_pl.request import Request
 
 # Trainer methods' arguments that the command line fills itself.
@@ -205,10 +204,7 @@ class ConfiguredCLI(LightningCLI):
             config["enable_progress_bar"] = sys.stdout.isatty()
         with self._kept_if_trained():
             trainer = self._instantiate_trainer(config, own)
-        for average in trainer.callbacks:
-            if isinstance(average, WeightAveraging) and average._device is None:
-                # By default it is where the net lies before it is moved: on the processor, which fetches every step.
-                average._device = torch.device(trainer.strategy.root_device.type)
+        average_on_device(trainer)
         if settings["keep_memory"] and trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         return trainer

@@ -21,6 +21,7 @@ from jsonargparse._actions import _ActionHelpClassPath
 from jsonargparse._formatters import DefaultHelpFormatter
 from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -112,6 +113,16 @@ class Unprofiled(PassThroughProfiler):
     def profile(self, action_name: str) -> AbstractContextManager[None]:
         """See Lightning's Profiler."""
         return self.NOTHING
+
+
+def average_on_device(trainer: Trainer) -> None:
+    """Keeps averages of the weights where these are trained, unless a device is given.
+
+    Lightning's default is where the net lies before it is moved: on the processor, to which every step then goes.
+    """
+    for average in trainer.callbacks:
+        if isinstance(average, WeightAveraging) and average._device is None:
+            average._device = torch.device(trainer.strategy.root_device.type)
 
 
 @contextmanager
