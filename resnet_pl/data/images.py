@@ -145,7 +145,7 @@ def read_image(path: Path) -> torch.Tensor:
         BadImage: the file is missing, unreadable, empty, cut short, no image or larger than `MAX_PIXELS`.
     """
     with _as_bad_image(path):
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
         height, width, channels = jpeg_shape(data) or (0, 0, 0)
         if channels in (1, 3) and 0 < height * width <= MAX_PIXELS:
             # What this decoder refuses, Pillow may still read, and says better what is wrong if it does not.

@@ -45,11 +45,16 @@ class Crop:
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """`(3, H, W)` uint8 to `(3, size, size)` uint8: the box is cut first and then resized, which costs less."""
-        top, left, height, width = self.box(image.shape[-2], image.shape[-1], size)
-        box = TF.crop(image, top, left, height, width)
+        top, left, height, width = box = self.box(image.shape[-2], image.shape[-1], size)
+        if min(top, left) < 0 or top + height > image.shape[-2] or left + width > image.shape[-1]:
+            raise ValueError(f"{type(self).__name__}.box: {box} leaves a photo of {tuple(image.shape[-2:])}")
+        view = image[None, :, top : top + height, left : left + width]
         # A pixel's channels side by side, as decoders leave them, are resized a third faster than planes.
-        box = box[None].contiguous(memory_format=torch.channels_last)
-        return TF.resize(box, [size, size], antialias=True)[0]
+        view = view.contiguous(memory_format=torch.channels_last)
+        if view.is_cuda:
+            return TF.resize(view, [size, size], antialias=True)[0]
+        # What torchvision's own ends in; what that asks before takes 3 % of all the time a photo takes.
+        return F.interpolate(view, [size, size], mode="bilinear", antialias=True)[0]
 
 
 def _integer(low: int, high: int) -> int:

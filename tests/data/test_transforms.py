@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +116,16 @@ def test_a_box_is_resized_as_torchvision_does(planar: bool) -> None:
     with keyed_rng(1):
         box = RandomResizedCrop().box(90, 120, 32)
     assert torch.equal(view, TF.resized_crop(photo, *box, [32, 32], antialias=True))
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -1, 4, 4), (5, 0, 4, 4), (0, 7, 4, 4)])
+def test_a_box_outside_the_photo_is_named(box: tuple[int, int, int, int]) -> None:
+    class Own(Crop):
+        def box(self, height: int, width: int, size: int) -> tuple[int, int, int, int]:
+            return box
+
+    with pytest.raises(ValueError, match=rf"Own.box: {re.escape(str(box))} leaves a photo of \(8, 10\)"):
+        Own()(torch.zeros(3, 8, 10, dtype=torch.uint8), 4)
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (225, 224), (50, 30), (30, 50), (100, 1000), (7, 112)])
