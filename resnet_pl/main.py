@@ -11,6 +11,7 @@ from pathlib import Path
 from resnet_pl import __version__
 from resnet_pl.console import program
 from resnet_pl.errors import UserError
+from resnet_pl.memory import importing
 from resnet_pl.request import COMMANDS, SUBCOMMANDS, Request
 
 HELP = f"""usage: {program()} SUBCOMMAND [options]
@@ -91,7 +92,8 @@ def _dispatch(args: list[str]) -> int:
 
         return commands.run(args)
     request = Request(args)
-    from resnet_pl import cli  # imports torch
+    with importing():
+        from resnet_pl import cli
 
     return cli.run(request)
 

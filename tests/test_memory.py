@@ -1,12 +1,15 @@
-"""What a step frees is there for the next."""
+"""What a step frees is there for the next; imports are searched for garbage neither while they go on nor later."""
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
+
+from resnet_pl.memory import importing
 
 FAULTS = """
 import resource, sys
@@ -35,3 +38,28 @@ def test_freed_memory_is_kept() -> None:
     (kept, few), (given_back, many) = faults("kept"), faults("given back")
     assert (kept, given_back) == ("True", "False")
     assert few < 100 < many
+
+
+IMPORTED = """
+import gc, sys
+searched = []
+gc.callbacks.append(lambda phase, _: searched.append("torch" in sys.modules))
+from resnet_pl.main import main
+main(["summary", "nowhere"])
+print(sum(searched), gc.isenabled(), gc.get_freeze_count())
+"""
+
+
+@pytest.mark.process
+def test_imports_are_not_searched_for_garbage() -> None:
+    words = [sys.executable, "-c", IMPORTED]
+    searched, enabled, frozen = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    # A thousand where nothing is done; the command itself makes objects too.
+    assert int(searched) < 100 and enabled == "True" and int(frozen) > 100_000
+
+
+def test_with_torch_there_already_nothing_is_changed() -> None:
+    before = gc.get_freeze_count()
+    with importing():
+        assert gc.isenabled()
+    assert (gc.get_freeze_count(), gc.isenabled()) == (before, True)

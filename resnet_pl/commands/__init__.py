@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from resnet_pl.console import command_line, program
 from resnet_pl.errors import UserError
+from resnet_pl.memory import importing
 
 
 def run(args: Sequence[str]) -> int:
@@ -23,7 +24,8 @@ def run(args: Sequence[str]) -> int:
         args: arguments, the command's name first.
     """
     name, *options = args
-    command = import_module(f"{__name__}.{name.replace('-', '_')}")
+    with importing():
+        command = import_module(f"{__name__}.{name.replace('-', '_')}")
     parser = ArgumentParser(prog=f"{program()} {name}", description=command.__doc__, exit_on_error=False)
     command.add_arguments(parser)
     try:
