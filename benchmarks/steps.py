@@ -61,6 +61,19 @@ class Nothing(nn.Module):
         return self.fc(self.flatten(images))
 
 
+class Evicting(Nothing):
+    """A linear layer whose forward pass also drives everything else out of the processor's caches, as large nets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = torch.zeros(2**25)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(N, 3, 8, 8)` to `(N, 10)`."""
+        self.memory.add_(1)
+        return super().forward(images)
+
+
 class Built(ConfiguredCLI):
     """`fit` of the command line, ready to run: `trainer`, `model` and `datamodule`."""
 

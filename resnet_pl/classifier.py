@@ -104,6 +104,13 @@ class ImageClassifier(LightningModule):
         self._changed: set[str] = set()
         self._asked: list[dict[str, Any]] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """See Module; without the search for parameters where Lightning notes its hooks, over 40 times a step."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # ------------------------------------------------------------------------------------ the net
     @property
     def class_names(self) -> list[str]:
