@@ -93,10 +93,18 @@ def seed_generators(*numbers: int) -> None:
 
 
 @contextmanager
-def keyed_rng(*numbers: int) -> Iterator[None]:
-    """Inside the block what is drawn is a pure function of the numbers; torch's generator is afterwards as before."""
+def keyed_rng(*numbers: int, torch_alone: bool = False) -> Iterator[None]:
+    """Inside the block what is drawn is a pure function of the numbers; torch's generator is afterwards as before.
+
+    Args:
+        numbers: what the draws are for.
+        torch_alone: numpy and Python draw nothing in the block, and are left as they are.
+    """
     state = torch.default_generator.get_state()
-    seed_generators(*numbers)
+    if torch_alone:
+        torch.default_generator.manual_seed(mixed_seed(*numbers))
+    else:
+        seed_generators(*numbers)
     try:
         yield
     finally:

@@ -1,7 +1,9 @@
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +14,7 @@ from resnet_pl.data import ImageFolder, photos
 from resnet_pl.data.images import BadImage, read_jpeg
 from resnet_pl.data.loaders import EpochSampler, PhotoLoader, _packed, _unpacked
 from resnet_pl.data.photos import Photos, check_decoder
-from resnet_pl.data.transforms import RandomResizedCrop
+from resnet_pl.data.transforms import CentreCrop, RandomResizedCrop, ScaleCrop
 from resnet_pl.errors import UserError
 
 
@@ -41,6 +43,28 @@ def test_random_views_are_a_function_of_seed_epoch_and_index(photo_folder: Path,
     assert torch.equal(view(1, 2), first)
     assert not torch.equal(view(2, 2), first)
     assert not torch.equal(view(1, 3), first)
+
+
+class OwnCrop(RandomResizedCrop):
+    """One that draws from Python and numpy, as nobody should."""
+
+    def box(self, height: int, width: int, size: int) -> tuple[int, int, int, int]:
+        return random.randint(0, height - 8), np.random.randint(0, width - 7), 8, 8
+
+
+def test_views_of_a_crop_of_ones_own_too(photo_folder: Path, names: list[str]) -> None:
+    photos = Photos(photo_folder, names, range(30), 8, OwnCrop())
+    views = [photos[2, index][0] for index in range(30)]
+    np.random.seed(0)
+    assert all(torch.equal(photos[2, index][0], view) for index, view in enumerate(views))
+    assert len({view.numpy().tobytes() for view in views}) > 20
+
+
+def test_our_crops_leave_other_generators_alone(photo_folder: Path, names: list[str]) -> None:
+    states = random.getstate(), np.random.get_state()[1].tobytes()
+    for crop in (RandomResizedCrop(), ScaleCrop(), CentreCrop()):
+        Photos(photo_folder, names, range(30), 8, crop)[0, 0]
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == states
 
 
 def test_a_bad_file_is_returned(photo_folder: Path, names: list[str]) -> None:
