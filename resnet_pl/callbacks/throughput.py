@@ -1,4 +1,4 @@
-"""How fast training goes: images a second and seconds an epoch."""
+"""How fast training goes: images a second, seconds an epoch, and whether it waits for photos."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from resnet_pl.console import tell
+
+# So long, and such a share of the time, that a word on it helps.
+MUCH_WAITING, MUCH = 60, 1 / 3
+
 
 class Throughput(Callback):
-    """Logs `images_per_second` of all processes and `epoch_seconds` after each training epoch, validation apart."""
+    """Logs `images_per_second` of all processes and `epoch_seconds` after each training epoch, validation apart.
+
+    In the end it says what would help, where the net has waited for photos much of the time.
+    """
 
     def __init__(self) -> None:
         self._images = 0
+        self._training = 0.0
         self._start = self._end = self._validation = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,5 +55,18 @@ class Throughput(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's Callback."""
         seconds = max(self._end - self._start, 1e-9)
+        self._training += seconds
         pl_module.log("epoch_seconds", seconds)
         pl_module.log("images_per_second", self._images * trainer.world_size / seconds)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning's Callback."""
+        waited = getattr(trainer.train_dataloader, "waited", 0.0)
+        # Data without such a cache, or in one already, has to wait.
+        could = getattr(trainer.datamodule, "cache", "decoded") is None
+        if could and waited > MUCH_WAITING and waited > MUCH * self._training:
+            share = min(1.0, waited / max(self._training, 1e-9))
+            tell(
+                f"the net waited for photos in {share:.0%} of the time: --data.cache decoded decodes them once, "
+                "for all later epochs and runs"
+            )

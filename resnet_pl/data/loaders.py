@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +134,9 @@ class PhotoLoader(Loader):
         pin_memory: whether batches are put where a GPU fetches them faster.
         on_bad_image: `error` stops at a file that cannot be read and names it, `skip` leaves it out and counts it.
         notes: folder where bad_images.txt lists what is left out.
+
+    Attributes:
+        waited: seconds that whoever asked for batches has waited for photos.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class PhotoLoader(Loader):
         super().__init__(images, sampler, batch_size)
         self.on_bad_image, self.notes = on_bad_image, notes
         self.skipped: dict[str, str] = {}
+        self.waited = 0.0
         self._plan = _Plan()
         # Then the workers hand over bytes.
         self._on_device = getattr(images, "device", None) is not None
@@ -170,9 +175,7 @@ class PhotoLoader(Loader):
         """See `Loader.read`."""
         self._plan.batches = [[(epoch, index) for index in batch.tolist()] for batch in plan]
         bad: list[BadImage] = []
-        with _signals_held():
-            batches = iter(self._reader)
-        for read in batches:
+        for read in self._timed():
             if self._on_device:
                 read = _collate(self.images.decode(_unpacked(*read), epoch))
             images, labels, indices, found = read
@@ -184,6 +187,16 @@ class PhotoLoader(Loader):
             yield self._stand_in(epoch) if self.sampler.shuffle and not len(indices) else (images, labels, indices)
         if len(self.skipped) == len(self.images):
             raise _none_left(len(self.images))
+
+    def _timed(self) -> Iterator[Any]:
+        """What the workers have read, in `waited` the time until it came."""
+        start = time.perf_counter()
+        with _signals_held():
+            batches = iter(self._reader)
+        while (read := next(batches, None)) is not None:
+            self.waited += time.perf_counter() - start
+            yield read
+            start = time.perf_counter()
 
     def _report(self, image: BadImage) -> None:
         if self.on_bad_image == "error":

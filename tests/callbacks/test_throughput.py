@@ -7,6 +7,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from resnet_pl.callbacks import Throughput, throughput
+from resnet_pl.data import ImageFolder
 from tests.tiny import Tiny, classifier, trainer
 
 
@@ -36,6 +37,15 @@ class Logged(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.epochs.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+
+
+@pytest.mark.parametrize(("cache", "seconds", "told"), [(None, 0, True), ("decoded", 0, False), (None, 1e6, False)])
+def test_a_word_on_waiting_for_photos(photo_folder, tmp_path, monkeypatch, capsys, cache, seconds, told):
+    monkeypatch.setattr(throughput, "MUCH_WAITING", seconds)
+    monkeypatch.setattr(throughput, "MUCH", 0)
+    data = ImageFolder(photo_folder, image_size=16, batch_size=4, num_workers=0, cache=cache, cache_dir=tmp_path)
+    trainer(callbacks=[Throughput()], max_epochs=1).fit(classifier(), datamodule=data)
+    assert ("--data.cache decoded" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("interval", [1.0, 2])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,25 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
         torch.equal(a.images, b.images) and torch.equal(a.indices, b.indices) and torch.equal(a.labels, b.labels)
         for a, b in zip(first, second, strict=True)
     )
+
+
+class SlowPhotos(Photos):
+    """Photos that take a second each, by a clock that the test turns."""
+
+    now = 0.0
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        SlowPhotos.now += 1
+        return super().__getitem__(key)
+
+
+def test_waiting_is_told_from_what_is_done_with_the_batches(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "time", SimpleNamespace(perf_counter=lambda: SlowPhotos.now))
+    loader = photo_loader(SlowPhotos(photos.root, photos.names, photos.labels, 16), shuffle=False)
+    for _ in range(2):
+        for _batch in loader:
+            SlowPhotos.now += 100
+    assert loader.waited == 2 * len(photos)
 
 
 def test_workers_make_no_difference_and_the_global_generator_is_left_alone(photos: Photos) -> None:
