@@ -40,7 +40,11 @@ HEAD = f"""# Benchmarks
 
 Each section is written by the script it names, with `--record`, and with it the figure here:
 
-{START}{END}"""
+{START}{END}
+What is not measured needs a GPU: `python benchmarks/gpu.py --record`, and for the last three
+`python benchmarks/accuracy.py --config FILE --seeds 10 --views flip --record` with the file of `configs/` that is meant
+(`recipes/cifar10-94.yaml`, `recipes/cifar10-96.yaml`; `paper/cifar10.yaml` without `--views`).
+"""
 
 
 def report(
