@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     rows: list[list[str]] = []
     reached: dict[str, str] = {}
-    fits: dict[str, tuple[float, float]] = {}
+    costs: dict[str, float] = {}
     for net in [list(NETS)[number] for number in options.nets]:
         _, skip, steps = NETS[net]
         steps, skip = options.steps or steps, min(skip, options.steps or skip)
@@ -171,13 +171,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append([net, side, f"{statistics.median(each) * 1e3:,.3f}", *told])
             figures = {CIFAR: ("loop", spread), LINEAR: ("step", f"{more:,.0f} µs")}
             if side == FULL:
-                fits[net] = speed, more
+                costs[net] = more
             # The targets are of a processor, and of all steps.
             if side == FULL and net in figures and not options.steps and not torch.cuda.is_available():
                 name, figure = figures[net]
                 reached[name] = figure
-    if "loop" in reached and fits[CIFAR][0] < 0.98 and {COLD, LINEAR} <= set(fits):
-        cold, warm = fits[COLD][1], fits[LINEAR][1]
+    if "loop" in reached and float(reached["loop"].split()[0]) < 0.98 and {COLD, LINEAR} <= set(costs):
+        warm, cold = costs[LINEAR], costs[COLD]
         reached["loop"] += f": what costs {warm:,.0f} µs a step costs {cold:,.0f} µs where a net empties the caches"
     told = table(["step", "side", "ms a step", "speed, of the bare loop's", "µs more than bare"], rows)
     # Of the last net of the loop above.

@@ -64,8 +64,9 @@ class Throughput(Callback):
         waited = getattr(trainer.train_dataloader, "waited", 0.0)
         # Data without such a cache, or in one already, has to wait.
         could = getattr(trainer.datamodule, "cache", "decoded") is None
-        if could and waited > MUCH_WAITING and waited > MUCH * self._training:
-            share = min(1.0, waited / max(self._training, 1e-9))
+        if could and waited > max(MUCH_WAITING, MUCH * self._training):
+            # Of an epoch that was broken off there is the waiting alone.
+            share = waited / max(self._training, waited)
             tell(
                 f"the net waited for photos in {share:.0%} of the time: --data.cache decoded decodes them once, "
                 "for all later epochs and runs"

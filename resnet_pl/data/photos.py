@@ -61,8 +61,6 @@ class Photos(torch.utils.data.Dataset):
     ) -> None:
         self.root, self.names, self.labels = root, list(names), list(labels)
         self.image_size, self.crop, self.transforms, self.seed = image_size, crop or CentreCrop(), transforms, seed
-        # Our own crops draw from torch; seeding the other generators takes a hundredth of a photo's time.
-        self._torch_alone = not transforms and type(self.crop).__module__ == Crop.__module__
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,7 +103,9 @@ class Photos(torch.utils.data.Dataset):
             image = read_image(self.root / self.names[index]) if image is None else image
         except BadImage as bad:
             return bad
-        with keyed_rng(self.seed, epoch, index, torch_alone=self._torch_alone):
+        # Our own crops draw from torch; seeding the other generators takes a hundredth of a photo's time.
+        torch_alone = not self.transforms and type(self.crop).__module__ == Crop.__module__
+        with keyed_rng(self.seed, epoch, index, torch_alone=torch_alone):
             image = self.crop(image, self.image_size)
             for transform in self.transforms:
                 image = transform(image)

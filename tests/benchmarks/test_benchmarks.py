@@ -110,6 +110,18 @@ def test_accuracy_over_seeds_and_going_on(
     assert float(mean[1].split("%")[0]) == pytest.approx(sum(top1) / 2, abs=0.01)
 
 
+@pytest.mark.parametrize(("extra", "told"), [(0.01, "0.909 (0.909 to 0.909): what costs 10,000 µs"), (0.001, "0.990")])
+def test_a_slow_loop_has_its_reason_beside_it(monkeypatch: pytest.MonkeyPatch, extra: float, told: str) -> None:
+    reached: dict[str, str] = {}
+    monkeypatch.setattr(overhead, "alone", lambda script, one: 0.1 + extra * (one["side"] == overhead.FULL))
+    monkeypatch.setattr(overhead, "step", lambda *args: 0.0)
+    monkeypatch.setattr(overhead, "places", lambda *args: [])
+    monkeypatch.setattr(overhead.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(overhead, "report", lambda *args: reached.update(args[-1]))
+    overhead.main(["--rounds", "1"])
+    assert reached["loop"].startswith(told) and ("empties the caches" in reached["loop"]) == (extra > 0.002)
+
+
 def test_overhead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "alone", lambda script, one: overhead.step(**one))
     overhead.main(["--nets", str(list(overhead.NETS).index(overhead.LINEAR)), "--rounds", "1", "--steps", "10"])
