@@ -2,7 +2,7 @@
 
 import sys
 
-from resnet_pl.main import main
+from resnet_pl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.report import Kept, arguments, command, commit, report, table
-from resnet_pl import main as cli
+from resnet_pl.cli import main as cli
 
 NOTE = """
 Test images; seconds of the whole training, its start and validations included, imports and compilation's cache not

@@ -35,7 +35,7 @@ def step(name: str, batch: int, size: int = 32, **arguments: Any) -> dict[str, f
     from torch.nn.functional import cross_entropy
 
     from resnet_pl import models
-    from resnet_pl.memory import keep_freed_memory
+    from resnet_pl.cli.memory import keep_freed_memory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -78,8 +78,8 @@ def kept(depth: int, checkpointed: bool) -> int:
     """Bytes of activations that `summary` counts for an image."""
     import torch
 
+    from resnet_pl.analysis.complexity import count
     from resnet_pl.models import cifar_resnet
-    from resnet_pl.models.complexity import count
 
     with torch.device("meta"):
         net = cifar_resnet(depth, checkpoint_activations=checkpointed)

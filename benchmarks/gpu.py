@@ -23,7 +23,7 @@ from benchmarks.loader import photo
 from benchmarks.report import Kept, arguments, command, commit, report, table, take_turns
 from benchmarks.steps import Built, Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
 from resnet_pl import models
-from resnet_pl.models.complexity import count
+from resnet_pl.analysis.complexity import count
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Image size, batch and steps timed in each round. One step of those is logged, and waits for the device: in so short a

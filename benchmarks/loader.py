@@ -21,12 +21,12 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.report import alone, arguments, command, report, table, take_turns
+from resnet_pl.cli.memory import keep_freed_memory
 from resnet_pl.data.cache import decoded
-from resnet_pl.data.images import list_images
-from resnet_pl.data.loaders import EpochSampler, PhotoLoader
-from resnet_pl.data.photos import Photos
+from resnet_pl.data.dataset import Photos
+from resnet_pl.data.decode import list_images
+from resnet_pl.data.loader import EpochSampler, PhotoLoader
 from resnet_pl.data.transforms import RandomResizedCrop
-from resnet_pl.memory import keep_freed_memory
 
 SIZE, BATCH = 224, 32
 PIL, OURS, CACHED, ALONE = "torchvision ImageFolder, PIL", "ours", "ours, `cache: decoded`", "decoding alone"

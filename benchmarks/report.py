@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_pl import runs
+from resnet_pl import run_dir as runs
 
 PROJECT = Path(__file__).parent.parent
 PAGE, README = PROJECT / "docs" / "benchmarks.md", PROJECT / "README.md"

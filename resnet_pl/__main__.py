@@ -2,6 +2,6 @@
 
 import sys
 
-from resnet_pl.main import main
+from resnet_pl.cli.main import main
 
 sys.exit(main())

@@ -18,8 +18,7 @@ import torchvision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from resnet_pl import __version__
-from resnet_pl.errors import UserError
-from resnet_pl.files import replacing
+from resnet_pl.utils import UserError, replacing
 
 # Where a checkpoint keeps what this project adds to Lightning's own keys.
 KEY = "resnet_pl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resnet_pl.data.base import ImageDataModule
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 
 def names_of(data: ImageDataModule, own: Sequence[str] | None, renamed: bool) -> list[str]:

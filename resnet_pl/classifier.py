@@ -16,17 +16,16 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks.bad_loss import BadLoss, check
 from resnet_pl.callbacks.exact_resume import ExactResume
 from resnet_pl.classes import count_classes, names_of
-from resnet_pl.console import tell
 from resnet_pl.data.base import ImageDataModule
-from resnet_pl.data.loaders import Batch
-from resnet_pl.errors import UserError
+from resnet_pl.data.loader import Batch
 from resnet_pl.evaluation.metrics import Evaluation
-from resnet_pl.evaluation.views import average_scores
+from resnet_pl.evaluation.tta import average_scores
 from resnet_pl.models.compiled import compile_training
 from resnet_pl.models.normalize import Normalize
-from resnet_pl.models.weights import fetch_weights, find_head, load_weights, set_num_classes
+from resnet_pl.models.pretrained import fetch_weights, find_head, load_weights, set_num_classes
 from resnet_pl.optim import Schedule, ScheduledLR, Share, fuse, parameter_groups
 from resnet_pl.resume import changed_arguments, check_net
+from resnet_pl.utils import UserError, tell
 
 
 class ImageClassifier(LightningModule):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
 # Iterations over which the training error is averaged: one batch alone is below a threshold by chance.

@@ -26,8 +26,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from resnet_pl import models
-from resnet_pl.errors import UserError
-from resnet_pl.foreseen import foreseen
+from resnet_pl.cli.foreseen import foreseen
+from resnet_pl.utils import UserError
 
 NETS = [name for name in models.__all__ if name.startswith(("resnet", "plain", "cifar"))]
 # Words of warnings that nobody can act on here.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 # A run that goes on keeps the split that its checkpoint holds: other images to validate on would be ones it trained on.
 SPLIT = ("val_split", "test_split", "split_seed", "num_folds", "fold")

@@ -14,10 +14,10 @@ import torch
 
 import resnet_pl
 from resnet_pl import checkpoint as ckpt
-from resnet_pl.errors import UserError
-from resnet_pl.main import main
+from resnet_pl.cli.main import main
 from resnet_pl.models import cifar_resnet
 from resnet_pl.optim import Schedule
+from resnet_pl.utils import UserError
 from tests.faults.configs import CONFIGS
 from tests.faults.forks import forked
 

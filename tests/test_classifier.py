@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from resnet_pl import classifier as module_under_test
 from resnet_pl.callbacks import LastCheckpoint
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.errors import UserError
 from resnet_pl.models import cifar_resnet, find_head
 from resnet_pl.optim import Schedule
+from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
@@ -142,7 +142,7 @@ def test_weights_are_not_read_where_a_checkpoint_is_given(tmp_path, monkeypatch)
 
 def loss_of(module: ImageClassifier, labels: Tensor) -> tuple[float, Tensor]:
     """The loss of a training batch, and the logits it is made of."""
-    from resnet_pl.data.loaders import Batch
+    from resnet_pl.data.loader import Batch
 
     fitted(module).eval()
     seen = {}

@@ -17,7 +17,8 @@ import torch
 import yaml
 from PIL import Image
 
-from resnet_pl import ImageClassifier, main
+from resnet_pl import ImageClassifier
+from resnet_pl.cli import main
 from resnet_pl.data import Digits
 from resnet_pl.reports.results import read_results
 

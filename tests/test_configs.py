@@ -11,7 +11,7 @@ import torchvision
 import yaml
 from PIL import Image
 
-from resnet_pl import main
+from resnet_pl.cli import main
 from resnet_pl.data import CIFAR10, CIFAR100
 from resnet_pl.reports.results import read_results
 

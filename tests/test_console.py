@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from resnet_pl.console import program, progress
+from resnet_pl.utils import program, progress
 
 
 def test_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def together(count: int, folder: Path, *argv: str, trouble: str = "none 01") -> 
     """Runs a command line of ours in so many forked processes, which are one training; returns their exit codes."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from resnet_pl.main import main
+    from resnet_pl.cli.main import main
 
     folder.mkdir(exist_ok=True)
     with socket.socket() as probe:
@@ -220,7 +220,7 @@ def test_processes(scenario: str, tmp_path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     import sklearn.datasets  # noqa: F401 - once, here, and not in each process that is forked
 
-    import resnet_pl.cli  # noqa: F401
+    import resnet_pl.cli.subcommands  # noqa: F401
 
     torch.set_num_threads(1)
     {"learning": learning, "stopping": stopping}[argv[1]]()

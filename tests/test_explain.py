@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.explain import arguments_of
+from resnet_pl.cli.explain import arguments_of
 from tests.test_cli import SMALL, refused, run
 
 MINE = """

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.errors import UserError
-from resnet_pl.files import replacing
+from resnet_pl.utils import UserError, replacing
 
 
 def test_the_new_file_takes_the_old_ones_place_at_the_end(tmp_path):

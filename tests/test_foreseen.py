@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_pl.cli.foreseen import LIBRARIES, _restoring, foreseen
 from resnet_pl.data import ImageDataModule
-from resnet_pl.foreseen import LIBRARIES, _restoring, foreseen
 from tests.conftest import MakePhotos
 from tests.test_cli import SMALL, refused, run
 

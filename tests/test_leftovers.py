@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from resnet_pl import main
+from resnet_pl.cli import main
 from tests.tiny import Tiny, classifier, trainer
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl import __version__, main
-from resnet_pl.errors import UserError
-from resnet_pl.request import Request
+from resnet_pl import __version__
+from resnet_pl.cli import main
+from resnet_pl.cli.request import Request
+from resnet_pl.utils import UserError
 
 PROJECT = Path(__file__).parent.parent
 
@@ -112,7 +113,7 @@ def test_debug_shows_the_traceback() -> None:
 )
 def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from resnet_pl.main import main; main();"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from resnet_pl.cli.main import main; main();"
         "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'lightning', 'jsonargparse')))"
     )
     done = subprocess.run(

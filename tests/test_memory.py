@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from resnet_pl.memory import importing
+from resnet_pl.cli.memory import importing
 
 FAULTS = """
 import resource, sys
 import numpy as np
-from resnet_pl.memory import keep_freed_memory
+from resnet_pl.cli.memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "kept" else False
 for _ in range(2):
     np.ones(16 * 2**20)
@@ -44,7 +44,7 @@ IMPORTED = """
 import gc, sys
 searched = []
 gc.callbacks.append(lambda phase, _: searched.append("torch" in sys.modules))
-from resnet_pl.main import main
+from resnet_pl.cli.main import main
 main(["summary", "nowhere"])
 print(sum(searched), gc.isenabled(), gc.get_freeze_count())
 """

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from resnet_pl.errors import UserError
 from resnet_pl.models import cifar_resnet
 from resnet_pl.optim import Schedule, ScheduledLR, fuse, parameter_groups
+from resnet_pl.utils import UserError
 from tests.test_classifier import Kept
 from tests.tiny import Tiny, classifier, optimizer, trainer
 

@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, Trainer
 from scipy.stats import chi2
 from torch import nn
 
-from resnet_pl import ImageClassifier, main
+from resnet_pl import ImageClassifier
+from resnet_pl.cli import main
 from resnet_pl.data import CIFAR10
-from resnet_pl.data.loaders import Batch
+from resnet_pl.data.loader import Batch
 from resnet_pl.data.transforms import PCAColor, RandomFlip, ScaleCrop
 from resnet_pl.reports.results import read_results
 from tests.conftest import write_photos

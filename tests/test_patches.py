@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from resnet_pl import main
+from resnet_pl.cli import main
 from resnet_pl.patches import NETS, quieten
 from tests.test_cli import refused
 
@@ -36,7 +36,7 @@ def test_help_is_short_and_names_what_is_ours(
 @pytest.mark.parametrize(
     ("name", "options", "title"),
     [
-        ("cifar_resnet", ["depth", "shortcut"], "resnet_pl.models.cifar.cifar_resnet"),
+        ("cifar_resnet", ["depth", "shortcut"], "resnet_pl.models.cifar_nets.cifar_resnet"),
         ("resnet50", ["num_classes", "variant"], "resnet_pl.models.resnet.resnet50"),
         ("torchvision.models.resnet18", ["weights", "zero_init_residual"], "torchvision.models.resnet.resnet18"),
         ("resnet_pl.models.ResNet", ["block", "layers"], "resnet_pl.models.ResNet"),

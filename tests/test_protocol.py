@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_pl import main
-from resnet_pl.configuration import Restored
-from resnet_pl.evaluation.views import average_scores
+from resnet_pl.cli import main
+from resnet_pl.cli.parser import Restored
+from resnet_pl.evaluation.tta import average_scores
 from resnet_pl.models import cifar_resnet
-from resnet_pl.models.weights import read_state_dict
+from resnet_pl.models.pretrained import read_state_dict
 from resnet_pl.reports.results import read_results
 from tests.test_cli import SMALL, refused, run
 

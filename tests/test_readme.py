@@ -12,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from resnet_pl import main
+from resnet_pl.cli import main
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")

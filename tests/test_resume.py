@@ -11,9 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnet_pl import main
-from resnet_pl.errors import UserError
+from resnet_pl.cli import main
 from resnet_pl.resume import changed_arguments
+from resnet_pl.utils import UserError
 
 PROJECT = Path(__file__).parent.parent
 SMALL = [

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_pl import main
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli import main
 
 PROJECT = Path(__file__).parent.parent
 

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from resnet_pl import main
+from resnet_pl.cli import main
 from resnet_pl.models import resnet18
 from resnet_pl.reports.results import read_results
 
@@ -50,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("resnet_pl.download.PAUSE", 0.0)
+    monkeypatch.setattr("resnet_pl.data.download.PAUSE", 0.0)
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "data/photos" / name).mkdir(parents=True)

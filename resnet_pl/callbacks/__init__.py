@@ -7,9 +7,9 @@ from resnet_pl.callbacks.freeze import Freeze
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.precise_bn import PreciseBN
 from resnet_pl.callbacks.predictions import PredictionWriter
-from resnet_pl.callbacks.terminal import EpochLine, ProgressBar, StartReport
+from resnet_pl.callbacks.progress import EpochLine, ProgressBar, StartReport
 from resnet_pl.callbacks.throughput import Throughput
-from resnet_pl.callbacks.whiten import WhitenStem
+from resnet_pl.callbacks.whitening_init import WhitenStem
 
 __all__ = [
     "BestCheckpoint",

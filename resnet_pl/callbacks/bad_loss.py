@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from resnet_pl.callbacks.exact_resume import ExactResume
-from resnet_pl.data.loaders import Batch
-from resnet_pl.errors import Diverged
+from resnet_pl.data.loader import Batch
+from resnet_pl.utils import Diverged
 
 # So many batches left out one after another are no accident.
 MOST_IN_A_ROW = 20

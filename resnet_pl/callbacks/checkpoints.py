@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from resnet_pl.callbacks.exact_resume import ExactResume
-from resnet_pl.errors import Diverged
+from resnet_pl.utils import Diverged
 
 
 class _Checkpoint(ModelCheckpoint):

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from resnet_pl.data.loaders import Batch
+from resnet_pl.data.loader import Batch
 from resnet_pl.reports.pictures import confusion_matrix, contact_sheet
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
-from resnet_pl.errors import UserError
-from resnet_pl.models.weights import find_head
+from resnet_pl.models.pretrained import find_head
+from resnet_pl.utils import UserError
 
 
 class Freeze(BaseFinetuning):

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from resnet_pl.files import replacing
-from resnet_pl.runs import cut_metrics
+from resnet_pl.run_dir import cut_metrics
+from resnet_pl.utils import replacing
 
 
 class MetricsCSV(Logger):

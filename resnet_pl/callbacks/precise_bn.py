@@ -9,9 +9,9 @@ from typing import Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from resnet_pl.console import progress, tell
 from resnet_pl.data import ImageDataModule
 from resnet_pl.evaluation.precise_bn import average_statistics
+from resnet_pl.utils import progress, tell
 
 
 class PreciseBN(Callback):

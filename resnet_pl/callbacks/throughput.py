@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from resnet_pl.console import tell
+from resnet_pl.utils import tell
 
 # So long, and such a share of the time, that a word on it helps.
 MUCH_WAITING, MUCH = 60, 1 / 3

@@ -13,16 +13,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from resnet_pl.console import tell
-from resnet_pl.data.draws import Draws, seed_generators
-from resnet_pl.data.loaders import Batch, EpochSampler, Loader, PhotoLoader, spare_cores
-from resnet_pl.data.photos import Photos
+from resnet_pl.data.dataset import Photos
+from resnet_pl.data.loader import Batch, EpochSampler, Loader, PhotoLoader, spare_cores
 from resnet_pl.data.provenance import Provenance
+from resnet_pl.data.rng import Draws, seed_generators
 from resnet_pl.data.splits import make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.transforms import BatchTransform
 from resnet_pl.data.views import Views
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError, tell
 
 
 class ImageDataModule(LightningDataModule):

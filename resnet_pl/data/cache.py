@@ -17,13 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.console import progress
-from resnet_pl.data.images import BadImage, read_image
-from resnet_pl.data.loaders import spare_cores
+from resnet_pl.data.decode import BadImage, read_image
+from resnet_pl.data.download import lock
+from resnet_pl.data.loader import spare_cores
 from resnet_pl.data.transforms import no_line
-from resnet_pl.download import lock
-from resnet_pl.errors import UserError
-from resnet_pl.files import replacing
+from resnet_pl.utils import UserError, progress, replacing
 
 GB = 10**9
 _FORMAT = 1  # of the two files

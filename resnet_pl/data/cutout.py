@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resnet_pl.data.draws import Draws
+from resnet_pl.data.rng import Draws
 from resnet_pl.data.transforms import MeanFilled
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from resnet_pl.download import fetch, lock
-from resnet_pl.errors import UserError
+from resnet_pl.data.download import fetch, lock
+from resnet_pl.utils import UserError
 
 
 class Downloaded:

@@ -9,16 +9,15 @@ from typing import Any, Literal
 from jsonargparse.typing import PositiveInt
 from torch import nn
 
-from resnet_pl.console import on_rank_zero, progress, tell
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cache import decoded
-from resnet_pl.data.images import BadImage, check_share, list_bad, list_images, scan_image
-from resnet_pl.data.loaders import Loader
-from resnet_pl.data.photos import Photos, check_decoder
+from resnet_pl.data.dataset import Photos, check_decoder
+from resnet_pl.data.decode import BadImage, check_share, list_bad, list_images, scan_image
+from resnet_pl.data.loader import Loader
 from resnet_pl.data.splits import content_digests
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, BatchTransform, Crop, PCAColor, RandomFlip, ScaleCrop
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError, on_rank_zero, progress, tell
 
 # What people call the folders of a data set that comes split.
 SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}

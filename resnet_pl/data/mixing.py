@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_pl.data.draws import Draws
+from resnet_pl.data.rng import Draws
 from resnet_pl.data.transforms import BatchTransform, TrainingData, checked_share
 
 

@@ -6,7 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 
 @dataclass

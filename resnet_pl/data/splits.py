@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from resnet_pl.console import progress
-from resnet_pl.data.images import BadImage
-from resnet_pl.errors import UserError
+from resnet_pl.data.decode import BadImage
+from resnet_pl.utils import UserError, progress
 
 _NAMED_CLASHES = 5
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cache import short_hash
-from resnet_pl.data.loaders import EpochSampler, Loader
+from resnet_pl.data.loader import EpochSampler, Loader
 from resnet_pl.data.statistics import Statistics
 from resnet_pl.data.views import View, Views
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.draws import Draws
+from resnet_pl.data.rng import Draws
 from resnet_pl.data.statistics import Statistics
 
 # RGB statistics of ImageNet, images in [0, 1]; the ones that torchvision's weights were trained with.

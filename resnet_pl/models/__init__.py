@@ -1,6 +1,7 @@
 """Plain torch nets: what a YAML file names as `backbone`, and the weights they start from."""
 
-from resnet_pl.models.cifar import cifar_plain, cifar_resnet
+from resnet_pl.models.cifar_nets import cifar_plain, cifar_resnet
+from resnet_pl.models.pretrained import find_head, load_weights, read_state_dict, set_num_classes
 from resnet_pl.models.resnet import (
     BasicBlock,
     Bottleneck,
@@ -13,7 +14,6 @@ from resnet_pl.models.resnet import (
     resnet101,
     resnet152,
 )
-from resnet_pl.models.weights import find_head, load_weights, read_state_dict, set_num_classes
 
 __all__ = [
     "BasicBlock",

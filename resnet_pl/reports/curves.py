@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_pl.errors import UserError
 from resnet_pl.reports.pictures import MUTED, add_legend, dress, new_figure, render, save_png
 from resnet_pl.reports.records import Run, Series
 from resnet_pl.reports.tables import write_csv
+from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

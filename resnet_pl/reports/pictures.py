@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resnet_pl.files import replacing
+from resnet_pl.utils import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from resnet_pl.console import program
-from resnet_pl.errors import UserError
 from resnet_pl.reports.results import read_results
-from resnet_pl.runs import versions
+from resnet_pl.run_dir import versions
+from resnet_pl.utils import UserError, program
 
 # Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
 # 110 is the best of five (6.61 ± 0.16), the others one run each.

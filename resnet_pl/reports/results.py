@@ -8,8 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from resnet_pl.errors import UserError
-from resnet_pl.files import replacing
+from resnet_pl.utils import UserError, replacing
 
 IDENTITY = ("protocol", "checkpoint", "data", "split")
 

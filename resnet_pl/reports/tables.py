@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from resnet_pl.files import replacing
+from resnet_pl.utils import replacing
 
 MOST_CLASSES = 25
 WORST_CLASSES = 10

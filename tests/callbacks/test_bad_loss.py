@@ -17,9 +17,9 @@ from torch import Tensor
 
 from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.data.loaders import Batch
-from resnet_pl.errors import Diverged
+from resnet_pl.data.loader import Batch
 from resnet_pl.optim import Schedule
+from resnet_pl.utils import Diverged
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 

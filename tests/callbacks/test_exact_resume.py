@@ -20,8 +20,8 @@ from resnet_pl.callbacks import LastCheckpoint, MetricsCSV
 from resnet_pl.data import ImageFolder
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.transforms import BatchTransform
-from resnet_pl.errors import UserError
 from resnet_pl.optim import Schedule
+from resnet_pl.utils import UserError
 from tests.conftest import write_photos
 from tests.tiny import Tiny, classifier, optimizer, trainer
 

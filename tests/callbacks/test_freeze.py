@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from resnet_pl.callbacks import Freeze
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.errors import UserError
 from resnet_pl.models import cifar_resnet
+from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 

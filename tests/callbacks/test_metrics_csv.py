@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from resnet_pl import files
+from resnet_pl import utils as files
 from resnet_pl.callbacks import MetricsCSV
 from tests.tiny import Tiny, classifier, trainer
 

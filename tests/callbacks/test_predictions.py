@@ -11,7 +11,7 @@ from PIL import Image
 
 from resnet_pl.callbacks import PredictionWriter
 from resnet_pl.data.tensors import TensorImages
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, trainer
 
 NAMES = ["ant", "bee", "cat"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_pl.callbacks import WhitenStem
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, trainer
 
 

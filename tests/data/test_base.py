@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from resnet_pl.data import Digits, ImageDataModule, ImageFolder, MixUp, PadCrop, RandomFlip
-from resnet_pl.data.loaders import Batch
-from resnet_pl.errors import UserError
+from resnet_pl.data.loader import Batch
+from resnet_pl.utils import UserError
 
 
 def digits(**kwargs: object) -> Digits:

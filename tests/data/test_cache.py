@@ -15,15 +15,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl import download
-from resnet_pl.data import ImageFolder
+from resnet_pl.cli.main import main
+from resnet_pl.data import ImageFolder, download
 from resnet_pl.data import cache as module
 from resnet_pl.data.cache import decoded, default_folder, estimate
-from resnet_pl.data.images import read_image
-from resnet_pl.data.loaders import Loader
+from resnet_pl.data.decode import read_image
+from resnet_pl.data.loader import Loader
 from resnet_pl.data.transforms import CentreCrop, RandomResizedCrop
-from resnet_pl.errors import UserError
-from resnet_pl.main import main
+from resnet_pl.utils import UserError
 
 
 @pytest.fixture

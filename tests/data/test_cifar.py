@@ -10,7 +10,7 @@ import torch
 
 from resnet_pl.data import CIFAR10, CIFAR100, PadCrop, RandomFlip
 from resnet_pl.data.cifar import _CIFAR
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 RNG = np.random.default_rng(0)
 KINDS = {CIFAR10: "cifar-10-batches-bin", CIFAR100: "cifar-100-binary"}

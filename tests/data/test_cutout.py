@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_pl.data import Cutout
-from resnet_pl.data.draws import Draws
+from resnet_pl.data.rng import Draws
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 30])

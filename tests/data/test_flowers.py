@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl import archives, download
-from resnet_pl.data import Flowers
+from resnet_pl.data import Flowers, archives, download
 from resnet_pl.data import flowers as flowers_module
-from resnet_pl.errors import UserError
-from tests.test_archives import BAD_MEMBERS, tar
+from resnet_pl.utils import UserError
+from tests.data.test_archives import BAD_MEMBERS, tar
 
 CLASSES = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.photos import Photos
-from resnet_pl.errors import UserError
+from resnet_pl.data.dataset import Photos
+from resnet_pl.utils import UserError
 
 MakePhotos = Callable[..., Path]
 CLASSES = ["ant", "bee", "cat"]

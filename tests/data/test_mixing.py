@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_pl.data.draws import Draws
 from resnet_pl.data.mixing import CutMix, MixUp, _Mixing
+from resnet_pl.data.rng import Draws
 
 CLASSES = 10
 

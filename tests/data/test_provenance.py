@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl.data.provenance import Provenance
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 NAMES = [f"ant/{i}.jpg" for i in range(10)]
 

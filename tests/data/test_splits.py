@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl.data.splits import Split, content_digests, make_split
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 
 def images(*per_class: int) -> tuple[list[str], list[int]]:

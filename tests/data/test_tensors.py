@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_pl.data.loaders import EpochSampler
+from resnet_pl.data.loader import EpochSampler
 from resnet_pl.data.tensors import TensorDataModule, TensorImages, TensorLoader
-from resnet_pl.errors import UserError
+from resnet_pl.utils import UserError
 
 
 def images(count: int, part: str = "train", first: int = 0) -> TensorImages:

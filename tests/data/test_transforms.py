@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.draws import Draws, keyed_rng
+from resnet_pl.data.rng import Draws, keyed_rng
 from resnet_pl.data.statistics import Statistics
 from resnet_pl.data.transforms import (
     ALEXNET_EIGENVALUES,

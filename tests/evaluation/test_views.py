@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_pl.data.views import View, grouped
-from resnet_pl.evaluation.views import average_scores
+from resnet_pl.evaluation.tta import average_scores
 
 
 class Net(nn.Module):

@@ -25,8 +25,8 @@ sys.path.insert(0, str(PROJECT))
 # Before torch: a process that is forked must have no threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from resnet_pl import runs  # noqa: E402
-from resnet_pl.console import progress  # noqa: E402
+from resnet_pl import run_dir as runs  # noqa: E402
+from resnet_pl.utils import progress  # noqa: E402
 
 PAGE = PROJECT / "docs" / "reliability.md"
 COUNTS = {"kills": 200, "checkpoints": 1000, "configs": 2000, "images": 200}
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sklearn.datasets  # noqa: F401 - once, here, and not in each process that is forked
     import torch
 
-    import resnet_pl.cli  # noqa: F401
+    import resnet_pl.cli.subcommands  # noqa: F401
     from tests.faults import checkpoints, configs, images, kills
 
     torch.set_num_threads(1)

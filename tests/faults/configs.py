@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
-from resnet_pl.cli import CLI
-from resnet_pl.main import main
-from resnet_pl.runs import to_yaml
+from resnet_pl.cli.main import main
+from resnet_pl.cli.subcommands import CLI
+from resnet_pl.run_dir import to_yaml
 from tests.conftest import write_photos
 from tests.faults.forks import Ended, forked
 

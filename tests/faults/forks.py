@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_pl.main import main
+from resnet_pl.cli.main import main
 
 NOBODY = 65534
 

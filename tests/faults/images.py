@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from resnet_pl.data.images import BadImage, read_image, scan_image
+from resnet_pl.data.decode import BadImage, read_image, scan_image
 from tests.conftest import write_photos
 from tests.faults.forks import command, forked
 

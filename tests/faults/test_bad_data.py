@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from resnet_pl.data.images import list_images, read_image, scan_image
-from resnet_pl.errors import UserError
-from resnet_pl.main import main
+from resnet_pl.cli.main import main
+from resnet_pl.data.decode import list_images, read_image, scan_image
+from resnet_pl.utils import UserError
 from tests.conftest import write_photos
 from tests.faults.forks import Ended, as_nobody, forked
 from tests.faults.images import CONFIG

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_pl import download
-from resnet_pl.errors import UserError
+from resnet_pl.data import download
 from resnet_pl.models import cifar_resnet, load_weights
-from resnet_pl.models.weights import fetch_weights
+from resnet_pl.models.pretrained import fetch_weights
+from resnet_pl.utils import UserError
 
 
 def weights() -> bytes:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_pl.errors import UserError
 from resnet_pl.reports.curves import _bands, training_curves
 from resnet_pl.reports.records import Run, read_metrics
+from resnet_pl.utils import UserError
 from tests.reports.made import write_metrics
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_pl.errors import UserError
 from resnet_pl.reports.pictures import (
     CELL,
     FRAME,
@@ -20,6 +19,7 @@ from resnet_pl.reports.pictures import (
     contact_sheet,
     save_png,
 )
+from resnet_pl.utils import UserError
 
 SIDE = CELL + 2 * FRAME
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_pl.errors import UserError
 from resnet_pl.reports.records import duration, find_runs, read_metrics, read_run, read_runs, single_view
+from resnet_pl.utils import UserError
 from tests.reports.made import METRICS as HEADER
 from tests.reports.made import NAMES, write_metrics, write_run, write_test
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_pl.errors import UserError
 from resnet_pl.reports.results import read_results, write_results
+from resnet_pl.utils import UserError
 
 
 def result(top1: float = 0.9, **changes) -> dict:

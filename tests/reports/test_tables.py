@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.errors import UserError
 from resnet_pl.reports.tables import predictions_table, print_report, results_table, write_csv, write_predictions
+from resnet_pl.utils import UserError
 
 RESULTS = {
     "top1": 0.9806,

@@ -1,0 +1,104 @@
+"""The grid of a sweep: every combination of some options of `fit`, and how far each has come."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_pl import run_dir as runs
+from resnet_pl.reports.records import Run, read_run
+from resnet_pl.utils import UserError
+
+# What the sweep says itself.
+OWN = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--config", "-c")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the grid.
+
+    Args:
+        name: tells the values, such as `cifar_plain-depth20-seed0`; names the run.
+        like: the same without the seed: what takes as long.
+        args: the arguments of `fit`.
+        root: the folder of all runs of the sweep.
+    """
+
+    name: str
+    like: str
+    args: list[str]
+    root: Path
+
+    def _started(self) -> list[Path]:
+        """The runs that this very command line has started, the newest first."""
+        command = f" {shlex.join(self.args)}"
+        found = []
+        for _, path in reversed(runs.versions(self.root, self.name)):
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                if runs.read_sessions(path)[0]["command"].endswith(command):
+                    found.append(path)
+        return found
+
+    def done(self) -> Run | None:
+        """The run if it is trained and tested."""
+        for path in self._started():
+            with suppress(UserError):
+                return read_run(path)
+        return None
+
+    def steps(self) -> list[list[str]]:
+        """The arguments of the processes that are still to run: going on or starting, then testing."""
+        for path in self._started():
+            if (last := path / "checkpoints" / "last.ckpt").is_file():
+                return [["fit", "--ckpt_path", str(last)], ["test", "--ckpt_path", str(path)]]
+        version = max((number for number, _ in runs.versions(self.root, self.name)), default=-1) + 1
+        return [self.args, ["test", "--ckpt_path", str(self.root / self.name / f"version_{version}")]]
+
+
+def grid_cells(grid: list[str], configs: list[str], options: list[str], folder: Path) -> list[Cell]:
+    """Every combination, the first key varying slowest; raises UserError where the grid is none."""
+    if not grid:
+        raise UserError("sweep: the grid is empty\ngive --grid KEY=VALUE,VALUE, such as --grid seed_everything=0,1,2")
+    if own := [word for word in options if word.split("=")[0] in OWN]:
+        raise UserError(f"sweep: {own[0]} cannot stand after --: each run gets its own\nleave it out")
+    values = dict(map(_key_values, grid))
+    if len(values) < len(grid):
+        raise UserError(f"sweep: a key comes twice in {' '.join(grid)}\ngive all values of a key in one --grid")
+    cells = []
+    for chosen in itertools.product(*values.values()):
+        pairs = dict(zip(values, chosen, strict=True))
+        name = "-".join(_word(*pair) for pair in pairs.items())
+        like = "-".join(_word(*pair) for pair in pairs.items() if pair[0] != "seed_everything")
+        # A class comes before its arguments: fewer dots first.
+        ordered = sorted(pairs.items(), key=lambda pair: pair[0].count("."))
+        files = [word for path in configs for word in ("--config", path)]
+        words = [word for key, value in ordered for word in (f"--{key}", value)]
+        own = ["--name", name, "--trainer.default_root_dir", str(folder)]
+        cells.append(Cell(name, like, ["fit", *files, *options, *words, *own], folder))
+    names = [cell.name for cell in cells]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"sweep: two runs of the grid would be called {twice[0]}\nleave out the value that comes twice")
+    return cells
+
+
+def _key_values(text: str) -> tuple[str, list[str]]:
+    key, equals, values = text.partition("=")
+    # A comma inside brackets belongs to the value.
+    listed = re.split(r",(?![^\[{]*[\]}])", values)
+    if not equals or not key or not all(listed):
+        raise UserError(f"sweep: --grid {text} is no KEY=VALUE,VALUE\nfor example --grid model.backbone.depth=20,56")
+    return key.removeprefix("--"), listed
+
+
+def _word(key: str, value: str) -> str:
+    """A value as part of a name: a class or a file by its own, anything else after the last word of its key."""
+    last = key.rsplit(".", 1)[-1]
+    if last in ("backbone", "data", "config"):
+        text = Path(value).stem if last == "config" else value.rsplit(".", 1)[-1]
+    else:
+        text = f"{'seed' if last == 'seed_everything' else last}{value}"
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")

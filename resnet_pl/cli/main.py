@@ -1,0 +1,109 @@
+"""The entry: answers what needs no torch at once, hands the rest on, and says errors in a line or two."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet_pl import __version__
+from resnet_pl.cli.memory import importing
+from resnet_pl.cli.request import COMMANDS, SUBCOMMANDS, Request
+from resnet_pl.utils import UserError, program
+
+HELP = f"""usage: {program()} SUBCOMMAND [options]
+
+resnet_pl {__version__}: train residual networks properly with PyTorch Lightning.
+
+subcommands:
+{chr(10).join(f"  {name:<12}{text}" for name, text in SUBCOMMANDS.items())}
+
+nets and finished runs:
+{chr(10).join(f"  {name:<12}{text}" for name, text in COMMANDS.items())}
+
+examples:
+  {program()} fit --config configs/digits.yaml
+  {program()} fit --config configs/flowers.yaml --data.root my/flowers --trainer.max_epochs 10
+  {program()} test --ckpt_path best
+  {program()} predict --ckpt_path runs/flowers/version_0/checkpoints/best.ckpt --images photos/*.jpg
+
+`{program()} SUBCOMMAND --help` lists every option; --debug shows the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments after the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C, 143 after SIGTERM,
+        141 where nobody reads what is printed any more.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that knows ASCII alone must not stop a training.
+            stream.reconfigure(errors="replace")
+    # The installed command finds a user's own classes beside it, as `python cli.py` does.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        # What the system says of a file that is there, or of a path that can never be, is the user's to put right.
+        if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
+        print(unexpected(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    if args[0] in COMMANDS:
+        from resnet_pl import analysis as commands
+
+        return commands.run(args)
+    request = Request(args)
+    with importing():
+        from resnet_pl.cli import subcommands as cli
+
+    return cli.run(request)
+
+
+def unexpected(error: Exception) -> str:
+    """Two lines on an error that nobody foresaw: a value that torch or Lightning refuses, or a fault of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    # The message of an error in a worker is the worker's traceback.
+    what = lines[-1] if "in DataLoader worker" in lines[0] else lines[0]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"error: {type(error).__name__}: {what} ({Path(where.filename).name}, line {where.lineno})\n"
+        "add --debug to see the whole traceback; if no value of yours explains it, it is a fault of this project"
+    )

@@ -1,0 +1,108 @@
+"""What nets cost, against counts by hand and torchvision's published ones."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from resnet_pl.analysis.complexity import Layer, count, fold
+from resnet_pl.models import cifar_resnet
+
+
+def total(net: nn.Module, size: int) -> Layer:
+    return reduce(add, count(net, size))
+
+
+def small(**kwargs: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(**kwargs), nn.Flatten(), nn.Linear(144, 5)
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_by_hand(device, inplace):
+    # The linear layer's input is the ReLU's output: nothing is kept twice, nor the image for the convolution. BatchNorm
+    # keeps its input, and a mean and a deviation a channel for the batch of two.
+    net = small(inplace=inplace).to(device)
+    assert count(net, 6) == [
+        Layer("", "Sequential", (5,)),
+        Layer("0", "Conv2d", (4, 6, 6), 4 * 2 * 9, 4 * 2 * 9 * 36),
+        Layer("1", "BatchNorm2d", (4, 6, 6), 8, 0, 4 * 36 * 4 + 2 * 4 * 4 // 2),
+        Layer("2", "ReLU", (4, 6, 6), 0, 0, 4 * 36 * 4),
+        Layer("3", "Flatten", (144,)),
+        Layer("4", "Linear", (5,), 144 * 5 + 5, 144 * 5),
+    ]
+
+
+class Twice(nn.Module):
+    """Uses a layer twice under two names, leaves one unused, and has a parameter and a product of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3, 3))
+        self.first = self.second = nn.Conv2d(3, 3, 1, bias=False)
+        self.unused = nn.Linear(3, 7)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.drop(self.second(self.first(x)).mean((2, 3)) @ self.gain)}
+
+
+def test_what_runs_twice_counts_twice_and_is_owned_once():
+    own, first, unused, drop = count(Twice(), 4)
+    assert (own.name, own.shape, own.parameters, own.multiply_adds) == ("", (3,), 9, 9)
+    assert (first.name, first.parameters, first.multiply_adds) == ("first", 9, 2 * 9 * 16)
+    assert (unused.name, unused.shape, unused.parameters, unused.multiply_adds) == ("unused", None, 28, 0)
+    assert drop.activations == 3 * 4, "the mask, which evaluation does not make"
+
+
+def test_fold_sums_what_is_deeper():
+    layers = [
+        Layer("", "Net", (2,)),
+        Layer("a", "Sequential", (4,)),
+        Layer("a.0", "Linear", (4,), 1, 10, 100),
+        Layer("a.1", "Block", (4,), 2, 0, 0),
+        Layer("a.1.conv", "Conv2d", (4,), 3, 30, 300),
+        Layer("b", "Identity", (4,)),
+        Layer("c", "AvgPool2d", (4,)),
+        Layer("d", "Dropout"),
+    ]
+    pool = Layer("c", "AvgPool2d", (4,))
+    assert fold(layers, 1) == [Layer("a", "Sequential", (4,), 6, 40, 400), pool]
+    assert fold(layers, 2) == [layers[2], Layer("a.1", "Block", (4,), 5, 30, 300), pool]
+    assert fold(layers, 3) == [*layers[2:5], pool]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "vit_b_32", "mobilenet_v3_small", "squeezenet1_1"])
+def test_torchvisions_published_counts(name):
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta
+    with torch.device("meta"):
+        counted = total(torchvision.models.get_model(name), 224)
+    assert counted.parameters == published["num_params"]
+    assert round(counted.multiply_adds / 1e9, 3) == published["_ops"]
+
+
+@pytest.mark.parametrize(("name", "paper"), [("vgg16", 15.3), ("vgg19", 19.6)])
+def test_vgg_costs_what_the_paper_says(name, paper):
+    with torch.device("meta"):
+        assert total(torchvision.models.get_model(name), 224).multiply_adds / 1e9 == pytest.approx(paper, rel=0.02)
+
+
+def test_checkpointing_keeps_the_input_of_each_block():
+    with torch.device("meta"):
+        kept = {on: total(cifar_resnet(20, checkpoint_activations=on), 32) for on in (False, True)}
+    # BatchNorm's input and the ReLU's output, for each of 7, 6 and 6 convolutions; a mean and a deviation a channel.
+    maps = {channels: channels * (512 // channels) ** 2 * 4 for channels in (16, 32, 64)}
+    convolutions = {16: 7, 32: 6, 64: 6}
+    statistics = sum(2 * 4 * channels * n // 2 for channels, n in convolutions.items())
+    assert kept[False].activations == sum(2 * maps[c] * n for c, n in convolutions.items()) + statistics + 64 * 4
+    # The stem as before, whose output is the first block's input, and the inputs of the other eight blocks.
+    inputs = 3 * maps[16] + 3 * maps[32] + 2 * maps[64]
+    assert kept[True].activations == 2 * maps[16] + 2 * 4 * 16 // 2 + inputs + 64 * 4
+    assert kept[True].multiply_adds == kept[False].multiply_adds

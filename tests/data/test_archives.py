@@ -1,0 +1,145 @@
+import io
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from resnet_pl.data import archives
+from resnet_pl.data.archives import extract
+from resnet_pl.utils import UserError
+
+
+def tar(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as package:
+        for member in members:
+            info, content = (
+                (member, b"") if isinstance(member, tarfile.TarInfo) else (tarfile.TarInfo(member[0]), member[1])
+            )
+            info.size = len(content)
+            package.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as package:
+        for name, content in members:
+            package.writestr(name, content)
+    return path
+
+
+def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo("odd")
+    info.type = kind
+    info.linkname = target
+    return info
+
+
+def zip_link() -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("odd")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+GOOD = [("flowers/a/1.jpg", b"one"), ("flowers/b/2.jpg", b"two"), ("./notes: 12:30.txt", b"")]
+
+
+@pytest.mark.parametrize("name", ["x.tgz", "x.tar", "x.zip"])
+def test_good_archives(name: str, tmp_path: Path) -> None:
+    archive = (zipped if name == "x.zip" else tar)(tmp_path / name, *GOOD)
+    folder = tmp_path / "data" / "out"
+    extract(archive, folder)
+    assert contents(folder) == {"flowers/a/1.jpg": b"one", "flowers/b/2.jpg": b"two", "notes: 12:30.txt": b""}
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+def test_empty_folders_and_no_permissions_are_taken(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("tool")
+    info.mode = 0o6777
+    folder = tarfile.TarInfo("empty")
+    folder.type = tarfile.DIRTYPE
+    extract(tar(tmp_path / "x.tar", info, folder), tmp_path / "out")
+    assert (tmp_path / "out" / "empty").is_dir()
+    assert (tmp_path / "out" / "tool").stat().st_mode & 0o7111 == 0
+
+
+def test_what_is_there_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "flowers/a").mkdir(parents=True)
+    (folder / "flowers/a/1.jpg").write_bytes(b"old")
+    (folder / "flowers/a/mine.jpg").write_bytes(b"mine")
+    extract(tar(tmp_path / "x.tgz", *GOOD[:2]), folder)
+    assert contents(folder) == {
+        "flowers/a/1.jpg": b"one",
+        "flowers/a/mine.jpg": b"mine",
+        "flowers/b/2.jpg": b"two",
+    }
+
+
+BAD_MEMBERS = {
+    "parent": ("../odd", b"x"),
+    "hidden parent": ("flowers/../../odd", b"x"),
+    "absolute": ("/tmp/odd", b"x"),
+    "drive": ("C:odd", b"x"),
+    "backslash": ("..\\odd", b"x"),
+    "symlink": special(tarfile.SYMTYPE, "/etc/passwd"),
+    "hard link": special(tarfile.LNKTYPE, "flowers/a/1.jpg"),
+    "pipe": special(tarfile.FIFOTYPE),
+    "device": special(tarfile.CHRTYPE),
+}
+
+
+def assert_refused(archive: Path, message: str, **options: int) -> None:
+    """Refused, and the folder around the archive is as it was."""
+    around = archive.parent
+    before = set(around.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        extract(archive, around / "out", **options)
+    assert str(archive) in str(caught.value)
+    assert set(around.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", BAD_MEMBERS)
+def test_dangerous_tars(kind: str, tmp_path: Path) -> None:
+    assert_refused(tar(tmp_path / "x.tgz", GOOD[0], BAD_MEMBERS[kind]), "odd.*not unpacked")
+
+
+@pytest.mark.parametrize("member", [("../odd", b"x"), ("/odd", b"x"), ("C:\\odd", b"x"), (zip_link(), b"/etc/passwd")])
+def test_dangerous_zips(member: tuple[str | zipfile.ZipInfo, bytes], tmp_path: Path) -> None:
+    assert_refused(zipped(tmp_path / "x.zip", GOOD[0], member), "odd.*not unpacked")
+
+
+@pytest.mark.parametrize("name", ["x.tgz", "x.zip"])
+def test_bombs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = (zipped if name == "x.zip" else tar)(tmp_path / name, GOOD[0], ("zeros", bytes(3_000_000)))
+    assert_refused(archive, "zeros brings it to more than 2000000 bytes", max_bytes=2_000_000)
+    monkeypatch.setattr(archives, "MIN_BOMB", 1000)
+    assert_refused(archive, "zeros brings it to more than")
+
+
+@pytest.mark.parametrize("name", ["x.tgz", "x.tar", "x.zip"])
+def test_damaged_archives(name: str, tmp_path: Path) -> None:
+    noise = bytes(range(256)) * 100
+    archive = (zipped if name == "x.zip" else tar)(tmp_path / name, *GOOD, ("last", noise))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: int(len(whole) * 0.6)])
+    assert_refused(archive, "damaged")
+    archive.write_bytes(b"<html>404</html>")
+    assert_refused(archive, "damaged")
+
+
+def test_flipped_bits_in_a_zip(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "x.zip", ("a", b"some text that is stored"))
+    data = bytearray(archive.read_bytes())
+    data[40] ^= 0xFF
+    archive.write_bytes(data)
+    assert_refused(archive, "damaged")
+
+
+def test_no_archive(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "gone.tgz", "No such file")

@@ -1,0 +1,112 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from resnet_pl.data.rng import Draws, keyed_rng, mixed_seed, seed_generators
+
+N = 100_000
+
+
+def draws(seed: int = 0, epoch: int = 0, number: int = 0, indices: Tensor | None = None) -> Draws:
+    return Draws(seed, epoch, number, torch.arange(N) if indices is None else indices)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(np.corrcoef(a.numpy(), b.numpy())[0, 1])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63, -5])
+def test_uniform(seed: int) -> None:
+    values = draws(seed).uniform()
+    assert values.dtype == torch.float32
+    assert 0 <= float(values.min()) < float(values.max()) < 1
+    # Chi-squared of 100 bins: mean 99, standard deviation 14.
+    counts = torch.histc(values, 100, 0, 1)
+    assert float(((counts - N / 100) ** 2 / (N / 100)).sum()) < 99 + 5 * 14
+
+
+def test_integers_are_even_and_in_range() -> None:
+    for high in (1, 2, 9, 1000):
+        values = draws().integers(high)
+        assert values.dtype == torch.int64
+        counts = torch.bincount(values, minlength=high)
+        assert len(counts) == high
+        assert float(((counts - N / high) ** 2 / (N / high)).sum()) < high - 1 + 5 * math.sqrt(2 * high)
+
+
+def test_normal() -> None:
+    values = draws().normal().double()
+    assert torch.isfinite(values).all()
+    assert abs(values.mean()) < 5 / math.sqrt(N)
+    assert abs(values.std() - 1) < 5 / math.sqrt(2 * N)
+    assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / N)
+    assert float((values.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.004)
+
+
+def test_independent_between_draws_epochs_seeds_and_neighbours() -> None:
+    one = draws()
+    first, second = one.uniform(), one.uniform()
+    others = [
+        second,
+        draws(epoch=1).uniform(),
+        draws(seed=1).uniform(),
+        first.roll(1),
+        draws(seed=1, epoch=1).uniform(),
+    ]
+    for other in others:
+        assert abs(correlation(first, other)) < 5 / math.sqrt(N)
+        assert float((first == other).double().mean()) < 1e-4
+    assert abs(correlation(draws(seed=1).uniform(), draws(epoch=1).uniform())) < 5 / math.sqrt(N)
+    # Neither may the next epoch's first draw be this one's second.
+    assert abs(correlation(second, draws(epoch=1).uniform())) < 5 / math.sqrt(N)
+
+
+def test_an_image_draws_the_same_in_any_batch() -> None:
+    def of(indices: list[int], number: int) -> dict[int, tuple[float, ...]]:
+        made = draws(7, 3, number, torch.tensor(indices))
+        drawn = made.uniform(), made.integers(9), made.normal()
+        return dict(zip(indices, zip(*(values.tolist() for values in drawn), strict=True), strict=True))
+
+    together = of([5, 1, 9, 40_000], 0)
+    assert of([9], 1) | of([40_000, 5], 2) | of([1], 8) == together
+    assert len(set(together.values())) == 4
+
+
+def test_batch_generator_is_a_function_of_seed_epoch_batch_and_turn() -> None:
+    def of(*key: int) -> float:
+        return draws(*key, indices=torch.arange(2)).batch_generator().random()
+
+    assert of(1, 2, 3) == of(1, 2, 3)
+    assert len({of(1, 2, 3), of(0, 2, 3), of(1, 0, 3), of(1, 2, 0), of(-1, 2, 3)}) == 5
+    one = draws(indices=torch.arange(2))
+    assert one.batch_generator().random() != one.batch_generator().random()
+
+
+def test_keyed_rng() -> None:
+    state = torch.random.get_rng_state()
+    with keyed_rng(1, 2):
+        first = torch.rand(3)
+    with pytest.raises(KeyError), keyed_rng(1, 2):
+        assert torch.equal(torch.rand(3), first)
+        raise KeyError
+    with keyed_rng(2, 1):
+        assert not torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_generator_is_seeded() -> None:
+    def draw(*numbers: int) -> list[float]:
+        seed_generators(*numbers)
+        return [random.random(), np.random.rand(), float(torch.rand(()))]
+
+    first, again, other = draw(1, 2), draw(1, 2), draw(2, 1)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_mixed_seed_is_the_same_everywhere() -> None:
+    assert mixed_seed(0, 0) == 5104172916443561106
+    assert len({mixed_seed(a, b) for a in range(30) for b in range(30)}) == 900
