@@ -1,4 +1,4 @@
-"""Images a second, memory and share of the matrix peak on a GPU, and decoding on it: python benchmarks/gpu.py
+"""Images a second, memory and share of the matrix peak on a GPU: python benchmarks/gpu.py
 
 Runs whole in under ten minutes; what was measured is kept in a file, and a run that was stopped goes on from there.
 """
@@ -17,9 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from torchvision.io import decode_jpeg, encode_jpeg
 
-from benchmarks.loader import photo
 from benchmarks.report import Kept, arguments, command, commit, report, table, take_turns
 from benchmarks.steps import Built, Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
 from resnet_pl import models
@@ -119,25 +117,6 @@ def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds
     }
 
 
-def decoding(photos: int, rounds: int) -> dict[str, float]:
-    """Photos a second, decoded by one thread and on the device."""
-    encoded = [encode_jpeg(photo(number), quality=90) for number in range(photos)]
-
-    def on(device: str) -> float:
-        start = now(DEVICE)
-        decode_jpeg(encoded, device=device) if device == "cuda" else [decode_jpeg(one) for one in encoded]
-        return photos / (now(DEVICE) - start)
-
-    sides = {"one thread of the processor": partial(on, "cpu")}
-    if DEVICE.type == "cuda":
-        try:
-            on("cuda")
-            sides["the GPU (torchvision, nvJPEG)"] = partial(on, "cuda")
-        except RuntimeError as error:
-            print(f"no decoding on this GPU: {error}")
-    return {name: statistics.median(found) for name, found in take_turns(sides, rounds).items()}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is not kept yet, and tells all."""
     argv = sys.argv[1:] if argv is None else argv
@@ -148,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="images a step, in place of each net's own")
     parser.add_argument("--steps", type=int, help="steps timed in each round, in place of each net's own")
     parser.add_argument("--side", type=int, default=8192, help="of the matrices that tell the peak")
-    parser.add_argument("--photos", type=int, default=256, help="photos decoded")
     parser.add_argument("--state", type=Path, default=Path("runs/gpu-benchmark.json"), help="what has been measured")
     options = parser.parse_args(argv)
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
@@ -172,8 +150,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 told = [f"{each['memory'] / 2**30:.1f}", f"{each['first']:.0f}"]
                 rows.append([f"{name}, {size} px, batch {batch}", precision, way, *numbers, *told])
     head = ["net", "precision", "way", "ms a step", "images/s", "of the compiled bare loop", "of the peak"]
-    photos = kept(f"{options.photos} photos", partial(decoding, options.photos, 5))
-    decoded = table(["decoding by", "photos/s"], [[name, f"{speed:,.0f}"] for name, speed in photos.items()])
     told = ", ".join(f"{name} {flops / 1e12:,.1f} TFLOP/s" for name, flops in peaks.items())
     note = NOTE.format(rounds=options.rounds, side=options.side, peaks=told)
     measured = table([*head, "memory, GiB", "first step, s"], rows)
@@ -183,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         step = best[COMPILED]["step"]
         reached = {"resnet50": f"{best[BARE]['step'] / step:.3f}"}
         reached |= {"images": f"{256 / step:,.0f}"} if "H200" in where else {}
-    report("GPU", command(__file__, argv), "\n".join([measured, note, decoded]), options.record, reached)
+    report("GPU", command(__file__, argv), "\n".join([measured, note]), options.record, reached)
 
 
 if __name__ == "__main__":

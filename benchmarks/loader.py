@@ -23,10 +23,10 @@ from torchvision.transforms import v2
 from benchmarks.report import alone, arguments, command, report, table, take_turns
 from resnet_pl.cli.memory import keep_freed_memory
 from resnet_pl.data.cache import decoded
+from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import Photos
 from resnet_pl.data.decode import list_images
 from resnet_pl.data.loader import EpochSampler, PhotoLoader
-from resnet_pl.data.transforms import RandomResizedCrop
 
 SIZE, BATCH = 224, 32
 PIL, OURS, CACHED, ALONE = "torchvision ImageFolder, PIL", "ours", "ours, `cache: decoded`", "decoding alone"

@@ -20,9 +20,9 @@ from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.parser import ConfiguredCLI
 from resnet_pl.cli.request import Request
 from resnet_pl.data import ImageDataModule, TensorDataModule
+from resnet_pl.data.batch_transforms import PadCrop, RandomFlip
 from resnet_pl.data.loader import Batch
 from resnet_pl.data.tensors import TensorImages
-from resnet_pl.data.transforms import PadCrop, RandomFlip
 from resnet_pl.optim import fuse
 from resnet_pl.patches import quieten, short_names
 

@@ -19,8 +19,8 @@ from typing import Any
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
+from resnet_pl.analysis.curves import training_curves
 from resnet_pl.reports.comparison import error_over_depth, grouped, markdown, named
-from resnet_pl.reports.curves import training_curves
 from resnet_pl.reports.records import PAPER_ITERATIONS, duration, read_run, read_runs
 from resnet_pl.utils import UserError
 

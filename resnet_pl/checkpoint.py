@@ -6,7 +6,7 @@ import pickle
 import platform
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -18,11 +18,14 @@ import torchvision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from resnet_pl import __version__
+from resnet_pl._compat import INSTANTIATOR
+from resnet_pl._renamed import upgrade_checkpoint, upgrade_path
+from resnet_pl.run_dir import arguments
 from resnet_pl.utils import UserError, replacing
 
 # Where a checkpoint keeps what this project adds to Lightning's own keys.
 KEY = "resnet_pl"
-FORMAT = 1
+FORMAT = 2
 # What a checkpoint holds, and of which kind: another is damaged, in a way that no checksum of a file tells.
 SECTIONS: dict[str, type | tuple[type, ...]] = {
     "state_dict": dict,
@@ -35,16 +38,16 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
     "lr_schedulers": (list, type(None)),
     KEY: dict,
 }
-STORY = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
+CONTENTS = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
 # Sections that rebuild a net and its data; how and where it was trained is of no concern to a test.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 
 
-def story(config: dict[str, Any] | None, provenance: dict[str, Any] | None) -> dict[str, Any]:
-    """The part of a checkpoint that lets it stand alone; plain types only, so that reading it executes nothing.
+def contents(config: dict[str, Any] | None, provenance: dict[str, Any] | None) -> dict[str, Any]:
+    """The part of a checkpoint that makes it self-contained; plain types only, so that reading it executes nothing.
 
     Args:
-        config: the resolved configuration of the command line, None for a net built from Python.
+        config: the resolved configuration of the command line, None for a network built from Python.
         provenance: where the images came from, see `ImageDataModule.provenance`.
     """
     return {"format": FORMAT, "config": config, "data": provenance, "versions": versions()}
@@ -58,29 +61,28 @@ def versions() -> dict[str, str]:
     return {"resnet_pl": __version__, **found, "python": platform.python_version()}
 
 
-def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments given from Python, in the plain form that the command line would have given them.
+def make_plain(hparams: MutableMapping[str, Any]) -> None:
+    """Replaces objects in hyperparameters, in place, by the plain description the command line would have given.
 
-    A backbone that knows its own arguments becomes `class_path` and `init_args`; other objects are left out, and
+    A backbone that knows its own arguments becomes `class_path` and `init_args`; other objects are removed, and
     `load_from_checkpoint` must then be given them again.
     """
     plain = {}
-    for name, value in arguments.items():
+    for name, value in hparams.items():
         if hasattr(value, "init_args"):
-            value = {
-                "class_path": f"{type(value).__module__}.{type(value).__name__}",
-                "init_args": dict(value.init_args),
-            }
-        elif is_dataclass(value):
+            path = upgrade_path(f"{type(value).__module__}.{type(value).__name__}")
+            value = {"class_path": path, "init_args": dict(value.init_args)}
+        elif is_dataclass(value) and not isinstance(value, type):
             value = asdict(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            # A subclass, such as numpy's numbers, is no plain type to a reader that executes nothing.
+            # A subclass, such as numpy's numbers, is not a plain type to `torch.load(weights_only=True)`.
             value = int(value) if isinstance(value, int) else float(value)
         if value is None or isinstance(value, str | bool | int | float | list | dict):
             plain[name] = value
     if "backbone" in plain:
-        plain["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-    return plain
+        plain |= INSTANTIATOR
+    hparams.clear()
+    hparams.update(plain)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -116,15 +118,16 @@ def read(path: Path) -> dict[str, Any]:
             f"start from such weights with --model.weights {path}"
         )
     _check_sections(checkpoint, path)
+    upgrade_checkpoint(checkpoint)
     return checkpoint
 
 
 def _check_sections(checkpoint: Mapping[str, Any], path: Path) -> None:
-    told = checkpoint.get(KEY)
-    if told is None:  # another project's
+    own = checkpoint.get(KEY)
+    if own is None:  # another project's
         return
     found = [(key, checkpoint.get(key), kind) for key, kind in SECTIONS.items()]
-    found += [(f"{KEY}.{key}", told.get(key), kind) for key, kind in STORY.items()] if isinstance(told, dict) else []
+    found += [(f"{KEY}.{key}", own.get(key), kind) for key, kind in CONTENTS.items()] if isinstance(own, dict) else []
     if isinstance(checkpoint.get("state_dict"), dict):
         found += [(f"state_dict.{key}", value, torch.Tensor) for key, value in checkpoint["state_dict"].items()]
     for name, value, kind in found:
@@ -145,23 +148,28 @@ def _newest_beside(path: Path) -> str:
 def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dict[str, Any]:
     """The configuration that a checkpoint brings to a subcommand, the lowest in precedence.
 
-    `fit` takes all of it; evaluation takes the net, the data and the precision.
+    `fit` takes all of it; evaluation takes the network, the data and the precision. The model comes as `class_path` and
+    `init_args`.
 
     Raises:
-        UserError: the checkpoint was written by something else, or in a format that is not known.
+        UserError: the checkpoint was written by another project, or in a format that is not known.
     """
-    told = checkpoint.get(KEY)
-    if told is None:
+    own = checkpoint.get(KEY)
+    if own is None:
         raise UserError(f"{path} was not written by this project\ntake its weights alone with --model.weights {path}")
-    if not 1 <= told["format"] <= FORMAT:
+    if not 1 <= own["format"] <= FORMAT:
         raise UserError(
-            f"{path} has the format {told['format']}, this version reads up to {FORMAT}\n"
-            f"update resnet_pl (it was written by {told.get('versions', {}).get('resnet_pl', 'a later version')})"
+            f"{path} has the format {own['format']}, this version reads up to {FORMAT}\n"
+            f"update resnet_pl (it was written by {own.get('versions', {}).get('resnet_pl', 'a later version')})"
         )
-    hyper_parameters = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if not k.startswith("_")}
-    config = dict(told["config"] or {})
-    # What the net learnt from the data, its classes, is in the hyper-parameters alone.
-    config["model"] = without_pretrained({**config.get("model", {}), **hyper_parameters})
+    hparams = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if not k.startswith("_")}
+    config = dict(own["config"] or {})
+    model = config.get("model") or {}
+    # What the network has learned from the data, its classes, is in the hyperparameters alone.
+    config["model"] = {
+        "class_path": model.get("class_path", "resnet_pl.ImageClassifier"),
+        "init_args": without_pretrained({**arguments(model), **hparams}),
+    }
     if subcommand == "fit":
         return config
     chosen = {section: config[section] for section in EVALUATION_SECTIONS if config.get(section) is not None}
@@ -171,7 +179,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
 
 
 def without_pretrained(model: dict[str, Any]) -> dict[str, Any]:
-    """A net's configuration with nothing to fetch: its backbone's own `weights` are in the checkpoint already."""
+    """A network's arguments with nothing to download: its backbone's own `weights` are in the checkpoint already."""
     backbone = model.get("backbone")
     if isinstance(backbone, dict) and backbone.get("init_args"):
         init_args = dict(backbone["init_args"])
@@ -188,3 +196,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """See Lightning's CheckpointIO."""
         with replacing(Path(path)) as partial:
             torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See Lightning's CheckpointIO; brings a checkpoint of an earlier version to this one's format."""
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        upgrade_checkpoint(checkpoint)
+        return checkpoint

@@ -9,30 +9,25 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from resnet_pl.utils import UserError
 
 Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
-# Iterations over which the training error is averaged: one batch alone is below a threshold by chance.
-WINDOW = 100
 
 
 @dataclass
 class Schedule:
-    """The learning rate over a run, as a share of the optimiser's own `lr`; it changes after every batch.
+    """The learning rate over a run, as a share of the optimizer's own `lr`; it changes after every optimizer step.
 
     Args:
-        shape: `cosine` falls to nothing at the end; `step` is multiplied by `factor` at each milestone; `plateau` is
+        shape: `cosine` falls to zero at the end; `step` is multiplied by `factor` at each milestone; `plateau` is
             multiplied by `factor` when validation top-1 has not improved for `patience` validations; or `constant`.
-        unit: what `warmup` and `milestones` are counted in; `run` means parts of the whole, from 0 to 1.
-        warmup: length of the linear rise from nothing at the start.
-        warmup_error: a warm-up that ends by training error: the rate is multiplied by `warmup_share` until the error
-            over 100 iterations is below this share, as for the paper's 110 layers (0.8). Falls come when they would.
-        warmup_share: what the rate is multiplied by until then.
-        warmup_limit: iterations after which the run stops where the error is not below by then.
+        unit: what `warmup` and `milestones` are counted in; `run` means parts of the run, from 0 to 1.
+        warmup: length of the linear rise from zero at the start.
         milestones: when `step` falls.
         factor: what the rate is multiplied by at each fall of `step` and `plateau`.
         patience: validations without improvement before `plateau` falls.
@@ -41,41 +36,34 @@ class Schedule:
     shape: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     unit: Literal["epochs", "iterations", "run"] = "epochs"
     warmup: NonNegativeFloat = 0
-    warmup_error: Share | None = None
-    warmup_share: PositiveFloat = 0.1
-    warmup_limit: PositiveInt = 4000
     milestones: list[NonNegativeFloat] = field(default_factory=list)
     factor: PositiveFloat = 0.1
     patience: PositiveInt = 10
 
 
-class ScheduledLR(LRScheduler):
-    """Follows a `Schedule`, one step a batch.
+class ScheduledLR(LambdaLR):
+    """Follows a `Schedule`, one step an iteration.
 
-    Its state says how far it has come and nothing of the schedule itself: a run resumes exactly, and one that goes on
-    with more epochs or another learning rate follows these.
+    Its state says how far it has come and nothing of the schedule itself: a run resumes exactly, and one that is
+    continued with more epochs or another learning rate follows these.
 
     Args:
         optimizer: its groups' `lr` are the rates that the schedule scales.
         schedule: what to follow.
-        total_steps: optimiser steps in the whole run; infinite where the run has no set length.
-        steps_per_epoch: optimiser steps in an epoch.
+        total_steps: optimizer steps in the whole run; infinite where the run has no set length.
+        steps_per_epoch: optimizer steps in an epoch.
 
     Raises:
         UserError: a cosine or parts of a run without a length, or milestones that are missing or out of order.
-
-    Attributes:
-        errors: the training errors of the last iterations while `warmup_error` has not been reached, else None.
     """
 
-    STATE = ("last_epoch", "_step_count", "reductions", "best", "waited")
+    STATE = ("last_epoch", "reductions", "best", "waited")
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float, steps_per_epoch: float) -> None:
         scale = {"epochs": steps_per_epoch, "iterations": 1, "run": total_steps}[schedule.unit]
         self.shape, self.factor, self.patience = schedule.shape, schedule.factor, schedule.patience
-        self.schedule, self.total_steps = schedule, total_steps
+        self.total_steps = total_steps
         self.reductions, self.best, self.waited = 0, -math.inf, 0
-        self.errors: list[float] | None = None if schedule.warmup_error is None else []
         if (self.shape == "cosine" or schedule.unit == "run") and not math.isfinite(total_steps):
             what = "shape: cosine" if self.shape == "cosine" else "unit: run"
             raise UserError(
@@ -95,7 +83,7 @@ class ScheduledLR(LRScheduler):
                 f"model.schedule: warmup {schedule.warmup:g} and milestones {schedule.milestones} must be parts of the "
                 "run, from 0 to 1\nset --model.schedule.unit iterations or epochs for other numbers"
             )
-        super().__init__(optimizer)
+        super().__init__(optimizer, self.share)
 
     def share(self, step: int) -> float:
         """What the rate is multiplied by at a step, counted from 0."""
@@ -108,34 +96,8 @@ class ScheduledLR(LRScheduler):
             return self.factor ** bisect_right(self.milestones, step)
         return self.factor**self.reductions
 
-    def get_lr(self) -> list[float]:
-        """See torch's LRScheduler."""
-        share = self.share(self.last_epoch) * (1 if self.errors is None else self.schedule.warmup_share)
-        return [base * share for base in self.base_lrs]
-
-    def warm(self, error: float) -> None:
-        """A step of the warm-up that ends by training error.
-
-        Args:
-            error: share of the iteration's images that were wrong, over all processes.
-        """
-        self.errors = [*self.errors, error][-WINDOW:]
-        if len(self.errors) == WINDOW and sum(self.errors) / WINDOW < self.schedule.warmup_error:
-            self.errors = None
-        self.step()
-
-    def check(self) -> None:
-        """Raises UserError where a warm-up that ends by training error has lasted for too long."""
-        if self.errors is not None and self.last_epoch >= self.schedule.warmup_limit:
-            mean = sum(self.errors) / len(self.errors)
-            raise UserError(
-                f"the training error is {mean:.2%} after {self.last_epoch:,} iterations of warm-up, not below "
-                f"{self.schedule.warmup_error:.2%}\n"
-                "lower --model.schedule.warmup_share, or raise --model.schedule.warmup_limit"
-            )
-
     def observe(self, top1: float) -> None:
-        """Tells the schedule how a validation went; `plateau` falls where it should."""
+        """Takes the result of a validation; `plateau` falls where it should."""
         if self.shape != "plateau":
             return
         self.best, self.waited = (top1, 0) if top1 > self.best else (self.best, self.waited + 1)
@@ -145,27 +107,41 @@ class ScheduledLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        warming = {} if self.errors is None else {"errors": self.errors}
-        return {name: getattr(self, name) for name in self.STATE} | warming
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state, with the optimiser's rates already those of the next step."""
+        """Continues from a state; the optimizer's rates become those of the next step."""
         self.__dict__.update({name: state_dict[name] for name in self.STATE})
-        self.errors = None if self.errors is None else state_dict.get("errors")
         self._set_rates()
 
     def _set_rates(self) -> None:
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * self.share(self.last_epoch)
+
+
+def make_scheduler(optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -> ScheduledLR:
+    """The schedule over the run of a Trainer; raises UserError where the run does not allow it."""
+    data = trainer.datamodule
+    if schedule.shape == "plateau" and data is not None and "val" not in data.splits:
+        raise UserError(
+            "model.schedule.shape: plateau follows the validation, and no images are held out\n"
+            "hold some out with --data.val_split, or choose another shape"
+        )
+    total = trainer.estimated_stepping_batches
+    batches = trainer.num_training_batches
+    if math.isinf(batches) and data is not None:
+        # Lightning has not looked at the data where `max_steps` alone ends the run.
+        batches = data.num_training_batches
+    # Lightning makes a step at the end of an epoch, however few batches have been accumulated.
+    return ScheduledLR(optimizer, schedule, total, math.ceil(batches / trainer.accumulate_grad_batches))
 
 
 def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Groups a model's parameters for an optimiser.
+    """Groups a model's parameters for an optimizer.
 
     Args:
         model: frozen parameters are included, so that they can be trained later in the run.
-        decay_norm_and_bias: whether weight decay applies to everything, as in the paper, or spares normalisation
+        decay_norm_and_bias: whether weight decay applies to everything, as in the paper, or spares normalization
             layers and biases.
 
     Returns:
@@ -174,7 +150,7 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
     parameters = list(model.parameters())
     if decay_norm_and_bias:
         return [{"params": parameters}]
-    # Scales and offsets of normalisation layers and all biases are vectors; everything else is not.
+    # Scales and offsets of normalization layers and all biases are vectors; everything else is not.
     decayed = [p for p in parameters if p.ndim > 1]
     spared = [p for p in parameters if p.ndim <= 1]
     return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
@@ -183,7 +159,7 @@ def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[s
 def fuse(optimizer: Optimizer) -> None:
     """Makes a step of SGD, Adam or AdamW one kernel, where the device knows one and no argument says how to step.
 
-    Set in the groups and not given to the constructor: the constructor's makes the optimiser unscale gradients of
+    Set in the groups and not given to the constructor: the constructor's makes the optimizer unscale gradients of
     float16 itself, and Lightning then cannot clip them. SGD's kernel fails where some parameters have a momentum and
     others have none yet, because they thaw later or a batch did without them: momentum begins as nothing, which makes
     the same first step, and a group with frozen parameters is not fused.

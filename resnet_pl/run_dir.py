@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,30 @@ def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
     return found
 
 
+def find_checkpoint(
+    path: str | Path, root: Path = Path("runs"), name: str | None = None, order: Sequence[str] = ("best", "last")
+) -> Path:
+    """The file behind a path, a run folder, or `best` or `last` of the newest run.
+
+    Args:
+        path: what was given.
+        root: folder of all runs.
+        name: of the runs that `best` and `last` are looked for in; of all if not given.
+        order: which checkpoint of a run folder is taken first.
+
+    Raises:
+        UserError: there is none.
+    """
+    if str(path) in ("best", "last"):
+        return newest_checkpoint(root, name, str(path))
+    for which in order:
+        if (inside := Path(path) / "checkpoints" / f"{which}.ckpt").is_file():
+            return inside
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")
+    return Path(path)
+
+
 def _newest(root: Path, name: str | None, which: str) -> Path | None:
     names = [name] if name else sorted(path.name for path in root.glob("*") if path.is_dir())
     paths = [run / "checkpoints" / f"{which}.ckpt" for name in names for _, run in versions(root, name)]
@@ -131,6 +156,20 @@ def to_yaml(config: dict[str, Any]) -> str:
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def arguments(section: Any) -> dict[str, Any]:
+    """The arguments in a section of a configuration: its `init_args` if it names a class, else the section itself."""
+    if not isinstance(section, Mapping):
+        return {}
+    named = "class_path" in section or "init_args" in section
+    return dict((section.get("init_args") or {}) if named else section)
+
+
+def class_name(section: Any) -> str:
+    """The last word of a class path, given as text or as a section that has one; empty where there is none."""
+    path = section.get("class_path") if isinstance(section, Mapping) else section
+    return path.rsplit(".", 1)[-1] if isinstance(path, str) else ""
+
+
 def read_sessions(run: Path) -> list[dict[str, Any]]:
     """What each start of a run was like; raises OSError or ValueError where the file is missing or damaged."""
     return json.loads((run / "sessions.json").read_text(encoding="utf-8"))
@@ -176,12 +215,19 @@ def commit() -> str | None:
         return None
 
 
-def cut_metrics(path: Path, step: float) -> list[dict[str, str]]:
-    """The rows of a metrics.csv up to a step, for a run that goes on from there; a torn last line is left out."""
-    if not path.is_file():
-        return []
+def metrics_reader(path: Path) -> csv.DictReader[str]:
+    """Reads a metrics.csv, row by row and as text; a torn last line, as an interrupted run leaves it, is left out."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         # A number that was cut short looks like a number; only the end of its line tells that it is whole.
-        lines = [line for line in file if line.endswith("\n")]
-    rows = [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
+        return csv.DictReader([line for line in file if line.endswith("\n")])
+
+
+def is_whole(row: Mapping[str | None, Any]) -> bool:
+    """Whether a row of `csv.DictReader` has one cell for each column."""
+    return None not in row and None not in row.values()
+
+
+def cut_metrics(path: Path, step: float) -> list[dict[str, str]]:
+    """The rows of a metrics.csv up to a step, for a run that goes on from there; damaged rows are left out."""
+    rows = filter(is_whole, metrics_reader(path)) if path.is_file() else ()
     return [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < step]

@@ -1,5 +1,6 @@
 """Errors a user can cause, progress bars, printing once, and files that are either complete or absent."""
 
+import gc
 import os
 import secrets
 import shlex
@@ -115,3 +116,22 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For the import of torch: Python does not look for garbage meanwhile, nor later in what the import has made.
+
+    Imports make half a million objects that stay. Python would search the growing heap a thousand times, and once more
+    at the end of the process: two of the six seconds of a short command. Worker processes, which begin as copies, share
+    the pages that no search touches. If torch is there already, nothing is changed.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -37,7 +37,7 @@ def content(**kwargs: Any) -> dict[str, Any]:
         "global_step": 30,
         "state_dict": {"weight": torch.arange(1000.0), "bias": torch.ones(3)},
         "hyper_parameters": {"num_classes": 10, "class_names": list("0123456789"), "_instantiator": "x"},
-        ckpt.KEY: ckpt.story(CONFIG, {"root": "data", "classes": ["a"], "splits": {"train": ["a/1.jpg"]}}),
+        ckpt.KEY: ckpt.contents(CONFIG, {"root": "data", "classes": ["a"], "splits": {"train": ["a/1.jpg"]}}),
         **kwargs,
     }
 
@@ -58,10 +58,10 @@ def refused(path: Path) -> str:
     return message
 
 
-# ------------------------------------------------------------------------------------ the story
+# ------------------------------------------------------------------------------------ contents
 
 
-def test_the_story_comes_back_as_it_was_told(path):
+def test_the_contents_come_back_as_they_were(path):
     told = ckpt.read(path)[ckpt.KEY]
     assert told["format"] == ckpt.FORMAT
     assert told["config"] == CONFIG
@@ -74,7 +74,8 @@ def test_the_story_comes_back_as_it_was_told(path):
 def test_fit_goes_on_with_everything_and_evaluation_with_net_data_and_precision(path):
     told = ckpt.read(path)
     config = ckpt.config_of(told, path, "fit")
-    model = {**CONFIG["model"], "num_classes": 10, "class_names": list("0123456789")}
+    init_args = {**CONFIG["model"], "num_classes": 10, "class_names": list("0123456789")}
+    model = {"class_path": "resnet_pl.ImageClassifier", "init_args": init_args}
     assert config == {**CONFIG, "model": model}
     assert ckpt.config_of(told, path, "test") == {
         "seed_everything": 3,
@@ -103,8 +104,9 @@ def test_arguments_from_python_become_plain():
         "class_names": ["a", "b", "c"],
         "weights": None,
     }
-    plain = ckpt.plain_arguments(arguments)
-    assert plain["backbone"]["class_path"] == "resnet_pl.models.resnet.ResNet"
+    plain = dict(arguments)
+    ckpt.make_plain(plain)
+    assert plain["backbone"]["class_path"] == "resnet_pl.models.ResNet"
     assert plain["backbone"]["init_args"]["num_classes"] == 3
     assert plain["schedule"]["milestones"] == [1, 2]
     assert "optimizer" not in plain

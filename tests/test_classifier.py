@@ -131,9 +131,9 @@ def test_weights_are_not_read_where_a_checkpoint_is_given(tmp_path, monkeypatch)
     run.fit(trained, datamodule=Tiny())
     run.save_checkpoint(tmp_path / "a.ckpt")
     monkeypatch.setattr(module_under_test, "load_weights", lambda *args: pytest.fail("weights were read"))
-    module = classifier(weights="DEFAULT")
-    module.restoring = True
-    trainer(max_epochs=2, limit_train_batches=1).fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt")
+    module, again = classifier(weights="DEFAULT"), trainer(max_epochs=2, limit_train_batches=1)
+    again.ckpt_path = tmp_path / "a.ckpt"
+    again.fit(module, datamodule=Tiny())
     trainer(limit_test_batches=1).test(module, datamodule=Tiny(), verbose=False)
 
 
@@ -148,8 +148,7 @@ def loss_of(module: ImageClassifier, labels: Tensor) -> tuple[float, Tensor]:
     seen = {}
     batch = Batch(images(len(labels)), labels, torch.arange(len(labels)), 0, 0)
     module.backbone.register_forward_hook(lambda net, given, logits: seen.update(logits=logits.detach()))
-    module._log_training = lambda: None
-    return module.training_step(batch, 0).item(), seen["logits"]
+    return module.training_step(batch, 0)["loss"].item(), seen["logits"]
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes():

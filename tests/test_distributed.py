@@ -220,7 +220,10 @@ def test_processes(scenario: str, tmp_path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     import sklearn.datasets  # noqa: F401 - once, here, and not in each process that is forked
 
-    import resnet_pl.cli.subcommands  # noqa: F401
+    import resnet_pl.cli.evaluate
+    import resnet_pl.cli.parser
+    import resnet_pl.cli.predict
+    import resnet_pl.cli.train  # noqa: F401
 
     torch.set_num_threads(1)
     {"learning": learning, "stopping": stopping}[argv[1]]()

@@ -11,7 +11,6 @@ from torch import nn
 from resnet_pl.models import cifar_resnet
 from resnet_pl.optim import Schedule, ScheduledLR, fuse, parameter_groups
 from resnet_pl.utils import UserError
-from tests.test_classifier import Kept
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
@@ -138,7 +137,7 @@ def test_a_restored_schedule_goes_on_exactly(schedule, stop):
 def test_the_state_is_plain_and_small():
     state = scheduled(Schedule("plateau")).state_dict()
     assert all(isinstance(value, int | float) for value in state.values())
-    assert set(state) == {"last_epoch", "_step_count", "reductions", "best", "waited"}
+    assert set(state) == {"last_epoch", "reductions", "best", "waited"}
 
 
 def test_a_run_that_goes_on_for_longer_stretches_the_cosine():
@@ -260,12 +259,6 @@ def test_the_rate_is_scaled_with_the_effective_batch_where_asked(accumulate, exp
     assert seen.found == [expected] * 4
 
 
-def test_what_the_optimiser_refuses_is_the_users_to_put_right():
-    module = classifier(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=-0.1))
-    with pytest.raises(UserError, match=r"model\.optimizer: Invalid learning rate: -0\.1"):
-        trainer().fit(module, datamodule=Tiny())
-
-
 # ------------------------------------------------------------------------------------ parameter groups
 
 
@@ -379,77 +372,6 @@ def test_a_run_without_an_end_has_no_parts():
 def test_iterations_are_no_parts_of_a_run():
     with pytest.raises(UserError, match=r"\[32000.*\] must be parts .* from 0 to 1\n.*unit iterations"):
         scheduled(Schedule("step", "run", milestones=[32_000]))
-
-
-# ------------------------------------------------------------------------------------ warm-up by training error
-
-
-def warmed(errors: list[float], schedule: ScheduledLR) -> list[float]:
-    """The rate of every iteration that has such a training error."""
-    found = []
-    for error in errors:
-        found.append(rate(schedule))
-        schedule.optimizer.step()
-        if schedule.errors is None:
-            schedule.step()
-        else:
-            schedule.warm(error)
-    return found
-
-
-def by_error(**kwargs: Any) -> Schedule:
-    return Schedule("step", "iterations", **({"milestones": [180], "warmup_error": 0.8} | kwargs))
-
-
-def test_the_warm_up_ends_by_the_mean_of_a_hundred_and_falls_stay_where_they_are():
-    # Half at 0.9 and half at 0.7 are 0.8, which is not below it: one more of these it takes, at iteration 100 + 51.
-    found = warmed([0.9] * 100 + [0.7] * 100, scheduled(by_error(warmup_share=0.25), total=200))
-    assert found == pytest.approx([0.25] * 151 + [1] * 29 + [0.1] * 20)
-
-
-def test_fewer_than_a_hundred_never_end_it():
-    assert warmed([0.0] * 103, scheduled(by_error())) == pytest.approx([0.1] * 100 + [1] * 3)
-
-
-def test_the_warm_up_is_in_the_state_until_it_ends():
-    schedule, errors = by_error(), [0.9] * 100 + [0.7] * 30 + [0.6] * 40
-    whole = warmed(errors, scheduled(schedule))
-    assert whole[-1] == 1
-    for stop in (0, 40, 130, 160):
-        first, second = scheduled(schedule), scheduled(schedule)
-        before = warmed(errors[:stop], first)
-        state = first.state_dict()
-        assert state.get("errors") == (None if stop == 160 else errors[:stop][-100:])
-        second.load_state_dict(state)
-        assert before + warmed(errors[stop:], second) == whole
-    # Once ended it does not begin again, and what is switched off when a run goes on is off.
-    assert "errors" not in second.state_dict()
-    off = scheduled(by_error(warmup_error=None))
-    off.load_state_dict({**second.state_dict(), "errors": [0.9]})
-    assert off.errors is None and "errors" not in off.state_dict()
-
-
-def test_a_warm_up_that_takes_too_long_stops_the_run():
-    schedule = scheduled(by_error(warmup_limit=120))
-    warmed([0.95] * 119, schedule)
-    schedule.check()
-    schedule.warm(0.95)
-    with pytest.raises(UserError, match=r"95\.00% after 120 iterations .* 80\.00%\n.*warmup_share.*warmup_limit"):
-        schedule.check()
-    assert schedule.last_epoch == 120
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_in_a_run_an_iteration_is_a_step_of_the_optimiser(accumulate):
-    kept = Kept()
-    module = classifier(schedule=Schedule("constant", warmup_error=0.5), optimizer=optimizer(lr=1e-3))
-    trainer(
-        max_epochs=2, log_every_n_steps=1, accumulate_grad_batches=accumulate, limit_val_batches=0, logger=kept
-    ).fit(module, datamodule=Tiny())
-    # With log_every_n_steps 1 the logged top-1 is that of one step.
-    assert module._scheduler.errors == pytest.approx([1 - value for value in kept.values("train/top1").values()])
-    assert len(module._scheduler.errors) == {1: 8, 3: 4}[accumulate]
-    assert kept.values("lr") == pytest.approx(dict.fromkeys(range(8 // (1 if accumulate == 1 else 2)), 1e-4))
 
 
 def test_plateau_needs_a_validation_to_follow():

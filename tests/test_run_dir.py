@@ -121,6 +121,38 @@ def test_the_configuration_is_read_back_as_it_was(tmp_path):
     assert list(yaml.safe_load(text)) == ["name", "model", "data"]
 
 
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"class_path": "a.B", "init_args": {"x": 1}}, {"x": 1}),
+        ({"init_args": {"x": 1}}, {"x": 1}),
+        ({"class_path": "a.B"}, {}),
+        ({"class_path": "a.B", "init_args": None}, {}),
+        ({"backbone": {"class_path": "a.B"}, "x": 1}, {"backbone": {"class_path": "a.B"}, "x": 1}),
+        ({}, {}),
+        (None, {}),
+        ("a.B", {}),
+    ],
+)
+def test_the_arguments_of_a_section(section, expected):
+    assert runs.arguments(section) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"class_path": "a.b.C", "init_args": {}}, "C"),
+        ("a.b.C", "C"),
+        ("C", "C"),
+        ({"class_path": None}, ""),
+        ({"x": 1}, ""),
+        (None, ""),
+    ],
+)
+def test_the_class_of_a_section(section, expected):
+    assert runs.class_name(section) == expected
+
+
 # ------------------------------------------------------------------------------------ metrics.csv
 
 
@@ -144,6 +176,13 @@ def test_a_torn_line_is_left_out(tmp_path, torn):
 @pytest.mark.parametrize("text", ["", "\r\n", "epo", "epoch,step", "time,loss\r\n1,2\r\n"])
 def test_a_file_without_rows_of_ours(tmp_path, text):
     assert cut(tmp_path, text, 99) == []
+
+
+def test_the_reader_leaves_out_a_torn_line_alone(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\r\n1,0.5\r\n2\r\n3,1,2\r\n4,0.")
+    rows = list(runs.metrics_reader(tmp_path / "metrics.csv"))
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert [runs.is_whole(row) for row in rows] == [True, False, False]
 
 
 def test_no_file(tmp_path):

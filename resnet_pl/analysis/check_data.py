@@ -24,8 +24,8 @@ from rich.text import Text
 
 from resnet_pl.data import ImageFolder
 from resnet_pl.data.decode import IMAGE_EXTENSIONS, BadImage, read_image, scan_image, shown
+from resnet_pl.data.digests import content_digest
 from resnet_pl.data.loader import spare_cores
-from resnet_pl.data.splits import content_digest
 from resnet_pl.reports.tables import print_report
 from resnet_pl.utils import UserError, progress, replacing
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 # BatchNorm cannot train on one value a channel, which is what the last stage of a small image holds.
@@ -116,9 +115,10 @@ class _Pass:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.flops, self.kept = Counter[str](), Counter[str]()
         self._total_flops, self._settled, self._running = total_flops, 0, list[str]()
-        # Storages are held, else a later one could take the place of an earlier one in memory.
-        known = [images, *net.parameters(), *net.buffers()]
-        self._seen = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in known}
+        # By identity, because addresses are all zero on the meta device. Python has one object for a storage as long as
+        # that object is held, and no other object gets its id meanwhile.
+        storages = [tensor.untyped_storage() for tensor in (images, *net.parameters(), *net.buffers())]
+        self._seen = {id(storage): storage for storage in storages}
         handles = [
             handle
             for name, module in net.named_modules()
@@ -149,12 +149,20 @@ class _Pass:
     def _end(self, name: str, output: object) -> None:
         self._settle()
         self._running.pop()
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if tensors:
-            self.shapes[name] = tuple(tensors[0].shape[1:])
+        if (first := next(_tensors(output), None)) is not None:
+            self.shapes[name] = tuple(first.shape[1:])
 
     def _keep(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen[storage._cdata] = storage
+        if id(storage) not in self._seen:
+            self._seen[id(storage)] = storage
             self.kept[self._running[-1]] += storage.nbytes()
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in the output of a module: a tensor, or lists, tuples and mappings of them; all else is skipped."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)

@@ -13,7 +13,7 @@ from torch import nn
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loader import Batch
-from resnet_pl.evaluation.metrics import Evaluation
+from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.utils import UserError
 
 
@@ -27,20 +27,20 @@ class Ensemble(LightningModule):
     def __init__(self, members: Sequence[ImageClassifier]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.evaluation = Evaluation(len(members[0].class_names))
+        self.metrics = ClassificationMetrics(len(members[0].class_names))
         self.results: dict[str, Any] = {}
 
     def test_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
         """Takes a batch of the same images from every member's loader."""
         scores = [member.probabilities(batch) for member, batch in zip(self.members, batches, strict=True)]
-        self.evaluation.update(torch.stack(scores).mean(0), batches[0].labels)
+        self.metrics.update(torch.stack(scores).mean(0), batches[0].labels)
 
     validation_step = test_step
 
     def on_test_epoch_end(self) -> None:
         """Leaves the figures in `results`."""
-        self.results = self.evaluation.compute()
-        self.evaluation.reset()
+        self.results = self.metrics.compute()
+        self.metrics.reset()
 
     on_validation_epoch_end = on_test_epoch_end
 

@@ -6,22 +6,20 @@ checkpoint's weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from resnet_pl.analysis.layers import Measured, add_nets, measure_nets
-from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.parser import Restored
+from resnet_pl.analysis.layers import Measured, Subject, add_nets, gradients_picture, measure_nets
 from resnet_pl.data import ImageDataModule
-from resnet_pl.evaluation.gradients import gradient_norms
-from resnet_pl.patches import short_names
-from resnet_pl.reports.layers import gradients_picture
 from resnet_pl.utils import progress, tell
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,18 +33,18 @@ def run(settings: Namespace) -> None:
     measure_nets(settings, "gradients", _measure, gradients_picture)
 
 
-def _measure(net: Restored, name: str, settings: Namespace) -> Measured:
-    data = net.datamodule
+def _measure(net: Subject, settings: Namespace) -> Measured:
+    data = net.data
     data.split("train")
     data.setup("fit")
     count = min(settings.batches, len(data.train_dataloader()))
     measured_on = f"{count} batches of {data.batch_size}, {data.told('train')}"
-    tell(f"{name}: {measured_on}; {net.request.checkpoint}")
+    tell(f"{net.run.net}: {measured_on}; {net.run.path}")
     if net.model.weights is not None:
         tell("note: the run started from pretrained weights; initialisation is at random here")
     norms = {}
-    for when, model in {"initial": _initialised(net), "trained": net.model}.items():
-        batches = _batches(data, count, net.model.device, f"{name}, {when}")
+    for when, model in {"initial": net.initial(), "trained": net.model}.items():
+        batches = _batches(data, count, net.model.device, f"{net.run.net}, {when}")
         own = gradient_norms(model.to(net.model.device), batches, model.loss)
         norms[when] = {layer.removeprefix("backbone."): norm for layer, norm in own.items()}
     return measured_on, norms
@@ -61,11 +59,35 @@ def _batches(data: ImageDataModule, count: int, device: torch.device, name: str)
             advance(1)
 
 
-def _initialised(net: Restored) -> ImageClassifier:
-    """The net as its run's seed made it, in the order of draws that `fit` has."""
-    net._set_seed()
-    with short_names():
-        model = net.parser.instantiate_classes(net.config)[net.subcommand].model
-    model.configure_model()
-    model.normalize = net.model.normalize
-    return model
+def gradient_norms(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, float]:
+    """L2 norm of the loss's gradient with respect to each convolution's and linear layer's weight, as in training.
+
+    The model is as it was afterwards: running statistics, mode and gradients.
+
+    Args:
+        model: images to logits.
+        batches: images and labels.
+        loss: of (logits, labels).
+
+    Returns:
+        The mean over the batches, by the layer's name, in the model's own order.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (*CONVOLUTIONS, nn.Linear))}
+    # Of copies, so that a layer that is frozen has a gradient too.
+    weights = {f"{name}.weight": layer.weight.detach().requires_grad_() for name, layer in layers.items()}
+    modes = {module: module.training for module in model.modules()}
+    norms = []
+    model.train()
+    try:
+        for images, labels in batches:
+            # BatchNorm counts the batch in copies of its statistics.
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            logits = functional_call(model, buffers | weights, (images,))
+            gradients = torch.autograd.grad(loss(logits, labels), list(weights.values()), materialize_grads=True)
+            norms.append(torch.stack([gradient.double().norm() for gradient in gradients]))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return dict(zip(layers, torch.stack(norms).mean(0).tolist(), strict=True))

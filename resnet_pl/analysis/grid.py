@@ -97,8 +97,8 @@ def _key_values(text: str) -> tuple[str, list[str]]:
 def _word(key: str, value: str) -> str:
     """A value as part of a name: a class or a file by its own, anything else after the last word of its key."""
     last = key.rsplit(".", 1)[-1]
-    if last in ("backbone", "data", "config"):
-        text = Path(value).stem if last == "config" else value.rsplit(".", 1)[-1]
+    if last in ("model", "backbone", "data", "config"):
+        text = Path(value).stem if last == "config" else runs.class_name(value)
     else:
         text = f"{'seed' if last == 'seed_everything' else last}{value}"
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
-from resnet_pl.analysis.layers import Measured, add_nets, measure_nets
-from resnet_pl.cli.parser import Restored
+from resnet_pl.analysis.layers import Measured, Subject, add_nets, measure_nets, responses_picture
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.dataset import Photos
 from resnet_pl.data.loader import EpochSampler
-from resnet_pl.evaluation.responses import response_stds
-from resnet_pl.reports.layers import responses_picture
+from resnet_pl.models.normalize import BATCH_NORMS
 from resnet_pl.utils import UserError, progress, tell
 
 
@@ -33,19 +32,19 @@ def run(settings: Namespace) -> None:
     measure_nets(settings, "responses", _measure, responses_picture)
 
 
-def _measure(net: Restored, name: str, settings: Namespace) -> Measured:
-    data, model, checkpoint = net.datamodule, net.model, net.request.checkpoint
+def _measure(net: Subject, settings: Namespace) -> Measured:
+    data, model, name = net.data, net.model, net.run.net
     split = settings.split or ("val" if "val" in data.splits else "test")
     images = data.split(split)
     count = min(settings.images or len(images), len(images))
     share = "" if count == len(images) else f"{count:,} of "
     measured_on = f"{share}{len(images):,} images, {data.told(split)}"
-    tell(f"{name}: {measured_on}; {checkpoint}")
+    tell(f"{name}: {measured_on}; {net.run.path}")
     batches = (batch.to(model.device) for batch in _evenly(data, images, count, name))
     stds = response_stds(model.backbone, batches, model)
     if not stds:
         raise UserError(
-            f"{checkpoint}: {name} has no 3×3 convolution with BatchNorm right after it\n"
+            f"{net.run.path}: {name} has no 3×3 convolution with BatchNorm right after it\n"
             "Fig. 7 is about such layers; give a net that has them"
         )
     return measured_on, {"std": stds}
@@ -62,3 +61,49 @@ def _evenly(data: ImageDataModule, images: object, count: int, name: str) -> Ite
             if len(indices):
                 yield batch
                 advance(len(batch))
+
+
+@torch.no_grad()
+def response_stds(net: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], object]) -> dict[str, float]:
+    """Standard deviation of each 3×3 layer's response: its BatchNorm's output, before a nonlinearity or an addition.
+
+    Args:
+        net: any net, in evaluation mode.
+        batches: images, as `forward` takes them; how they are cut into batches makes no difference.
+        forward: runs the net.
+
+    Returns:
+        The deviation over all images, positions and channels of each 3×3 convolution whose output goes straight into
+        a BatchNorm, under the convolution's name, in the order of execution.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def mark(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.convolution = name
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Adds what comes of a marked tensor now, for a ReLU or an addition in place changes it."""
+        if name := getattr(inputs[0], "convolution", None):
+            values = output.double()
+            new = torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
+            sums[name] = sums.get(name, 0) + new
+
+    handles = []
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            handles.append(module.register_forward_hook(partial(mark, name)))
+        elif isinstance(module, BATCH_NORMS):
+            handles.append(module.register_forward_hook(add))
+    try:
+        for images in batches:
+            forward(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _std(*total.tolist()) for name, total in sums.items()}
+
+
+def _std(count: float, first: float, second: float) -> float:
+    # Rounding can leave a constant layer just below zero; the comparison keeps what is not a number.
+    variance = second / count - (first / count) ** 2
+    return 0.0 if variance < 0 else variance**0.5

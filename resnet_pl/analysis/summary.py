@@ -28,11 +28,12 @@ from torch import nn
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import models
 from resnet_pl.analysis.complexity import Layer, count, fold
-from resnet_pl.cli.explain import constructor_error, explain
-from resnet_pl.cli.request import Request, apart, read_config
+from resnet_pl.cli.errors import parser_message
+from resnet_pl.cli.request import read_config, split_option
+from resnet_pl.load import PARSER_MODE, expand_arguments
 from resnet_pl.models.pretrained import set_num_classes
-from resnet_pl.patches import short_names
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
+from resnet_pl.run_dir import arguments, class_name, find_checkpoint
 from resnet_pl.utils import UserError
 
 MOST_ROWS = 40
@@ -41,6 +42,8 @@ NO_NET = "summary: there is no net\ngive --backbone resnet50, --config configs/c
 
 def add_arguments(parser: ArgumentParser) -> None:
     """See the package."""
+    # Reads short names of our networks inside a configuration too.
+    parser.parser_mode = PARSER_MODE
     net = parser.add_argument("--backbone", type=nn.Module | None, default=None, help="any net, as for fit")
     # Else the help lists every layer of torch.
     net.extra_help = str
@@ -58,15 +61,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
     """See the package: nets can be named by their last word, and the line wins over files, wherever they stand."""
-    files, others = apart(options, "--config", "--ckpt_path")
+    files, others = split_option(options, "--config", "--ckpt_path")
     words = [word for file in files for word in _net_of(file)]
     try:
-        with short_names():
-            return parser.parse_args([*words, *others])
+        return parser.parse_args(expand_arguments([*words, *others]))
     except ArgumentError as error:
         if not words and not any(re.match("--backbone(=|$)", word) for word in others):
             raise UserError(NO_NET) from error
-        raise UserError(f"summary: {explain(str(error), parser, options, [])}") from error
+        raise UserError(f"summary: {parser_message(str(error))}") from error
 
 
 def _net_of(file: str) -> list[str]:
@@ -74,15 +76,10 @@ def _net_of(file: str) -> list[str]:
     if Path(file).suffix in (".yaml", ".yml"):
         config = read_config(Path(file))
     else:
-        path = Request(["test", "--ckpt_path", file]).checkpoint
+        path = find_checkpoint(file)
         config = ckpt.config_of(ckpt.read(path), path, "test")
-    model, data = config.get("model") or {}, config.get("data") or {}
-    init_args = data.get("init_args") if isinstance(data, dict) else None
-    values = {
-        "backbone": model.get("backbone"),
-        "num_classes": model.get("num_classes"),
-        "image_size": (init_args or {}).get("image_size"),
-    }
+    model, data = arguments(config.get("model")), arguments(config.get("data"))
+    values = {name: model.get(name) for name in ("backbone", "num_classes")} | {"image_size": data.get("image_size")}
     told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value}
     return [f"--{key}={text}" for key, text in told.items()]
 
@@ -126,7 +123,7 @@ def _title(backbone: Namespace) -> str:
     with suppress(UserError):  # it has arguments without defaults
         defaults = _named(backbone.class_path).get("init_args") or Namespace()
     changed = [f"{key}={value}" for key, value in given.items() if value != defaults.get(key)]
-    name = backbone.class_path.rsplit(".", 1)[-1]
+    name = class_name(backbone.class_path)
     return f"{name}({', '.join(changed)})" if changed else name
 
 
@@ -136,7 +133,7 @@ def _build(backbone: Namespace, num_classes: int | None) -> nn.Module:
     try:
         net = parser.instantiate_classes(Namespace(backbone=backbone.clone())).backbone
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"summary: backbone: {constructor_error(str(error))}") from error
+        raise UserError(f"summary: backbone: {parser_message(str(error))}") from error
     if num_classes is not None:
         set_num_classes(net, num_classes)
     return net

@@ -1,28 +1,33 @@
-"""What happens beside training: the start report, dashboards, predictions, frozen layers, checkpoints."""
+"""One callback for each concern around training; each can be removed without another."""
 
 from resnet_pl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from resnet_pl.callbacks.dashboard import Dashboard
-from resnet_pl.callbacks.exact_resume import ExactResume
+from resnet_pl.callbacks.error_warmup import ErrorWarmup
 from resnet_pl.callbacks.freeze import Freeze
+from resnet_pl.callbacks.graceful_stop import GracefulStop
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
-from resnet_pl.callbacks.precise_bn import PreciseBN
 from resnet_pl.callbacks.predictions import PredictionWriter
-from resnet_pl.callbacks.progress import EpochLine, ProgressBar, StartReport
+from resnet_pl.callbacks.progress import EpochLine, ProgressBar
+from resnet_pl.callbacks.start_report import StartReport
+from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.throughput import Throughput
+from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.callbacks.whitening_init import WhitenStem
 
 __all__ = [
     "BestCheckpoint",
     "Dashboard",
     "EpochLine",
-    "ExactResume",
+    "ErrorWarmup",
     "Freeze",
+    "GracefulStop",
     "LastCheckpoint",
     "MetricsCSV",
-    "PreciseBN",
     "PredictionWriter",
     "ProgressBar",
     "StartReport",
+    "StopOnNaN",
     "Throughput",
+    "TrainLog",
     "WhitenStem",
 ]

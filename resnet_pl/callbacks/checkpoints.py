@@ -1,92 +1,70 @@
-"""The two checkpoints of a run: the best by validation top-1, and the last."""
+"""The two checkpoints of a run: the best by a validation metric, and the last."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from lightning.pytorch.callbacks import Checkpoint
 
-from resnet_pl.callbacks.exact_resume import ExactResume
-from resnet_pl.utils import Diverged
+from resnet_pl.callbacks.train_log import stepped
 
 
-class _Checkpoint(ModelCheckpoint):
-    @cached_property
-    def state_key(self) -> str:
-        """See Lightning's Callback; Lightning asks for it a dozen times a step, and makes it anew each time."""
-        return super().state_key
+class BestCheckpoint(Checkpoint):
+    """Saves best.ckpt whenever a validation metric is at least as good as before; nothing without validation.
 
-
-class BestCheckpoint(_Checkpoint):
-    """Keeps the net with the best validation top-1 as best.ckpt; nothing where no images are held out.
-
-    Of equals it keeps the later: on few validation images several epochs share the best score, and under a falling
-    learning rate the later is the better net.
+    Of equal scores the later is kept: under a falling learning rate it is the better network.
 
     Args:
         folder: where the checkpoint goes.
+        monitor: the metric.
+        mode: whether the metric should be large or small.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            dirpath=folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False
-        )  # fmt: skip
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See Lightning's Callback."""
-        if "val" not in getattr(trainer.datamodule, "splits", {"val": None}):
-            self.save_top_k = 0
-        super().setup(trainer, pl_module, stage)
+    def __init__(self, folder: Path, monitor: str = "val/top1", mode: Literal["max", "min"] = "max") -> None:
+        self.path, self.monitor, self.sign = Path(folder) / "best.ckpt", monitor, 1 if mode == "max" else -1
+        self.score: float | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Has the last step validated too, though it be in the middle of an epoch: the best may be the last."""
+        """Has the last step validated even if `max_steps` ends the run within an epoch: it may be the best."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """See Lightning's ModelCheckpoint."""
-        equal = current is not None and self.best_model_score is not None and current >= self.best_model_score
-        return bool(equal) or super().check_monitor_top_k(trainer, current)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves if this validation is the best so far."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        if self.score is None or self.sign * score >= self.sign * self.score:
+            self.score = score
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score."""
+        return {"score": self.score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembers the best score wherever the run folder has been moved to, as long as its best.ckpt came along."""
-        best, score = Path(self.dirpath) / "best.ckpt", state_dict["best_model_score"]
-        if best.is_file() and score is not None:
-            place = str(best)
-            state_dict = {
-                **state_dict,
-                "dirpath": self.dirpath,
-                "best_model_path": place,
-                "kth_best_model_path": place,
-                "best_k_models": {place: score},
-            }
-        super().load_state_dict(state_dict)
+        """Restores the best score, if its checkpoint is in this run's folder."""
+        self.score = state_dict["score"] if self.path.is_file() else None
 
 
-class LastCheckpoint(_Checkpoint):
-    """Keeps the state after each epoch, at an error, and as often in between as asked, as last.ckpt.
+class LastCheckpoint(Checkpoint):
+    """Saves last.ckpt at the end of an epoch, and within it every so many steps or minutes.
 
-    Lightning's own `save_last` writes only when the best one changes too, so that a run would go on from an old epoch.
+    It is saved only between two optimizer steps. An exception saves nothing: the run resumes from the file before, and
+    repeats what came after it bit for bit.
 
     Args:
         folder: where the checkpoint goes.
-        every_n_epochs: epochs from one to the next; an error and the run's end write it anyway.
-        every_n_steps: steps since it was last written, after which it is also in the middle of an epoch.
-        every_minutes: minutes since it was last written, after which it is also in the middle of an epoch.
+        every_n_epochs: epochs from one to the next; the end of the run is always saved.
+        every_n_steps: optimizer steps after which it is also saved within an epoch.
+        every_minutes: minutes after which it is also saved within an epoch; null for never.
     """
 
     def __init__(
@@ -94,62 +72,74 @@ class LastCheckpoint(_Checkpoint):
         folder: Path,
         every_n_epochs: PositiveInt = 1,
         every_n_steps: PositiveInt | None = None,
-        every_minutes: PositiveFloat | None = None,
+        every_minutes: PositiveFloat | None = 10,
     ) -> None:
-        # Always at the end of an epoch: by default only where every epoch is validated, once.
-        super().__init__(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-        self.epochs = every_n_epochs
-        self.every_n_steps, self.every_seconds = every_n_steps or math.inf, (every_minutes or math.inf) * 60
-        self._saved_at, self._saved_step = 0.0, 0
+        self.path, self.every_n_epochs = Path(folder) / "last.ckpt", every_n_epochs
+        self.every_n_steps, self.every_seconds = every_n_steps or math.inf, 60 * (every_minutes or math.inf)
+        self.saved_step, self.saved_at = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a state is worth keeping; an error before must not replace the file that is being resumed."""
-        self.save_on_exception = True
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
-        super().on_train_start(trainer, pl_module)
+        """Counts from here."""
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Writes the state before this batch where that is due: the last one's rows are written, its validation made.
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where it is due."""
+        if between_steps(trainer, batch_idx) and (self._due(trainer) or trainer.global_step == trainer.max_steps):
+            self.save(trainer)
 
-        The end of an epoch writes anyway.
-        """
-        due = trainer.global_step - self._saved_step >= self.every_n_steps
-        if math.isfinite(self.every_seconds):
-            due |= trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_seconds)
-        if due and trainer.global_step > self._saved_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Nothing: see above."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what was due before a validation within an epoch, together with its result."""
+        within = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
+        if within and trainer.global_step != trainer.max_steps and self._due(trainer):
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the state where its turn has come."""
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if ends or (done := trainer.current_epoch + 1) == trainer.max_epochs or done % self.epochs == 0:
-            super().on_train_epoch_end(trainer, pl_module)
+        """Saves the epoch."""
+        if not trainer.is_last_batch and self.saved_step == trainer.global_step == trainer.max_steps:
+            return  # `max_steps` ended the run within the epoch: a longer run continues there
+        done = trainer.current_epoch + 1
+        ends = trainer.should_stop or done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if ends or done % self.every_n_epochs == 0 or self._due(trainer):
+            self.save(trainer)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+    def save(self, trainer: Trainer) -> None:
+        """Saves now; all processes call this together."""
+        trainer.save_checkpoint(self.path)
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keeps the state, but not one that has gone wrong or was broken off within a step of the optimiser."""
-        resume = next(callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
-        with _ending(trainer, together=isinstance(exception, SIGTERMException)):
-            if not isinstance(exception, Diverged) and not resume.stepping:
-                super().on_exception(trainer, pl_module, exception)
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether steps or minutes are over. Several processes agree on the minutes, at logging steps only."""
+        if trainer.global_step - self.saved_step >= self.every_n_steps:
+            return True
+        if math.isinf(self.every_seconds) or trainer.global_step == self.saved_step:
+            return False
+        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
+            return False
+        return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_seconds)
 
 
-@contextmanager
-def _ending(trainer: Trainer, together: bool) -> Iterator[None]:
-    """Inside the block an error in one process waits for no other, for they know nothing of it and never come."""
-    children = getattr(trainer.strategy.launcher, "procs", None) or []
-    mine = children[:]
-    # Lightning looks at these now and then, and kills this process too once one of them has gone.
-    children.clear()
-    try:
-        with nullcontext() if together else patch.object(trainer.strategy, "barrier"):
-            yield
-    finally:
-        for child in () if together else mine:
-            child.kill()
+def between_steps(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a state saved at the end of this training batch resumes exactly.
+
+    Not among accumulated batches. Not before a validation either, whose result would be lost: it is saved after it. And
+    not at the last batch of an epoch: the epoch's end saves.
+    """
+    if trainer.is_last_batch or not stepped(trainer, batch_idx):
+        return False
+    if trainer.global_step == trainer.max_steps:
+        # The validation that ends the run is no part of a longer one.
+        return True
+    return not validation_follows(trainer, batch_idx)
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this training batch."""
+    every_n_epochs = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every_n_epochs and (trainer.current_epoch + 1) % every_n_epochs):
+        return False
+    if trainer.should_stop or trainer.val_check_batch is None:  # None: by time
+        return bool(trainer.should_stop)
+    done = batch_idx + 1 if every_n_epochs else trainer.fit_loop.total_batch_idx + 1
+    return done % trainer.val_check_batch == 0

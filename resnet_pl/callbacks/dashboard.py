@@ -34,6 +34,15 @@ class Dashboard(Callback):
         self._drawn_at = -float("inf")
         self._worst: list[tuple[float, int, int, int]] = []
         self._drawing = False
+        self._best = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation top-1."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best validation top-1."""
+        self._best = state_dict["best"]
 
     # ------------------------------------------------------------------------------------ start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,11 +97,10 @@ class Dashboard(Callback):
         logger = _tensorboard(trainer)
         if logger is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        scores = [c.best_model_score for c in trainer.checkpoint_callbacks if c.monitor == "val/top1"]
-        best = max([pl_module.results["top1"], *(float(score) for score in scores if score is not None)])
+        self._best = max(self._best, pl_module.results["top1"])
         # The step that was made, as for all scalars: a run that goes on leaves out what has a later one.
         step = max(0, trainer.global_step - 1)
-        logger.experiment.add_scalar("hp/best_val_top1", best, step)
+        logger.experiment.add_scalar("hp/best_val_top1", self._best, step)
         if not self._drawing:
             return
         self._drawn_at = time.monotonic()

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from resnet_pl import __version__
-from resnet_pl.cli.memory import importing
+from resnet_pl import __version__, analysis
 from resnet_pl.cli.request import COMMANDS, SUBCOMMANDS, Request
-from resnet_pl.utils import UserError, program
+from resnet_pl.utils import UserError, importing, program
 
 HELP = f"""usage: {program()} SUBCOMMAND [options]
 
 resnet_pl {__version__}: train residual networks properly with PyTorch Lightning.
 
 subcommands:
-{chr(10).join(f"  {name:<12}{text}" for name, text in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:<17}{text}" for name, text in SUBCOMMANDS.items())}
 
 nets and finished runs:
-{chr(10).join(f"  {name:<12}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<17}{text}" for name, text in COMMANDS.items())}
 
 examples:
   {program()} fit --config configs/digits.yaml
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
-        print(unexpected(error), file=sys.stderr)
+        print(f"error: {_unexpected(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -86,24 +85,18 @@ def _dispatch(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
-    if args[0] in COMMANDS:
-        from resnet_pl import analysis as commands
-
-        return commands.run(args)
+    if args[0].split()[0] in COMMANDS:
+        return analysis.run(args)
     request = Request(args)
+    module = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict"}[request.subcommand]
     with importing():
-        from resnet_pl.cli import subcommands as cli
+        from resnet_pl.cli import parser
 
-    return cli.run(request)
+        subcommand = import_module(f"resnet_pl.cli.{module}")
+    return parser.run(request, subcommand)
 
 
-def unexpected(error: Exception) -> str:
-    """Two lines on an error that nobody foresaw: a value that torch or Lightning refuses, or a fault of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    # The message of an error in a worker is the worker's traceback.
-    what = lines[-1] if "in DataLoader worker" in lines[0] else lines[0]
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"error: {type(error).__name__}: {what} ({Path(where.filename).name}, line {where.lineno})\n"
-        "add --debug to see the whole traceback; if no value of yours explains it, it is a fault of this project"
-    )
+def _unexpected(error: Exception) -> str:
+    from resnet_pl.cli.errors import unexpected_message
+
+    return unexpected_message(error)

@@ -1,288 +1,270 @@
-"""From the command line, configuration files and a checkpoint to data, net and trainer."""
+"""LightningCLI for this project: command line, configuration files and a checkpoint to data, network and trainer."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
-from jsonargparse.typing import PositiveInt
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl import run_dir as runs
+from resnet_pl import run_dir
 from resnet_pl.callbacks import (
     BestCheckpoint,
-    Dashboard,
     EpochLine,
+    GracefulStop,
     LastCheckpoint,
     MetricsCSV,
-    PredictionWriter,
     ProgressBar,
     StartReport,
     Throughput,
 )
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli import protocol
-from resnet_pl.cli.explain import constructor_error, explain
-from resnet_pl.cli.foreseen import check_trainer, foreseen
-from resnet_pl.cli.memory import keep_freed_memory
+from resnet_pl.cli.errors import common_message, parser_message
 from resnet_pl.cli.request import Request
-from resnet_pl.data import ImageDataModule
-from resnet_pl.patches import Unprofiled, average_on_device, quieten, short_names
+from resnet_pl.load import PARSER_MODE, config_file, expand_arguments
 from resnet_pl.utils import UserError, on_rank_zero, program
 
-# Trainer methods' arguments that the command line fills itself.
-OWN = {"model", "datamodule", "weights_only"}
 CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
 TF32 = "whether a GPU may round factors of float32 products to 10 bits, which is several times faster; sums stay exact"
-KEEP_MEMORY = "whether on a processor the memory that a step frees is kept for the next, which is then faster"
+# Warnings of Lightning that nobody can act on here.
+NOISE = [
+    "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
+    "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
+    "callbacks used to create the checkpoint need",
+]  # fmt: skip
 
 
-class ConfiguredCLI(LightningCLI):
-    """Data, net and trainer as the command line, configuration files and a checkpoint ask for them.
+def run(request: Request, subcommand: ModuleType) -> int:
+    """Runs a subcommand; raises UserError where the user can put it right.
+
+    Args:
+        request: the command line.
+        subcommand: its module, with `add_arguments(parser, name)` and `run(cli)`.
+    """
+    _quiet()
+    try:
+        # In a context of its own: jsonargparse would keep network, data and worker processes until the next command.
+        copy_context().run(lambda: subcommand.run(ProjectCLI(request, subcommand)))
+    except UserError:
+        raise
+    except SystemExit as end:
+        # Lightning's own code after Ctrl-C.
+        raise KeyboardInterrupt if end.code == 1 else end from end
+    except Exception as error:
+        if message := common_message(error):
+            raise UserError(message) from error
+        raise
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Lightning does this for NCCL alone. A thread of gloo that still holds a tensor while Python ends aborts the
+        # process, and torchrun would take that for a failure and train again.
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+class ProjectCLI(LightningCLI):
+    """Data, network and trainer as the command line, configuration files and a checkpoint ask for them.
 
     Precedence rises from the classes' defaults over the checkpoint's configuration and `--config` files, in order, to
     values on the command line.
 
     Args:
         request: the command line, its checkpoint found.
+        module: the subcommand's module.
+
+    Attributes:
+        run_folder: where a training writes.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.request, self.subcommand = request, request.subcommand
+    def __init__(self, request: Request, module: ModuleType) -> None:
+        self.request, self.module, self.run_folder = request, module, Path()
         self.checkpoint = ckpt.read(request.checkpoint) if request.checkpoint else None
-        self.run: Path | None = None
         self._new_run = False
-        super().__init__(
-            ImageClassifier,
-            ImageDataModule,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            trainer_defaults={
-                "default_root_dir": "runs",
-                "max_epochs": 10,
-                "use_distributed_sampler": False,
-                "enable_model_summary": False,
-                "enable_autolog_hparams": False,
-                "num_sanity_val_steps": 0,
-            },
-            args=request.args,
-        )
+        # Any class can be the model, ours by default. The help lists the arguments of ours.
+        named = any(word.partition("=")[0] in ("--model", "--model.class_path") for word in request.args)
+        help_of_ours = request.help and not named
+        try:
+            super().__init__(
+                ImageClassifier if help_of_ours else LightningModule,
+                LightningDataModule,
+                subclass_mode_model=not help_of_ours,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_kwargs={
+                    "prog": f"{program()} {request.subcommand}",
+                    "usage": f"{program()} {request.subcommand} [--config FILE ...] [--key value ...]",
+                    "parser_mode": PARSER_MODE,
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
+                trainer_defaults={
+                    "default_root_dir": "runs",
+                    "max_epochs": 10,
+                    "use_distributed_sampler": False,
+                    "enable_model_summary": False,
+                    "enable_autolog_hparams": False,
+                    "num_sanity_val_steps": 0,
+                },
+                args=request.args,
+                run=False,
+            )
+        except (ValueError, TypeError, ImportError) as error:
+            # What a constructor refuses.
+            raise UserError(common_message(error) or parser_message(str(error))) from error
 
     # ------------------------------------------------------------------------------------ parsing
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """See LightningCLI."""
-        return {
-            "fit": {*OWN, "train_dataloaders", "val_dataloaders"},
-            "validate": {*OWN, "dataloaders", "verbose"},
-            "test": {*OWN, "dataloaders", "verbose"},
-            "predict": {*OWN, "dataloaders", "return_predictions"},
-        }
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """See LightningCLI."""
-        return super().init_parser(**{**kwargs, "exit_on_error": False})
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.usage = f"{program()} {subcommand} [--config FILE ...] [--key value ...]"
-        next(action for action in parser._actions if action.dest == "ckpt_path").help = CKPT_PATH
+        if self.subclass_mode_model:
+            parser.set_defaults({"model": {"class_path": "resnet_pl.ImageClassifier"}})
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH)
         parser.add_argument("--name", type=str, default="resnet", help="name of the run: runs/NAME/version_N")
         parser.add_argument("--tf32", type=bool, default=True, help=TF32)
-        parser.add_argument("--keep_memory", type=bool, default=True, help=KEEP_MEMORY)
-        if subcommand == "fit":
-            parser.add_lightning_class_args(Dashboard, "dashboard")
-            parser.add_class_arguments(LastCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
-        else:
-            where = "folder to write into; the checkpoint's run if not given"
-            parser.add_argument("--output", type=str | None, default=None, help=where)
-        if subcommand in ("validate", "test"):
-            protocol.add_arguments(parser)
-        if subcommand == "predict":
-            parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns")
-            parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes told for each image")
-        return parser
+        self.module.add_arguments(parser, self.request.subcommand)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Puts the checkpoint's configuration below everything that is given."""
-        files = self.request.files
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-            if self.checkpoint is not None:
-                config = ckpt.config_of(self.checkpoint, self.request.checkpoint, self.subcommand)
-                stored = (config.get("data") or {}).get("class_path", "").rsplit(".", 1)[-1]
-                if self.request.data_class not in ("", stored):
-                    # Another class has other arguments.
-                    config.pop("data", None)
-                file.write(runs.to_yaml(config))
-                file.flush()
-                # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
-                files = [file.name, *files]
-            args = [args[0], *(word for name in files for word in ("--config", name)), *self.request.options]
-            try:
-                self.config = parser.parse_args(args)
-            except ArgumentError as error:
-                given = self.request.files  # not the checkpoint's, which is gone by now
-                parser = self._subcommand_parsers[self.subcommand]
-                raise UserError(explain(str(error), parser, args, given)) from error
+        stored = None
         if self.checkpoint is not None:
-            self.config[self.subcommand]["ckpt_path"] = str(self.request.checkpoint)
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning's own reading covers the model alone, and would beat the command line."""
+            stored = ckpt.config_of(self.checkpoint, self.request.checkpoint, self.request.subcommand)
+            if self.request.data_class not in ("", run_dir.class_name(stored.get("data"))):
+                stored.pop("data", None)  # another class has other arguments
+        # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
+        with config_file(stored) if stored is not None else nullcontext() as file:
+            files = [name for name in (file, *self.request.files) if name]
+            words = [word for name in files for word in ("--config", name)]
+            try:
+                self.config = parser.parse_args([*words, *expand_arguments(self.request.options)])
+            except ArgumentError as error:
+                raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
+        if self.checkpoint is not None:
+            self.config["ckpt_path"] = str(self.request.checkpoint)
 
     @property
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain types, as config.yaml and checkpoints hold it."""
-        self._dump_config()
-        return {key: value for key, value in self.config_dump.items() if key not in ("config", "ckpt_path")}
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        return {key: value for key, value in yaml.safe_load(text).items() if key not in ("config", "ckpt_path")}
 
     # ------------------------------------------------------------------------------------ building
     def instantiate_classes(self) -> None:
-        """Builds data, net and trainer; what their constructors refuse is the user's to put right."""
-        try:
-            super().instantiate_classes()
-        except (ValueError, TypeError, ImportError) as error:
-            raise UserError(foreseen(error) or constructor_error(str(error))) from error
+        """Builds data, network and trainer."""
+        super().instantiate_classes()
         self.model.config = self.plain_config
-        self.datamodule.notes = self.run or self.output
+        self.datamodule.notes = self.output
         if self.checkpoint is not None:
-            self.model.restoring = True
+            # The network does not download weights that are replaced by the checkpoint's.
+            self.trainer.ckpt_path = str(self.request.checkpoint)
             self._check_normalization()
             if provenance := self.checkpoint[ckpt.KEY]["data"]:
                 self.datamodule.use_provenance(provenance)
 
     def _check_normalization(self) -> None:
-        """Refuses another normalisation than the checkpoint's, which would be ignored: its numbers are in the net."""
-        stored = ((self.checkpoint[ckpt.KEY].get("config") or {}).get("data") or {}).get("init_args") or {}
+        """Refuses another normalization than the checkpoint's: its values are part of the network."""
+        stored = run_dir.arguments((self.checkpoint[ckpt.KEY].get("config") or {}).get("data"))
+        now = run_dir.arguments(self.plain_config["data"])
         for key in ("mean", "std"):
-            given = self.request.setting(f"data.{key}") or self.request.setting(f"data.init_args.{key}")
-            now = self.plain_config["data"]["init_args"].get(key)
-            if given is not None and key in stored and now != stored[key]:
+            if self.request.setting(f"data.{key}") is not None and key in stored and now.get(key) != stored[key]:
                 raise UserError(
-                    f"data.{key}: the checkpoint has recorded the {key} {stored[key]}, not {now}\n"
-                    "leave it out: the normalisation is part of the checkpoint's net"
+                    f"data.{key}: the checkpoint was trained with the {key} {stored[key]}, not {now.get(key)}\n"
+                    "remove it: the normalization is part of the checkpoint's network"
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers, checkpoints and reports to what the configuration names."""
-        settings = self.config_init[self.subcommand]
-        check_trainer(settings["trainer"])
-        _allow_tf32(settings["tf32"])
-        config = {**settings["trainer"], "plugins": _listed(settings["trainer"]["plugins"])}
-        config["profiler"] = config["profiler"] or Unprofiled()
-        if self.subcommand == "fit":
+        settings = self.config_init
+        config = settings["trainer"]
+        _check_trainer(config)
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
+            torch.backends.cudnn.allow_tf32 = settings["tf32"]
+        own: dict[str, Any] = {"plugins": [*_listed(config["plugins"]), ckpt.SafeCheckpointIO()]}
+        callbacks = _listed(config["callbacks"])
+        if self.request.subcommand == "fit":
+            self.run_folder = self._find_run_folder()
+            own["logger"] = self._loggers(config["logger"])
+            callbacks += [StartReport(self.run_folder, self.request.args), Throughput()]
+            if config["enable_checkpointing"] is not False:
+                folder = self.run_folder / "checkpoints"
+                callbacks += [BestCheckpoint(folder), LastCheckpoint(folder, **settings["checkpoint"])]
+                callbacks += [GracefulStop(folder)]
             if config["benchmark"] is None:
                 # Training batches have one shape; what cuDNN finds fastest for it differs from run to run.
-                config["benchmark"] = not config["deterministic"]
-            self.run = self._run_folder(settings)
-            config["logger"] = self._loggers(config["logger"])
-            config["plugins"] += [ckpt.SafeCheckpointIO()]
-            own = [StartReport(self.run, self.request.args), Throughput(), settings["dashboard"]]
-            if config["enable_checkpointing"] is not False:
-                folder = self.run / "checkpoints"
-                own += [BestCheckpoint(folder), LastCheckpoint(folder, **settings["checkpoint"])]
+                own["benchmark"] = not config["deterministic"]
         else:
-            config |= {"logger": False, "enable_checkpointing": False}
-            own = [PredictionWriter(self.output, settings["top_k"])] if self.subcommand == "predict" else []
+            own["logger"] = False
+            callbacks += [GracefulStop(self.output), *self.module.callbacks(self)]
         if config["enable_progress_bar"] is not False:
             # A bar is of no use in a file or a pipe; a line an epoch is.
-            own.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
-            config["enable_progress_bar"] = sys.stdout.isatty()
-        with self._kept_if_trained():
-            trainer = self._instantiate_trainer(config, own)
-        average_on_device(trainer)
-        if settings["keep_memory"] and trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
-        return trainer
+            callbacks.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
+            own["enable_progress_bar"] = sys.stdout.isatty()
+        with self.removing_new_run():
+            return super().instantiate_trainer(**own, callbacks=callbacks, **kwargs)
 
-    def _run_folder(self, settings: Namespace) -> Path:
+    def _find_run_folder(self) -> Path:
         """The checkpoint's own run, or a new one."""
-        if found := runs.run_of(self.request.checkpoint) if self.request.checkpoint else None:
+        if self.request.checkpoint and (found := run_dir.run_of(self.request.checkpoint)):
             return found
         self._new_run = True
-        return _new_run(Path(settings["trainer"]["default_root_dir"]), settings["name"])
+        return _new_run(Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"])
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         """TensorBoard and metrics.csv in the run folder; loggers that the configuration names replace TensorBoard."""
         if given is False:
             return False
-        start = self.checkpoint["global_step"] if self.checkpoint else 0
+        start, run = self.checkpoint["global_step"] if self.checkpoint else 0, self.run_folder
         board = TensorBoardLogger(
-            *(self.run.parent.parent, self.run.parent.name, self.run.name),
+            *(run.parent.parent, run.parent.name, run.name),
             default_hp_metric=False,
-            # Steps that were logged after the checkpoint are made anew; TensorBoard then leaves out the old ones.
+            # Steps that were logged after the checkpoint are repeated; TensorBoard then ignores the old ones.
             purge_step=start or None,
         )
-        return [*([board] if given in (None, True) else _listed(given)), MetricsCSV(self.run, start)]
+        return [*([board] if given in (None, True) else _listed(given)), MetricsCSV(run, start)]
 
     @property
     def output(self) -> Path:
-        """Where evaluation writes: as asked, else the checkpoint's run folder, else here."""
-        if asked := self.config[self.subcommand]["output"]:
+        """Where a subcommand writes: the run folder; for evaluation as asked, else the checkpoint's run, else here."""
+        if self.request.subcommand == "fit":
+            return self.run_folder
+        if asked := self.config["output"]:
             return Path(asked)
-        return (self.request.checkpoint and runs.run_of(self.request.checkpoint)) or Path()
+        return (self.request.checkpoint and run_dir.run_of(self.request.checkpoint)) or Path()
 
     @contextmanager
-    def _kept_if_trained(self) -> Iterator[None]:
-        """Removes a new run folder when the end comes before the first step: it would pass for the newest run."""
+    def removing_new_run(self) -> Iterator[None]:
+        """Removes a new run folder if the block ends before the first step: it would pass for the newest run."""
         try:
             yield
         except BaseException:
             if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
-                on_rank_zero(shutil.rmtree, self.run)
+                on_rank_zero(shutil.rmtree, self.run_folder)
             raise
 
 
-class Restored(ConfiguredCLI):
-    """The net and the data of a checkpoint, built and not run: the subject of an analysis, a member of an ensemble.
-
-    Args:
-        checkpoint: the file, `best`, `last` or a run folder.
-        options: options as on the command line, such as `--data.root elsewhere`.
-
-    Attributes:
-        model: the net with its weights, in evaluation mode.
-        datamodule: the data with its splits; the checkpoint's own where the data is the same.
-    """
-
-    def __init__(self, checkpoint: str | Path, options: Sequence[str] = ()) -> None:
-        quieten()
-        with short_names():
-            super().__init__(Request(["test", "--ckpt_path", str(checkpoint), *options]))
-        self.model.configure_model()
-        self.model.on_load_checkpoint(self.checkpoint)
-        self.model.load_state_dict(self.checkpoint["state_dict"])
-        self.model.eval()
-        self.datamodule.prepare_data()
-        self.datamodule.setup("test")
-
-    def instantiate_trainer(self, **kwargs: Any) -> None:
-        """None: there is nothing to run."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def _new_run(root: Path, name: str) -> Path:
-    """The next version of a run, made by the first process; all others are told by it once they are in touch."""
+    """The next version of a run, made by the first process, which the others learn from when they are connected."""
     if rank_zero_only.rank != 0:
-        # The same for processes that Lightning starts; torchrun's and other machines' write nothing.
+        # The same for processes that Lightning starts; those of torchrun and of other machines write nothing.
         return Path(os.environ.get("RESNET_PL_RUN", root / name / "version_of_the_first_process"))
-    run = runs.new_run(root, name)
+    run = run_dir.new_run(root, name)
     os.environ["RESNET_PL_RUN"] = str(run)
     return run
 
@@ -294,8 +276,23 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _allow_tf32(allowed: bool) -> None:
-    """Sets the precision of float32 convolutions and matrix products on a GPU, for which torch has a switch each."""
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = allowed
+def _check_trainer(settings: Namespace) -> None:
+    """Refuses what Lightning takes, and fails at or misreads much later."""
+    for key in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"):
+        value = settings[key]
+        if isinstance(value, int | float) and value <= 0:
+            hint = "\nto train without validation use --trainer.limit_val_batches 0" if "val" in key else ""
+            raise UserError(f"trainer.{key}: {value} is out of range, it must be above 0{hint}")
+    for key in ("max_epochs", "max_steps"):
+        if settings[key] == 0:
+            raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or use -1 for no limit")
+
+
+def _quiet() -> None:
+    """Hides what Lightning says at every start and nobody can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    # A thread, such as TensorBoard's writer at a full disk, hands its error to the main thread, which reports it.
+    threading.excepthook = lambda args: print(f"note: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr)

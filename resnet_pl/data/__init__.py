@@ -1,24 +1,15 @@
 """LightningDataModules and what they are made of."""
 
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.batch_transforms import BatchTransform, Cutout, PadCrop, PCAColor, RandomFlip
 from resnet_pl.data.cifar import CIFAR10, CIFAR100
-from resnet_pl.data.cutout import Cutout
+from resnet_pl.data.crops import CentreCrop, Crop, RandomResizedCrop, ScaleCrop
 from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
 from resnet_pl.data.imagenet import ImageNet
 from resnet_pl.data.mixing import CutMix, MixUp
 from resnet_pl.data.tensors import TensorDataModule
-from resnet_pl.data.transforms import (
-    BatchTransform,
-    CentreCrop,
-    Crop,
-    PadCrop,
-    PCAColor,
-    RandomFlip,
-    RandomResizedCrop,
-    ScaleCrop,
-)
 
 __all__ = [
     "CIFAR10",

@@ -1,4 +1,4 @@
-"""One data module: splits, loaders, classes and normalisation. The others say only what differs."""
+"""The base of all data modules: splits, loaders, augmentation, classes and normalization."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from resnet_pl.data.batch_transforms import BatchTransform
 from resnet_pl.data.dataset import Photos
 from resnet_pl.data.loader import Batch, EpochSampler, Loader, PhotoLoader, spare_cores
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.rng import Draws, seed_generators
 from resnet_pl.data.splits import make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
-from resnet_pl.data.transforms import BatchTransform
 from resnet_pl.data.views import Views
 from resnet_pl.utils import UserError, tell
 
@@ -86,6 +86,8 @@ class ImageDataModule(LightningDataModule):
         self.views: Views | None = None
         # Files that `predict` was given; the data set itself is then not needed.
         self.predict_paths: list[Path] | None = None
+        self._train_loader: Loader | None = None
+        self._position: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------------ what a subclass says
     def find_splits(self) -> dict[str, Any]:
@@ -219,8 +221,31 @@ class ImageDataModule(LightningDataModule):
         return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
 
     def train_dataloader(self) -> Loader:
-        """Training images, shuffled and cropped at random."""
-        return self._share(self.split("train"), training=True)
+        """Training images, shuffled and cropped at random; the first epoch starts where a checkpoint left off."""
+        self._train_loader = self._share(self.split("train"), training=True)
+        if self._position:
+            self._train_loader.load_state_dict(self._position)
+            self._position = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How far into its epoch the training data has been read, for resuming in the middle of an epoch."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Takes a position; Lightning calls this before the loaders are made."""
+        self._position = dict(state_dict)
+
+    @property
+    def num_training_batches(self) -> int:
+        """Training batches an epoch of this process, as `limit_train_batches` has it."""
+        batches, limit = len(self._share(self.split("train"), training=True)), self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a complete training batch, `(N, C, H, W)`."""
+        return self.batch_size, 3, self.image_size, self.image_size
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Validation images; none where nothing is held out."""
@@ -247,23 +272,20 @@ class ImageDataModule(LightningDataModule):
         """Makes `predict` read these files; a parent folder with a class's name tells the truth."""
         self.predict_paths = list(paths)
 
-    # ------------------------------------------------------------------------------------ batches
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """See Lightning's DataHooks, which looks for tensors in everything, and takes as long as a small net's step."""
-        if isinstance(batch, Batch) and isinstance(batch.images, Tensor):
-            moved = [part.to(device, non_blocking=device.type == "cuda") for part in batch[:3]]
-            return Batch(*moved, batch.epoch, batch.number)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
+    # ------------------------------------------------------------------------------------ augmentation
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augments training batches on the device; whatever a step draws at random is drawn anew from here on."""
+        """Augments training batches on the device.
+
+        The generators are seeded for each batch, so that whatever a step draws, dropout for example, does not depend on
+        where a run was resumed.
+        """
         if not self.trainer.training:
             return batch
         seed_generators(self.seed, batch.epoch, batch.number, self.trainer.global_rank)
         return self.augment(batch)
 
     def augment(self, batch: Batch) -> Batch:
-        """`(N, C, H, W)` uint8 to float in [0, 1], augmented."""
+        """Applies `batch_transforms`: images `(N, C, H, W)` uint8 to float in [0, 1]."""
         images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
         draws = Draws(self.seed, batch.epoch, batch.number, batch.indices)
         for transform in self.batch_transforms:

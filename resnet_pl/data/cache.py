@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from resnet_pl.data.crops import no_line
 from resnet_pl.data.decode import BadImage, read_image
 from resnet_pl.data.download import lock
 from resnet_pl.data.loader import spare_cores
-from resnet_pl.data.transforms import no_line
 from resnet_pl.utils import UserError, progress, replacing
 
 GB = 10**9

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
 
-from resnet_pl.data.archives import extract
-from resnet_pl.data.downloaded import Downloaded
+from resnet_pl.data.batch_transforms import BatchTransform, PadCrop, RandomFlip
+from resnet_pl.data.download import Downloaded, extract
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImages
-from resnet_pl.data.transforms import BatchTransform, PadCrop, RandomFlip
 from resnet_pl.utils import UserError
 
 PIXELS = 3 * 32 * 32

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from resnet_pl.utils import UserError, program
@@ -157,20 +157,6 @@ def read_image(path: Path) -> torch.Tensor:
         with suppress(Exception):
             image = ImageOps.exif_transpose(image)
         return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
-
-
-def read_jpeg(path: Path) -> torch.Tensor | None:
-    """The bytes of a JPEG that any decoder reads alike, uint8 `(B,)`; None for another file: `read_image` reads it."""
-    # What is wrong with a file is said by `read_image`.
-    with suppress(Exception):
-        data = Path(path).read_bytes()
-        height, width, channels = jpeg_shape(data) or (0, 0, 0)
-        whole = channels in (1, 3) and 0 < height * width <= MAX_PIXELS and data.endswith(_TRAILERS["JPEG"])
-        image = _open(io.BytesIO(data)) if whole else None
-        # Adobe's mark of stored RGB, which few decoders know.
-        if image and image.info.get("adobe_transform") != 0 and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return None
 
 
 def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:

@@ -8,9 +8,9 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch.nn import functional as F
 
+from resnet_pl.data.batch_transforms import BatchTransform, PadCrop
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImages
-from resnet_pl.data.transforms import BatchTransform, PadCrop
 
 
 class Digits(TensorDataModule):

@@ -1,58 +1,39 @@
-"""Files from the network: fetched once, resumed when cut, verified."""
+"""Files from the network: downloaded once, verified, and unpacked safely."""
 
 import hashlib
-import os
 import re
 import sys
+import tarfile
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPException, HTTPMessage, HTTPResponse
-from pathlib import Path
-from typing import IO
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from http.client import HTTPException
+from pathlib import Path, PureWindowsPath
+from stat import S_IFDIR, S_IFMT, S_IFREG
+from urllib.error import URLError
+from urllib.request import Request, build_opener
 
-from resnet_pl.utils import UserError, progress
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+from resnet_pl.utils import UserError, progress, replacing
 
 TIMEOUT = 20.0  # seconds to connect, and between two bytes
-MIN_SPEED = 1000.0  # bytes per second, on average over SPEED_WINDOW
-SPEED_WINDOW = 60.0  # seconds
-ATTEMPTS = 5  # per address, each going on where the one before broke off
+ATTEMPTS = 3  # per address
 PAUSE = 1.0  # seconds between two attempts, and between two looks at a lock
-MAX_REDIRECTS = 5
-_CHUNK = 1 << 20
-_SCHEMES = ("http://", "https://")
-_CHECKSUM = re.compile(r"(?P<kind>sha256|md5)(?P<prefix>-prefix)?:(?P<digits>[0-9a-f]+)")
 
 
 class DownloadError(UserError):
-    """A file could be had from none of its addresses."""
-
-
-class _Broken(Exception):
-    """The connection broke off or stalled; worth another attempt."""
-
-
-class _Refused(Exception):
-    """An address that does not give the file."""
+    """A file cannot be downloaded."""
 
 
 def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: str = "file", hint: str = "") -> Path:
-    """Downloads a file unless it is there already.
-
-    The file appears under its name only when it is complete and verified. What an interrupted download left behind is
-    continued if the server still has the same file. Of several processes one downloads while the others wait.
+    """Downloads a file unless it is there already; of several processes one downloads and the others wait.
 
     Args:
         urls: http and https addresses of the same file, tried in this order.
-        path: where the file goes.
+        path: where the file goes; it appears only when it is complete and verified.
         checksum: `sha256:HEX`, `md5:HEX` or `sha256-prefix:HEX` (the first digits, as in the names of torch hub).
         what: the file in words, for messages.
         hint: what else the user could do, added to the error.
@@ -61,189 +42,149 @@ def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: st
         `path`.
 
     Raises:
-        DownloadError: no address gives the file with this checksum.
-        UserError: the folder cannot be written to or has no room.
+        UserError: no address gives the file with this checksum (`DownloadError`), or it cannot be written.
     """
+    if checksum and not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}|sha256-prefix:[0-9a-f]+", checksum):
+        raise UserError(f"checksum {checksum}: write sha256:HEX, md5:HEX or sha256-prefix:HEX, in lower case")
     if path.exists():
         return path
-    if checksum and not _CHECKSUM.fullmatch(checksum):
-        raise UserError(f"checksum {checksum}: write sha256:HEX, md5:HEX or sha256-prefix:HEX, in small letters")
+    failures = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with lock(path.with_name(path.name + ".lock"), what):
-            return path if path.exists() else _fetch(urls, path, checksum, what, hint)
+        with lock(path.with_name(f"{path.name}.lock"), what):
+            if path.exists():
+                return path
+            for url in urls:
+                print(f"downloading {what} from {url}", file=sys.stderr)
+                try:
+                    with replacing(path) as temporary:
+                        _download(url, temporary, checksum, what)
+                    return path
+                except DownloadError as error:
+                    failures.append(f"{url} ({error})")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}\nmake room there or choose another folder") from error
-
-
-def _fetch(urls: Sequence[str], path: Path, checksum: str | None, what: str, hint: str) -> Path:
-    part = _Part(path)
-    failures = []
-    for url in urls:
-        try:
-            _say(f"downloading {what} from {url}")
-            _download(url, part, what)
-            part.verify(checksum)
-        except _Refused as error:
-            failures.append(f"{url} ({error})")
-        else:
-            part.finish()
-            _say(f"saved {path}")
-            return path
     advice = f"put the file at {path}" + (f"; {hint}" if hint else "")
     raise DownloadError(f"cannot download {what} {path.name}, tried {', '.join(failures)}\n{advice}")
 
 
-class _Part:
-    """The unfinished file, and beside it a note of the version it is part of: the server's ETag or date."""
-
-    def __init__(self, path: Path) -> None:
-        self.target = path
-        self.path = path.with_name(path.name + ".part")
-        self.note = path.with_name(path.name + ".part.version")
-
-    def request_headers(self) -> dict[str, str]:
-        if not (self.path.exists() and self.note.exists()):
-            return {}
-        return {"Range": f"bytes={self.path.stat().st_size}-", "If-Range": self.note.read_text()}
-
-    def begin(self, version: str | None) -> None:
-        self.remove()
-        if version:
-            self.note.write_text(version)
-
-    def verify(self, checksum: str | None) -> None:
-        """Compares the file with its checksum, if there is one; a wrong file is removed and refused."""
-        if not (expected := _CHECKSUM.fullmatch(checksum or "")):
-            return
-        digits = expected["digits"]
-        with self.path.open("rb") as file:
-            found = hashlib.file_digest(file, expected["kind"]).hexdigest()
-        if (found[: len(digits)] if expected["prefix"] else found) != digits:
-            self.remove()
-            raise _Refused(f"wrong content, {expected['kind']} {found}")
-
-    def finish(self) -> None:
-        with self.path.open("rb+") as file:
-            os.fsync(file.fileno())
-        self.path.replace(self.target)
-        self.note.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-
-
-def _download(url: str, part: _Part, what: str) -> None:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _receive(url, part, what)
-        except _Broken as error:
-            if attempt == ATTEMPTS:
-                raise _Refused(f"{error}, {ATTEMPTS} times") from error
-            time.sleep(PAUSE)
-
-
-def _receive(url: str, part: _Part, what: str) -> None:
-    with _open(url, part) as response:
-        start = 0
-        if response.status == 206:
-            start = part.path.stat().st_size
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                part.remove()
-                raise _Broken("another range than asked for")
-        else:
-            etag = response.headers.get("ETag", "")
-            # If-Range takes no weak tags (W/"...").
-            part.begin(etag if etag.startswith('"') else response.headers.get("Last-Modified"))
-        total = None if response.length is None else start + response.length
-        with part.path.open("ab") as file, progress(what, total, "bytes") as advance:
-            advance(start)
-            for chunk in _chunks(response):
-                file.write(chunk)
-                advance(len(chunk))
-
-
-class _Redirects(HTTPRedirectHandler):
-    max_redirections = MAX_REDIRECTS
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        if not newurl.lower().startswith(_SCHEMES):
-            raise HTTPError(req.full_url, code, f"leads to {newurl}", headers, fp)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _open(url: str, part: _Part) -> HTTPResponse:
-    if not url.lower().startswith(_SCHEMES):
-        raise _Refused("not an http or https address")
-    headers = {"User-Agent": "resnet_pl", "Accept-Encoding": "identity", **part.request_headers()}
-    try:
-        return build_opener(_Redirects).open(Request(url, headers=headers), timeout=TIMEOUT)
-    except HTTPError as error:
-        error.close()
-        if error.code == 416 and "Range" in headers:
-            part.remove()
-            raise _Broken("range refused") from error
-        raise _Refused(f"HTTP {error.code} {error.reason}".splitlines()[0]) from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise _Refused(_reason(error)) from error
-
-
-def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    expected = response.length
-    received = recent = 0
-    since = time.monotonic()
-    try:
-        # read1 returns what has come; read would sit on a dripping line, each drop starting the timeout anew.
-        while chunk := response.read1(_CHUNK):
-            yield chunk
-            received += len(chunk)
-            recent += len(chunk)
-            elapsed = time.monotonic() - since
-            if elapsed > SPEED_WINDOW:
-                if recent < MIN_SPEED * elapsed:
-                    raise _Broken(f"slower than {MIN_SPEED:g} bytes per second")
-                recent, since = 0, time.monotonic()
-    except (OSError, HTTPException) as error:
-        raise _Broken(_reason(error)) from error
-    if expected is not None and received < expected:
-        raise _Broken(f"broke off after {received} of {expected} bytes")
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "reason", error)
-    return (str(getattr(cause, "strerror", None) or cause) or type(cause).__name__).splitlines()[0]
-
-
 @contextmanager
 def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
-    """Holds a file's lock for the block; another process waits, and says once what for."""
-    with path.open("a") as file:
-        if not _try_lock(file):
-            print(f"waiting for another process that {does} {what}", file=sys.stderr)
-            while not _try_lock(file):
-                time.sleep(PAUSE)
-        yield
-        # Only after a success: whoever still waits for this lock then finds the file. Windows keeps open files.
-        with suppress(OSError):
-            path.unlink()
-
-
-def _try_lock(file: IO[str]) -> bool:
+    """Holds the lock file `path` for the block; other processes wait and print once that this one `does` `what`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process that {does} {what}", file=sys.stderr)
+        held = FileLock(path).acquire(poll_interval=PAUSE)
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows cannot remove an open file; filelock does it
+                path.unlink()  # before the release: afterwards another process may hold it
+
+
+def _download(url: str, path: Path, checksum: str | None, what: str) -> None:
+    kind, digits = (checksum or "sha256:").replace("-prefix", "").split(":")
+    for attempt in range(1, ATTEMPTS + 1):
+        digest = hashlib.new(kind)
+        try:
+            with path.open("wb") as file:
+                for chunk in _chunks(url, what):
+                    file.write(chunk)
+                    digest.update(chunk)
+            break
+        except ConnectionError as error:
+            if attempt == ATTEMPTS:
+                raise DownloadError(str(error)) from error
+            time.sleep(PAUSE)
+    if not digest.hexdigest().startswith(digits):
+        raise DownloadError(f"wrong content, {kind}:{digest.hexdigest()}")
+
+
+def _chunks(url: str, what: str) -> Iterator[bytes]:
+    # Raises only errors of the network; those of the disk are raised where the chunks are written.
+    try:
+        with build_opener().open(Request(url, headers={"User-Agent": "resnet_pl"}), timeout=TIMEOUT) as response:
+            if not re.match("https?:", response.url, re.IGNORECASE):  # urllib also opens file and ftp addresses
+                raise DownloadError(f"{response.url} is not an http or https address")
+            left = int(response.headers.get("Content-Length", 0))
+            with progress(what, left or None, "bytes") as advance:
+                while chunk := response.read(1 << 16):
+                    yield chunk
+                    left -= len(chunk)
+                    advance(len(chunk))
+        if left > 0:
+            raise ConnectionError(f"connection lost {left} bytes before the end")
+    except (OSError, HTTPException, ValueError) as error:  # a lost connection is worth another attempt
+        kind = DownloadError if isinstance(error, URLError | ValueError) else ConnectionError
+        raise kind(str(error).partition("\n")[0].strip("<>")) from error
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpacks a zip or tar archive into a folder, completely or not at all.
+
+    Args:
+        archive: `.zip`, or `.tar`, `.tar.gz`, `.tgz` and what else `tarfile` reads.
+        folder: made if missing; files of the same name are replaced, others stay.
+
+    Raises:
+        UserError: the archive is damaged, holds a link, a device or a name outside the folder, or cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            _unpack(archive, temporary)
+            for source in [path for path in Path(temporary).rglob("*") if path.is_file()]:
+                target = folder / source.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+    except Exception as error:  # a damaged archive raises a dozen different types
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot unpack {archive} to {folder}: {reason}\ndelete a damaged archive") from error
+
+
+def _unpack(archive: Path, folder: str) -> None:
+    is_zip = archive.suffix.lower() == ".zip"
+    with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as package:
+        if is_zip:
+            members = [(i.filename, S_IFMT(i.external_attr >> 16) in (0, S_IFREG, S_IFDIR)) for i in package.infolist()]
         else:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        pass  # a file system without locks: rather two downloads than none
-    return True
+            members = [(member.name, member.isreg() or member.isdir()) for member in package]
+        for name, is_plain in members:
+            path = PureWindowsPath(name)  # stricter than POSIX: drives and both separators
+            if not is_plain or path.anchor or ".." in path.parts:
+                raise ValueError(f"{name} is a link, a special file or outside the folder")
+        package.extractall(folder, **({} if is_zip else {"filter": "data"}))
 
 
-def _say(line: str) -> None:
-    if not sys.stderr.isatty():
-        print(line, file=sys.stderr)
+class Downloaded:
+    """Base of data modules whose images come in an archive; put it before the data module among the bases."""
+
+    urls: list[str]  # of the archive
+    checksum: str  # of the archive, see `fetch`
+    root: Path  # folder of the images
+    download: bool  # whether to fetch the archive when they are not there
+
+    def is_there(self) -> bool:
+        """Whether the images need not be fetched."""
+        raise NotImplementedError
+
+    def unpack(self, archive: Path) -> None:
+        """Unpacks the images from the archive, completely or not at all; the archive is then removed."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Downloads the images if they are needed and not there."""
+        if not self.download or self.predict_paths is not None or self.is_there():
+            return
+        folder, name = self.root.parent, type(self).__name__
+        try:
+            with lock(folder / f"{self.root.name}.lock", name):
+                if not self.is_there():
+                    hint = f"or give the folder of your copy with --data.root FOLDER (looked in {self.root})"
+                    archive = fetch(self.urls, folder / Path(self.urls[0]).name, self.checksum, name, hint)
+                    self.unpack(archive)
+                    archive.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}\nchoose another --data.root") from error

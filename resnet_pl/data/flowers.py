@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from resnet_pl.data.archives import extract
-from resnet_pl.data.downloaded import Downloaded
+from resnet_pl.data.download import Downloaded, extract
 from resnet_pl.data.folder import ImageFolder
 
 

@@ -10,16 +10,19 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.batch_transforms import BatchTransform, PCAColor, RandomFlip
 from resnet_pl.data.cache import decoded
-from resnet_pl.data.dataset import Photos, check_decoder
+from resnet_pl.data.crops import Crop, ScaleCrop
+from resnet_pl.data.dataset import Photos
 from resnet_pl.data.decode import BadImage, check_share, list_bad, list_images, scan_image
-from resnet_pl.data.loader import Loader
-from resnet_pl.data.splits import content_digests
+from resnet_pl.data.digests import content_digests
 from resnet_pl.data.statistics import Mean, Std
-from resnet_pl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, BatchTransform, Crop, PCAColor, RandomFlip, ScaleCrop
 from resnet_pl.utils import UserError, on_rank_zero, progress, tell
 
-# What people call the folders of a data set that comes split.
+# RGB statistics of ImageNet, images in [0, 1]; the ones that torchvision's weights were trained with.
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+# Usual names of the folders of a data set that comes split.
 SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
 Listing = dict[str, str]  # path relative to the root -> class
 
@@ -41,7 +44,6 @@ class ImageFolder(ImageDataModule):
         cache_side: length that longer shorter sides are reduced to in the cache, pixels; null keeps every pixel, and a
             run learns the same as without a cache. image_size × 256 / 224 is evaluation's; smaller loses detail there.
         cache_dir: folder of caches; null takes $XDG_CACHE_HOME/resnet_pl or ~/.cache/resnet_pl.
-        decode: where training photos are decoded and cropped; pixels of `device` (nvJPEG) differ by a few levels.
     """
 
     def __init__(
@@ -56,7 +58,6 @@ class ImageFolder(ImageDataModule):
         cache: Literal["decoded"] | None = None,
         cache_side: PositiveInt | None = None,
         cache_dir: str | None = None,
-        decode: Literal["cpu", "device"] = "cpu",
         **kwargs: Any,
     ) -> None:
         if batch_transforms is None:
@@ -64,9 +65,7 @@ class ImageFolder(ImageDataModule):
         super().__init__(mean=mean, std=std, batch_transforms=batch_transforms, **kwargs)
         self.root = Path(root)
         self.crop, self.transforms, self.scan = crop or ScaleCrop(), transforms or [], scan
-        self.cache, self.cache_side, self.cache_dir, self.decode = cache, cache_side, cache_dir, decode
-        if decode == "device" and self.transforms:
-            raise ValueError("data.decode: transforms of single photos run in the workers; leave out one of the two")
+        self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir
         self._test_bytes: int | None = None
 
     def setup(self, stage: str) -> None:
@@ -83,17 +82,6 @@ class ImageFolder(ImageDataModule):
         for part in ("train", "val") if same else ("train",):
             if split := self.splits.get(part):
                 split.cache = photos.select([position[name] for name in split.names])
-
-    def train_dataloader(self) -> Loader:
-        """See `ImageDataModule.train_dataloader`."""
-        if self.decode == "device":
-            if self.device.type != "cuda":
-                raise UserError(
-                    f"data.decode: photos cannot be decoded on a {self.device.type}\ngive --data.decode cpu"
-                )
-            check_decoder(self.device)
-            self.split("train").device = self.device
-        return super().train_dataloader()
 
     # ------------------------------------------------------------------------------------ splits
     def find_splits(self) -> dict[str, Photos]:

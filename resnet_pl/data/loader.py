@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from resnet_pl.data.decode import BadImage, check_share, list_bad, shown
 from resnet_pl.data.rng import mixed_seed
 from resnet_pl.data.views import View, grouped
+from resnet_pl.data.workers import PlannedReader
 from resnet_pl.utils import UserError
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Batch(NamedTuple):
@@ -41,6 +36,25 @@ class Batch(NamedTuple):
     indices: Tensor
     epoch: int
     number: int
+
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
+        """Returns the batch with its tensors on a device; Lightning calls it for every batch.
+
+        Args:
+            device: where images, labels and indices go.
+            non_blocking: whether the host continues during the copy; by default if the device is a GPU.
+        """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        if isinstance(self.images, Tensor):
+            images: Tensor | list[View] = moved(self.images)
+        else:
+            images = [View(moved(view.images), moved(view.owners)) for view in self.images]
+        return Batch(images, moved(self.labels), moved(self.indices), self.epoch, self.number)
 
 
 class EpochSampler:
@@ -153,32 +167,13 @@ class PhotoLoader(Loader):
         self.on_bad_image, self.notes = on_bad_image, notes
         self.skipped: dict[str, str] = {}
         self.waited = 0.0
-        self._plan = _Plan()
-        # Then the workers hand over bytes.
-        self._on_device = getattr(images, "device", None) is not None
-        self._reader = DataLoader(
-            dataset=images,
-            batch_sampler=self._plan,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
-            collate_fn=_packed if self._on_device else _collate,
-            worker_init_fn=_outlast_signals,
-            # Making an iterator must not draw from the global generator: a resumed run would differ from then on.
-            generator=torch.Generator(),
-        )
-        # Left to the garbage collector, the queues are closed before the workers are told to end, and torch waits for
-        # five seconds for each of them.
-        weakref.finalize(self, _end_workers, self._reader)
+        self._reader = PlannedReader(images, num_workers, pin_memory, _collate)
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """See `Loader.read`."""
-        self._plan.batches = [[(epoch, index) for index in batch.tolist()] for batch in plan]
         bad: list[BadImage] = []
-        for read in self._timed():
-            if self._on_device:
-                read = _collate(self.images.decode(_unpacked(*read), epoch))
-            images, labels, indices, found = read
+        keys = [[(epoch, index) for index in batch.tolist()] for batch in plan]
+        for images, labels, indices, found in self._timed(keys):
             for image in found:
                 self._report(image)
             bad += found
@@ -188,11 +183,10 @@ class PhotoLoader(Loader):
         if len(self.skipped) == len(self.images):
             raise _none_left(len(self.images))
 
-    def _timed(self) -> Iterator[Any]:
-        """What the workers have read, in `waited` the time until it came."""
+    def _timed(self, plan: list[list[tuple[int, int]]]) -> Iterator[Any]:
+        """Reads the planned batches, and adds to `waited` the time until each has come."""
         start = time.perf_counter()
-        with _signals_held():
-            batches = iter(self._reader)
+        batches = self._reader.read(plan)
         while (read := next(batches, None)) is not None:
             self.waited += time.perf_counter() - start
             yield read
@@ -216,48 +210,11 @@ class PhotoLoader(Loader):
         good = list(islice((sample for sample in samples if not isinstance(sample, BadImage)), self.batch_size))
         if not good:
             raise _none_left(len(self.images))
-        return _collate(self.images.decode(good, epoch) if self._on_device else good)[:3]
-
-
-def _outlast_signals(worker: int) -> None:
-    """Ctrl-C and a job's end reach workers too; the training process still needs them, and tells them when to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A second SIGTERM ends it: torch's last means against one that hangs.
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Inside the block signals wait, so that none meets a worker that is not prepared for them yet."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if hasattr(signal, "pthread_sigmask") else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_workers(reader: DataLoader) -> None:
-    if reader._iterator is not None:
-        reader._iterator._shutdown_workers()
+        return _collate(good)[:3]
 
 
 def _none_left(count: int) -> UserError:
     return UserError(f"none of the {count} images can be read\nrepair them or give others with --data.root")
-
-
-class _Plan:
-    """The batches of the coming epoch, as torch's DataLoader asks for them."""
-
-    batches: list[list[tuple[int, int]]] = []
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tensor, Tensor, list[BadImage]]:
@@ -271,19 +228,6 @@ def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tenso
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
-
-
-def _packed(samples: list[Any]) -> tuple[Tensor, list[int], list[Any]]:
-    """Samples with the JPEGs' bytes in one tensor: each of a worker's tensors takes an open file in two processes."""
-    encoded = [sample[0] for sample in samples if not isinstance(sample, BadImage) and sample[0].ndim == 1]
-    rest = [s if isinstance(s, BadImage) or s[0].ndim > 1 else (None, *s[1:]) for s in samples]
-    return torch.cat(encoded or [torch.empty(0, dtype=torch.uint8)]), [len(each) for each in encoded], rest
-
-
-def _unpacked(together: Tensor, lengths: list[int], rest: list[Any]) -> list[Any]:
-    """What `_packed` was given."""
-    encoded = iter(together.split(lengths))
-    return [s if isinstance(s, BadImage) or s[0] is not None else (next(encoded), *s[1:]) for s in rest]
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnet_pl.data.batch_transforms import BatchTransform, TrainingData, checked_share
 from resnet_pl.data.rng import Draws
-from resnet_pl.data.transforms import BatchTransform, TrainingData, checked_share
 
 
 class _Mixing(BatchTransform):

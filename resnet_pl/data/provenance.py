@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_pl.utils import UserError
+
+if TYPE_CHECKING:
+    from resnet_pl.data.base import ImageDataModule
 
 
 @dataclass
@@ -49,3 +53,29 @@ class Provenance:
                 f"on, the first is {missing[0]}\nput them back, or name other data with --data.root"
             )
         return bool(wanted) and not missing
+
+
+def agree_on_classes(data: ImageDataModule, names: list[str] | None, rename: bool = False) -> list[str] | None:
+    """The names of a network's classes, checked against those of the data that it is trained or tested on.
+
+    Args:
+        data: the data; files that `predict` was given have no classes to compare.
+        names: the network's, if it has any yet.
+        rename: whether they may be other names for the data's classes.
+
+    Raises:
+        UserError: the data has other classes.
+    """
+    if data.predict_paths is not None:
+        return names
+    own = list(data.class_names)
+    if names is None or list(names) == own or (rename and len(names) == len(own)):
+        return own if names is None else names
+    raise UserError(
+        f"{data.describe()} has the {len(own)} classes {_few(own)}, but the network was trained on the "
+        f"{len(names)} classes {_few(names)}\nuse data with the same classes, or train a new network"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,15 +1,11 @@
 """Training, validation and test parts that depend on nothing but the images and a seed."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
-from resnet_pl.data.decode import BadImage
-from resnet_pl.utils import UserError, progress
+from resnet_pl.utils import UserError
 
 _NAMED_CLASHES = 5
 
@@ -25,45 +21,6 @@ class Split:
     val: list[int]
     test: list[int]
     warnings: list[str] = field(default_factory=list)
-
-
-def content_digests(paths: Sequence[Path], skip: bool = False) -> list[str]:
-    """Hashes the files' contents.
-
-    Args:
-        paths: the files.
-        skip: whether one that cannot be read counts as a content of its own, for whoever reads it later to leave out.
-
-    Returns:
-        For each path 32 hexadecimal digits (BLAKE2b, 16 bytes).
-
-    Raises:
-        BadImage: a file cannot be read.
-    """
-
-    def digest_of(path: Path) -> str:
-        try:
-            return content_digest(path)
-        except BadImage:
-            if skip:
-                return hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
-            raise
-
-    digests = []
-    with ThreadPool(8) as pool, progress("comparing images", len(paths)) as advance:
-        for digest in pool.imap(digest_of, paths, chunksize=32):
-            digests.append(digest)
-            advance(1)
-    return digests
-
-
-def content_digest(path: Path) -> str:
-    """Hashes one file's content; see `content_digests`."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise BadImage(path, error.strerror) from error
 
 
 def make_split(
@@ -83,10 +40,10 @@ def make_split(
     The part of an image follows from the seed, its content and its label, never from the order of the files. Images
     with the same content stay together, in the class of the first by name (without names: of the lowest label). Every
     class gets its share of each part to within one image, every class of three contents or more at least one image in
-    each part that is not empty, and every class something to train on.
+    each part that is not empty, and every class something to train on; a UserError says where that is impossible.
 
     Args:
-        digests: the content of each image, from `content_digests`.
+        digests: the content of each image, from `digests.content_digests`.
         labels: the class of each image.
         val: validation images, as a fraction of all (below 1) or as a count; not used with `num_folds`.
         test: test images, likewise.
@@ -95,27 +52,15 @@ def make_split(
         fold: the part to validate on, from 0.
         names: of the images, for warnings and to choose among copies.
         class_names: by label, for messages.
-
-    Raises:
-        UserError: a value is out of its range or a class has too few images.
     """
     val_count, test_count = _counts(val, test, len(digests), num_folds, fold)
     class_names = _checked_names(labels, class_names)
     groups = _group(digests, labels, names)
     strata = _stratify(groups, digests, labels, seed)
-    parts = _cut(strata, val_count, test_count, num_folds, fold, class_names)
-    split = Split(*map(_indices, parts))
-    for label in sorted(set(labels) - {labels[index] for index in split.train}):
-        raise UserError(f"class {class_names[label]} has too few different images to train on; add some")
-
+    split = Split(*map(_indices, _cut(strata, val_count, test_count, num_folds, fold, class_names)))
+    _check_training(split, labels, class_names)
     split.warnings += _copy_warnings(groups, labels, names, class_names)
-    small = [class_names[label] for label, members in strata.items() if len(members) < 3]
-    if small:
-        split.warnings.append(f"too few different images to be in every part: {', '.join(small)}")
-    wanted = {"test": test_count} if num_folds else {"val": val_count, "test": test_count}
-    for part, count in wanted.items():
-        if (found := len(getattr(split, part))) != count:
-            split.warnings.append(f"{part} has {found} images instead of {count}, for copies or for small classes")
+    split.warnings += _size_warnings(split, strata, class_names, test=test_count, val=None if num_folds else val_count)
     return split
 
 
@@ -234,6 +179,11 @@ def _cut_fold(strata: Strata, num_folds: int, fold: int, class_names: Sequence[s
     return val, train
 
 
+def _check_training(split: Split, labels: Sequence[int], class_names: Sequence[str]) -> None:
+    for label in sorted(set(labels) - {labels[index] for index in split.train}):
+        raise UserError(f"class {class_names[label]} has too few different images to train on; add some")
+
+
 def _indices(strata: Strata) -> list[int]:
     return sorted(index for groups in strata.values() for group in groups for index in group)
 
@@ -252,4 +202,14 @@ def _copy_warnings(
         warnings.append("the same image in different classes: " + ", ".join(told(index) for index in group))
     if len(clashes) > _NAMED_CLASHES:
         warnings.append(f"... and {len(clashes) - _NAMED_CLASHES} more images in different classes")
+    return warnings
+
+
+def _size_warnings(split: Split, strata: Strata, class_names: Sequence[str], test: int, val: int | None) -> list[str]:
+    warnings = []
+    if small := [class_names[label] for label, members in strata.items() if len(members) < 3]:
+        warnings.append(f"too few different images to be in every part: {', '.join(small)}")
+    for part, found, wanted in (("val", len(split.val), val), ("test", len(split.test), test)):
+        if wanted not in (None, found):
+            warnings.append(f"{part} has {found} images instead of {wanted}, for copies or for small classes")
     return warnings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.transforms import no_line
+from resnet_pl.data.crops import CentreCrop, no_line
 
 # Shorter sides of the paper's multi-scale test (§3.4), for a net of 224 pixels.
 SCALES = (224, 256, 384, 480, 640)
@@ -34,6 +34,27 @@ def five_crops(images: Tensor, size: int) -> list[Tensor]:
     """The four corners and the centre, after the shorter side is resized to size × 256 / 224 (AlexNet's test)."""
     resized = TF.resize(no_line(images), [round(size * 256 / 224)], antialias=True)
     return list(TF.five_crop(resized, [size, size]))
+
+
+def single(images: Tensor, size: int) -> list[Tensor]:
+    """Evaluation's usual view: the center crop of a photo; images in memory, `(N, 3, H, W)`, as they are."""
+    return [images if images.ndim == 4 else CentreCrop()(images, size)]
+
+
+class Mirrored:
+    """Views, and the mirror image of each.
+
+    Args:
+        views: makes the views.
+    """
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def __call__(self, images: Tensor, size: int) -> list[Tensor]:
+        """See `Views`."""
+        own = self.views(images, size)
+        return [*own, *(view.flip(-1) for view in own)]
 
 
 class MultiScale:

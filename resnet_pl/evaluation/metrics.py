@@ -41,7 +41,7 @@ class BinnedCalibrationError(Metric):
         return (self.confidence - self.correct).abs().sum() / self.count.sum()
 
 
-class Evaluation(nn.Module):
+class ClassificationMetrics(nn.Module):
     """Everything measured over one evaluation, exact under any number of processes.
 
     Args:

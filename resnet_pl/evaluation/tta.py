@@ -10,29 +10,22 @@ from torch import Tensor
 from resnet_pl.data.views import View
 
 
-def average_scores(
-    net: Callable[[Tensor], Tensor], images: Tensor | Sequence[View], count: int, mirror: bool = False
-) -> Tensor:
+def average_scores(net: Callable[[Tensor], Tensor], images: Tensor | Sequence[View], count: int) -> Tensor:
     """Class probabilities of a batch.
 
     Args:
         net: `(N, 3, H, W)` images to `(N, K)` logits.
         images: one view of each image, `(N, 3, H, W)`, or several.
         count: images in the batch; no more views than these are given to the net at once.
-        mirror: whether each view is averaged with its mirror image.
 
     Returns:
         `(count, K)` float32, each row's sum 1.
     """
 
-    def scores(views: Tensor) -> Tensor:
-        own = net(views).float().softmax(1)
-        return (own + net(views.flip(-1)).float().softmax(1)) / 2 if mirror else own
-
     if isinstance(images, Tensor):
-        return scores(images)
+        return net(images).float().softmax(1)
     parts = [
-        (scores(views), owners)
+        (net(views).float().softmax(1), owners)
         for group in images
         for views, owners in zip(group.images.split(count), group.owners.split(count), strict=True)
     ]

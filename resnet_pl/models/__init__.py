@@ -1,4 +1,4 @@
-"""Plain torch nets: what a YAML file names as `backbone`, and the weights they start from."""
+"""Plain torch networks: what a YAML file names as `backbone`, and the weights they start from."""
 
 from resnet_pl.models.cifar_nets import cifar_plain, cifar_resnet
 from resnet_pl.models.pretrained import find_head, load_weights, read_state_dict, set_num_classes
@@ -33,3 +33,6 @@ __all__ = [
     "resnet152",
     "set_num_classes",
 ]
+
+# What builds a network, by the name that `--model.backbone` takes.
+NETWORKS = [name for name in __all__ if name.startswith(("ResNet", "resnet", "plain", "cifar"))]

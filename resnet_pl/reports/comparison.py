@@ -19,6 +19,7 @@ from rich.text import Text
 from resnet_pl.reports.pictures import INK, MUTED, dress, new_figure, render, save_png
 from resnet_pl.reports.records import Run
 from resnet_pl.reports.tables import number
+from resnet_pl.run_dir import arguments, class_name
 
 # What may differ between runs that are repetitions of one another.
 INDIFFERENT = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "num_workers"}
@@ -84,7 +85,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """The runs with seeds taken together, by data, kind of net and depth."""
     alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        alike[json.dumps(_flat(run.config), sort_keys=True, default=str)].append(run)
+        alike[json.dumps(_settings(run), sort_keys=True, default=str)].append(run)
     alike_nets: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in map(Group, alike.values()):
         alike_nets[group.runs[0].data, group.net].append(group)
@@ -94,6 +95,13 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         for group, text in zip(same, _differences(same), strict=True)
     ]
     return sorted(groups, key=lambda group: (group.runs[0].data, group.family, group.runs[0].depth or 0))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What the run was configured to, the same for both forms of the model: with a class path and without."""
+    model = run.config["model"]
+    named = {"class_path": class_name(model) or "ImageClassifier"}
+    return _flat({**run.config, "model": named | arguments(model)})
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -107,7 +115,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _differences(groups: Sequence[Group]) -> list[str]:
     """For each group the values in which it differs from the others, at most three."""
-    flats = [_flat(group.runs[0].config) for group in groups]
+    flats = [_settings(group.runs[0]) for group in groups]
     every = sorted({key for flat in flats for key in flat})
     keys = [key for key in every if len({str(flat.get(key)) for flat in flats}) > 1]
     more = ", …" if len(keys) > 3 else ""

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from resnet_pl.reports.results import read_results
-from resnet_pl.run_dir import versions
+from resnet_pl.run_dir import arguments, class_name, is_whole, metrics_reader, versions
 from resnet_pl.utils import UserError, program
 
 # Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
@@ -49,8 +49,8 @@ class Run:
 
     @property
     def _backbone(self) -> tuple[str, dict[str, Any]]:
-        spec = self.config["model"]["backbone"]
-        return spec["class_path"].rsplit(".", 1)[-1], spec.get("init_args") or {}
+        spec = arguments(self.config["model"])["backbone"]
+        return _class_of(spec), arguments(spec)
 
     @property
     def depth(self) -> int | None:
@@ -78,7 +78,7 @@ class Run:
     @property
     def data(self) -> str:
         """The class of its data."""
-        return self.config["data"]["class_path"].rsplit(".", 1)[-1]
+        return _class_of(self.config["data"])
 
     @property
     def test_error(self) -> float:
@@ -119,6 +119,13 @@ class Run:
         return PAPER.get(self.depth) if known else None
 
 
+def _class_of(section: Any) -> str:
+    """The name of a section's class; raises LookupError where there is none."""
+    if not (name := class_name(section)):
+        raise LookupError("class_path")
+    return name
+
+
 def read_run(path: Path, tested: bool = True) -> Run:
     """Reads a run folder.
 
@@ -153,12 +160,12 @@ def read_metrics(path: Path) -> dict[str, Series]:
     """
     metrics: dict[str, dict[int, float]] = defaultdict(dict)
     try:
-        text = path.read_bytes().decode(errors="replace")
-        # A line without its end may have lost digits too: 0.98 torn to 0.9 still reads as a number.
-        rows = csv.DictReader(text[: text.rfind("\n") + 1].split("\n"), restval="nothing")
+        rows = metrics_reader(path)
         if "step" not in (rows.fieldnames or ()):
             raise UserError(f"{path} has no line that names its columns, with `step` among them")
         for row in rows:
+            if not is_whole(row):
+                raise ValueError("it has more or fewer cells than columns")
             step = int(float(row.pop("step")))
             for name, cell in row.items():
                 if cell:

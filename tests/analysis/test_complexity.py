@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import reduce
 from operator import add
 
@@ -60,6 +61,18 @@ def test_what_runs_twice_counts_twice_and_is_owned_once():
     assert (first.name, first.parameters, first.multiply_adds) == ("first", 9, 2 * 9 * 16)
     assert (unused.name, unused.shape, unused.parameters, unused.multiply_adds) == ("unused", None, 28, 0)
     assert drop.activations == 3 * 4, "the mask, which evaluation does not make"
+
+
+class Nested(nn.Module):
+    """Gives its tensor inside other things."""
+
+    def forward(self, x: Tensor) -> object:
+        return [None, {"sizes": (1, 2), "features": OrderedDict(a=x[:, :1])}], x
+
+
+def test_the_shape_is_that_of_the_first_tensor_given():
+    assert count(Nested(), 4)[0].shape == (1, 4, 4)
+    assert count(nn.Sequential(nn.Identity(), Nested()), 4)[0].shape == (1, 4, 4)
 
 
 def test_fold_sums_what_is_deeper():

@@ -1,139 +1,74 @@
-"""`responses` and `gradients` on small runs, as a person starts them."""
-
-from __future__ import annotations
+"""The numbers of layers, as a table and drawn."""
 
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from resnet_pl import ImageClassifier
-from resnet_pl.cli import main
-from resnet_pl.cli.parser import Restored
-from resnet_pl.data import Digits
-from resnet_pl.evaluation.responses import response_stds
+from resnet_pl.analysis.layers import NetLayers, gradients_picture, responses_picture, write_layers
+from resnet_pl.reports.records import Run
 
-PROJECT = Path(__file__).parent.parent.parent
-SMALL = [
-    *["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--model.backbone.depth", "8", "--seed_everything", "3"],
-    *["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--dashboard.graph", "false"],
-]
+BLUE, ORANGE, GREEN = (31, 119, 180), (255, 127, 14), (44, 160, 44)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A residual run, a plain one that learns nothing, and one of a net without BatchNorm."""
-    root = tmp_path_factory.mktemp("layers")
-    still = ["--name", "still", "--model.backbone", "cifar_plain", "--model.optimizer.lr", "0"]
-    bare = ["--name", "bare", "--model.backbone", "torchvision.models.squeezenet1_1", "--model.optimizer.lr", "0"]
-    for options in ([], still):
-        assert main.main([*SMALL, *options, "--trainer.default_root_dir", str(root)]) == 0
-    other = [word for word in SMALL if word not in ("--model.backbone.depth", "8")]
-    assert main.main([*other, *bare, "--data.image_size", "32", "--trainer.default_root_dir", str(root)]) == 0
-    return root
+def net(name: str, values: list[float], plain: bool = False, run: str = "a", **columns: list[float]) -> NetLayers:
+    backbone = {"class_path": name, "init_args": {"shortcut": "none" if plain else "A"}}
+    made = Run(Path(f"runs/{run}/version_0/checkpoints/best.ckpt"), {"model": {"backbone": backbone}})
+    named = {key: {f"layer{i}": v for i, v in enumerate(own)} for key, own in (columns or {"std": values}).items()}
+    return NetLayers(made, 1234, "5 images, val", named)
 
 
-def run(folder: Path, *argv: object) -> list[dict[str, str]]:
-    """Runs a command that must succeed; the rows of its table."""
-    assert main.main([*map(str, argv), "--output", str(folder)]) == 0
-    assert Image.open(folder / f"{argv[0]}.png").size[0] == 1080
-    with (folder / f"{argv[0]}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+def count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
+    """Pixels of just this colour."""
+    return int((picture == colour).all(-1).sum())
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    capsys.readouterr()
-    assert main.main([str(arg) for arg in argv]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert said[0].startswith("error: ") and len(said) <= 2
-    return "\n".join(said)
+def columns_of(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where from left to right the lower half of a picture has the colour."""
+    return (picture[len(picture) // 2 :] == colour).all(-1).any(0).nonzero()[0]
 
 
-def test_responses_of_several_nets(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = run(tmp_path, "responses", runs / "digits/version_0", runs / "still/version_0/checkpoints/last.ckpt")
-    assert [row["net"] for row in rows] == ["cifar_resnet 8"] * 7 + ["cifar_plain 8"] * 7
-    assert [row["index"] for row in rows] == [str(i) for i in range(1, 8)] * 2
-    assert "180 images, the val split" in capsys.readouterr().out
-    checkpoint = runs / "digits/version_0/checkpoints/best.ckpt"
-    assert rows[0]["checkpoint"] == str(checkpoint) and rows[0]["layer"] == "conv1" and rows[0]["step"] == "2"
-    model = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu").eval()
-    data = Digits()
-    data.setup("fit")
-    outputs = []
-    model.backbone.layer3[0].bn2.register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
-    with torch.no_grad():
-        model(data.splits["val"].images)
-    assert rows[6]["layer"] == "layer3.0.conv2"
-    assert float(rows[6]["std"]) == pytest.approx(float(outputs[0].double().std(correction=0)), rel=1e-6)
+def test_the_table_has_a_row_a_layer(tmp_path: Path) -> None:
+    nets = [net("one", [1.5, float("nan")]), net("zwei, \udcff", [0.125], plain=True, run="b")]
+    write_layers(nets, tmp_path / "new/layers.csv")
+    with (tmp_path / "new/layers.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["std"] for row in rows] == ["1.5", "nan", "0.125"]
+    assert [(row["index"], row["layer"]) for row in rows] == [("1", "layer0"), ("2", "layer1"), ("1", "layer0")]
+    assert rows[0]["net"] == "one" and rows[0]["step"] == "1234" and rows[0]["measured_on"] == "5 images, val"
+    assert rows[2]["net"] == r"zwei, \udcff" and rows[2]["checkpoint"] == "runs/b/version_0/checkpoints/best.ckpt"
 
 
-def test_responses_on_part_of_another_split(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = run(tmp_path, "responses", runs / "digits/version_0", "--split", "train")
-    assert "1,257 images, the train split" in whole[0]["measured_on"]
-    part = run(tmp_path, "responses", runs / "digits/version_0", "--split", "train", "--images", 100)
-    assert "100 of 1,257 images" in part[0]["measured_on"]
-    net = Restored(runs / "digits/version_0")
-    chosen = net.datamodule.split("train").images[[number * 1257 // 100 for number in range(100)]]
-    direct = response_stds(net.model.backbone, [chosen], net.model)
-    assert [float(row["std"]) for row in part] == pytest.approx(list(direct.values()), rel=1e-6)
+def test_one_colour_a_depth_and_plain_nets_dashed() -> None:
+    solid = responses_picture([net("ResNet", [1.0] * 20)])
+    dashed = responses_picture([net("ResNet", [1.0] * 20, plain=True)])
+    assert 0 < len(columns_of(dashed, BLUE)) < 0.9 * len(columns_of(solid, BLUE))
+    pair = responses_picture([net("a", [1.0] * 20), net("b", [2.0] * 20, plain=True)])
+    assert count(pair, BLUE) > 1.5 * count(dashed, BLUE) and not count(pair, ORANGE)
+    deeper = responses_picture([net("a", [1.0] * 20), net("b", [2.0] * 20, plain=True), net("c", [3.0] * 32)])
+    assert count(deeper, ORANGE) and not count(deeper, GREEN)
+    # A second net of the same depth and kind is told apart.
+    seeds = responses_picture([net("a", [1.0] * 20), net("a", [2.0] * 20, run="b")])
+    assert count(seeds, BLUE) and count(seeds, ORANGE)
 
 
-def test_photos_elsewhere(photo_folder: Path, make_photos, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit = ["--config", PROJECT / "configs/folder.yaml", "--model.weights", "null", "--data.root", photo_folder]
-    fit += ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--data.image_size", 16]
-    fit += ["--data.num_workers", 0, "--trainer.max_steps", 1, "--trainer.default_root_dir", tmp_path / "runs"]
-    assert main.main(["fit", *map(str, fit)]) == 0
-    checkpoint = next((tmp_path / "runs").rglob("last.ckpt"))
-    moved = ["--data.root", photo_folder.rename(tmp_path / "moved")]
-    training = ["responses", checkpoint, "--split", "train", *moved]
-    rows = run(tmp_path, *training)
-    assert "24 images, the train split" in rows[0]["measured_on"]
-    assert len(run(tmp_path, "gradients", checkpoint, *moved)) == len(rows) + 1
-    # Training's crops are no part of it: other ones change nothing.
-    net = Restored(checkpoint, [*map(str, moved), "--data.crop", "CentreCrop"])
-    images = torch.stack([net.datamodule.split("train")[0, index][0] for index in range(24)])
-    direct = response_stds(net.model.backbone, [images], net.model)
-    assert [float(row["std"]) for row in rows] == pytest.approx(list(direct.values()), rel=1e-5)
-    other = make_photos(tmp_path / "other", first=50)
-    assert "has no images for train" in refused(capsys, "gradients", checkpoint, "--data.root", other)
+def test_below_the_layers_are_sorted() -> None:
+    values = [1.0, 3.0, 2.0, 5.0, 4.0]
+    picture = responses_picture([net("a", values)])
+    other = responses_picture([net("a", values[::-1])])
+    half = picture.shape[0] // 2 + 60
+    assert np.array_equal(picture[half:], other[half:]) and not np.array_equal(picture[:half], other[:half])
+    heights = [(picture[half:, x] == BLUE).all(-1).nonzero()[0].min() for x in columns_of(picture[half:], BLUE)]
+    assert heights[0] < heights[-1] and (np.diff(heights) >= -1).all()
 
 
-def test_gradients_at_the_start_are_those_of_the_run(runs: Path, tmp_path: Path) -> None:
-    rows = run(tmp_path, "gradients", runs / "still/version_0", runs / "digits/version_0", "--batches", 3)
-    assert [row["layer"] for row in rows[6:8]] == ["layer3.0.conv2", "fc"] and len(rows) == 16
-    assert rows[0]["measured_on"].startswith("3 batches of 64, the train split")
-    # With a learning rate of nought the checkpoint holds what the run started from.
-    for row in rows[:8]:
-        assert float(row["initial"]) == pytest.approx(float(row["trained"]), rel=1e-6) and float(row["initial"]) > 0
-    assert all(float(row["initial"]) != pytest.approx(float(row["trained"]), rel=1e-3) for row in rows[8:])
-
-
-def test_gradients_agree_with_a_plain_computation(runs: Path, tmp_path: Path) -> None:
-    checkpoint = runs / "digits/version_0/checkpoints/last.ckpt"
-    rows = run(tmp_path, "gradients", checkpoint, "--batches", 1)
-    model = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu").train()
-    data = Digits()
-    data.setup("fit")
-    batch = data.augment(next(iter(data.train_dataloader())))
-    torch.nn.functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=0.1).backward()
-    for row in rows:
-        weight = model.backbone.get_submodule(row["layer"]).weight
-        assert float(row["trained"]) == pytest.approx(float(weight.grad.norm()), rel=1e-4)
-
-
-def test_what_cannot_be_measured_is_said(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "squeezenet1_1 has no 3×3 convolution" in refused(capsys, "responses", runs / "bare/version_0")
-    assert "there is no checkpoint" in refused(capsys, "responses", tmp_path)
-    whole = (runs / "digits/version_0/checkpoints/best.ckpt").read_bytes()
-    Path("half.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert "half.ckpt is truncated" in refused(capsys, "gradients", "half.ckpt")
-    assert "invalid choice" in refused(capsys, "responses", runs / "digits/version_0", "--split", "all")
-    assert "checkpoints" in refused(capsys, "gradients")
-    assert "batches" in refused(capsys, "gradients", runs / "digits/version_0", "--batches", 0)
-    Path("file").touch()
-    assert "cannot be written" in refused(capsys, "responses", runs / "digits/version_0", "--output", "file")
+@pytest.mark.filterwarnings("ignore:Data has no positive values")
+@pytest.mark.parametrize("values", [[1e-8, 1.0, 300.0], [0.0, 0.0, 0.0], [float("nan")] * 3, [2.0]])
+def test_gradients_of_any_size(values: list[float]) -> None:
+    nets = [net("$a$_1", values, initial=values, trained=values[::-1])]
+    picture = gradients_picture([*nets, net("b", values, plain=True, initial=values, trained=values)])
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    # The legend at least, and the bold lines where there is something to draw.
+    assert count(picture, BLUE) > 50 and count(picture, ORANGE) > 20
+    assert responses_picture([net("a", values)]).shape[1] == 1080

@@ -102,6 +102,17 @@ def test_the_net_of_a_configuration(tmp_path):
     assert rows[0]["output"] == "16x32x32"
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_both_forms_of_the_model(tmp_path, named):
+    model = {"backbone": {"class_path": "cifar_resnet", "init_args": {"depth": 8}}, "num_classes": 7}
+    if named:
+        model = {"class_path": "resnet_pl.ImageClassifier", "init_args": model}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"model": model, "data": {"init_args": {"image_size": 12}}}))
+    rows = summary(tmp_path, "--config", str(path))
+    assert (rows[0]["output"], rows[-1]["output"]) == ("16x12x12", "7")
+
+
 def test_the_net_of_a_checkpoint(tmp_path):
     fitted = trainer(tmp_path)
     fitted.fit(classifier(), datamodule=Tiny())
@@ -136,10 +147,10 @@ def test_a_net_that_reads_values_runs_in_memory(tmp_path):
         ([], ["there is no net", "--backbone resnet50"]),
         (["--backbone.depth", "110"], ["there is no net", "--backbone resnet50"]),
         (["--backbone", "resnet51"], ["there is no resnet51", "did you mean resnet50"]),
-        (["--backbone", "resnet50", "--backbone.shotcut", "C"], ["no such argument", "did you mean shortcut"]),
+        (["--backbone", "resnet50", "--backbone.shotcut", "C"], ["shotcut", "did you mean shortcut"]),
         (["--backbone", "cifar_resnet", "--backbone.depth", "21"], ["depth=21", "20 and 26"]),
         (["--backbone", "resnet18", "--beside", "vgg99"], ["there is no net vgg99", "did you mean vgg19"]),
-        (["--backbone", "resnet18", "--depht", "1"], ["depht", "did you mean depth"]),
+        (["--backbone", "resnet18", "--depht", "1"], ["--depht"]),
         (["--backbone", "torchvision.models.alexnet", "--image_size", "32"], ["alexnet", "32 pixels", "--image_size"]),
         (["--backbone", "torchvision.models.vit_b_32", "--image_size", "64"], ["Expected 224", "--image_size"]),
         (["--config", "gone.yaml"], ["there is no configuration file gone.yaml"]),

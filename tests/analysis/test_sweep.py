@@ -211,6 +211,11 @@ def test_overlays_and_lists_name_the_runs(processes: Processes, capsys: pytest.C
     assert names == ["a-milestones_1_2", "a-milestones_3", "b-milestones_1_2", "b-milestones_3"]
 
 
+def test_a_class_names_the_run_by_its_last_word(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--grid", "model=mine.A,mine.B", "--name", "s", "--print"]) == 0
+    assert [line.split("--name ")[1].split()[0] for line in capsys.readouterr().out.splitlines()] == ["A", "B"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

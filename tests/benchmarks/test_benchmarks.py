@@ -226,7 +226,7 @@ def small() -> nn.Module:
 def test_gpu_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(gpu.models, "cifar_resnet", small)
-    words = "--nets cifar_resnet --precisions TF32 --size 8 --batch 4 --steps 2 --rounds 1 --side 16 --photos 2"
+    words = "--nets cifar_resnet --precisions TF32 --size 8 --batch 4 --steps 2 --rounds 1 --side 16"
     line = [*words.split(), "--state", str(tmp_path / "kept.json")]
     gpu.main(line)
     told = capsys.readouterr().out

@@ -105,6 +105,9 @@ class Asked(Callback):
         ask = getattr(torch.Tensor, name)
 
         def noted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            # Values that have been logged are float64 and on the CPU, whatever the training runs on.
+            if tensor.dtype == torch.float64 and tensor.ndim == 0:
+                return ask(tensor, *args, **kwargs)
             self.asked.setdefault(self.step, set()).add(name)
             return ask(tensor, *args, **kwargs)
 

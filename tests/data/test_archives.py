@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.data import archives
-from resnet_pl.data.archives import extract
+from resnet_pl.data.download import extract
 from resnet_pl.utils import UserError
 
 
@@ -58,14 +57,13 @@ def test_good_archives(name: str, tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_empty_folders_and_no_permissions_are_taken(tmp_path: Path) -> None:
+def test_no_special_permissions_are_taken(tmp_path: Path) -> None:
     info = tarfile.TarInfo("tool")
-    info.mode = 0o6777
-    folder = tarfile.TarInfo("empty")
-    folder.type = tarfile.DIRTYPE
-    extract(tar(tmp_path / "x.tar", info, folder), tmp_path / "out")
-    assert (tmp_path / "out" / "empty").is_dir()
-    assert (tmp_path / "out" / "tool").stat().st_mode & 0o7111 == 0
+    info.mode = 0o6666
+    extract(tar(tmp_path / "x.tar", info), tmp_path / "out")
+    assert (tmp_path / "out" / "tool").stat().st_mode & 0o7133 == 0
+    (tmp_path / "new").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
@@ -94,32 +92,25 @@ BAD_MEMBERS = {
 }
 
 
-def assert_refused(archive: Path, message: str, **options: int) -> None:
+def assert_refused(archive: Path, message: str) -> None:
     """Refused, and the folder around the archive is as it was."""
     around = archive.parent
     before = set(around.rglob("*"))
     with pytest.raises(UserError, match=message) as caught:
-        extract(archive, around / "out", **options)
+        extract(archive, around / "out")
     assert str(archive) in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
     assert set(around.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kind", BAD_MEMBERS)
 def test_dangerous_tars(kind: str, tmp_path: Path) -> None:
-    assert_refused(tar(tmp_path / "x.tgz", GOOD[0], BAD_MEMBERS[kind]), "odd.*not unpacked")
+    assert_refused(tar(tmp_path / "x.tgz", GOOD[0], BAD_MEMBERS[kind]), "odd")
 
 
 @pytest.mark.parametrize("member", [("../odd", b"x"), ("/odd", b"x"), ("C:\\odd", b"x"), (zip_link(), b"/etc/passwd")])
 def test_dangerous_zips(member: tuple[str | zipfile.ZipInfo, bytes], tmp_path: Path) -> None:
-    assert_refused(zipped(tmp_path / "x.zip", GOOD[0], member), "odd.*not unpacked")
-
-
-@pytest.mark.parametrize("name", ["x.tgz", "x.zip"])
-def test_bombs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = (zipped if name == "x.zip" else tar)(tmp_path / name, GOOD[0], ("zeros", bytes(3_000_000)))
-    assert_refused(archive, "zeros brings it to more than 2000000 bytes", max_bytes=2_000_000)
-    monkeypatch.setattr(archives, "MIN_BOMB", 1000)
-    assert_refused(archive, "zeros brings it to more than")
+    assert_refused(zipped(tmp_path / "x.zip", GOOD[0], member), "odd")
 
 
 @pytest.mark.parametrize("name", ["x.tgz", "x.tar", "x.zip"])
@@ -143,3 +134,16 @@ def test_flipped_bits_in_a_zip(tmp_path: Path) -> None:
 
 def test_no_archive(tmp_path: Path) -> None:
     assert_refused(tmp_path / "gone.tgz", "No such file")
+
+
+@pytest.mark.parametrize("name", ["x.tgz", "x.zip"])
+def test_full_disk(name: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    archive = (zipped if name == "x.zip" else tar)(tmp_path / name, *GOOD, ("large", bytes(1_000_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # To the writer as a full disk: a write fails in the middle of the archive.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        assert_refused(archive, str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -19,9 +19,9 @@ from resnet_pl.cli.main import main
 from resnet_pl.data import ImageFolder, download
 from resnet_pl.data import cache as module
 from resnet_pl.data.cache import decoded, default_folder, estimate
+from resnet_pl.data.crops import CentreCrop, RandomResizedCrop
 from resnet_pl.data.decode import read_image
 from resnet_pl.data.loader import Loader
-from resnet_pl.data.transforms import CentreCrop, RandomResizedCrop
 from resnet_pl.utils import UserError
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import decode as images
-from resnet_pl.data.decode import BadImage, jpeg_shape, list_images, read_image, read_jpeg, scan_image
+from resnet_pl.data.decode import BadImage, jpeg_shape, list_images, read_image, scan_image
+from resnet_pl.data.workers import PlannedReader
 from resnet_pl.utils import UserError
 
 RED, BLUE, WHITE = (220, 40, 30), (20, 60, 210), (255, 255, 255)
@@ -95,19 +96,6 @@ def test_the_shape_in_a_jpegs_header() -> None:
     twelve_bits = data[: frame + 4] + b"\x0c" + data[frame + 5 :]
     for other in (b"", b"\xff\xd8", data[: frame + 8], data[2:], twelve_bits, encoded(noise(), "PNG")):
         assert jpeg_shape(other) is None
-
-
-def test_bytes_are_read_of_whole_upright_jpegs_only(tmp_path: Path) -> None:
-    turned, path = Image.Exif(), tmp_path / "image"
-    turned[ORIENTATION] = 6
-    data = encoded(noise(), "JPEG")
-    path.write_bytes(data)
-    assert bytes(read_jpeg(path).numpy()) == data
-    others = [encoded(noise(), "JPEG", exif=turned), data[:-2], encoded(noise("CMYK"), "JPEG"), encoded(noise(), "PNG")]
-    for other in (*others, b""):
-        path.write_bytes(other)
-        assert read_jpeg(path) is None
-    assert read_jpeg(tmp_path / "missing") is None
 
 
 def test_a_jpeg_that_claims_too_many_pixels(tmp_path: Path) -> None:
@@ -329,9 +317,9 @@ class _BadData(torch.utils.data.Dataset):
         raise BadImage(Path("a.jpg"), "empty")
 
 
-def test_bad_image_survives_a_data_loader() -> None:
+def test_bad_image_survives_a_worker() -> None:
     with pytest.raises(BadImage, match=r"a\.jpg: empty"):
-        list(torch.utils.data.DataLoader(_BadData(), num_workers=1))
+        list(PlannedReader(_BadData(), 1, False, list).read([[(0, 0)]]))
 
 
 def test_list_images(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@ import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from resnet_pl.data import Flowers, archives, download
+from resnet_pl.data import Flowers, download
 from resnet_pl.data import flowers as flowers_module
 from resnet_pl.utils import UserError
 from tests.data.test_archives import BAD_MEMBERS, tar
@@ -117,25 +118,26 @@ def test_wrong_content_is_refused(server: object, tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "data" / "flowers").exists()
 
 
-@pytest.mark.parametrize("kind", [*BAD_MEMBERS, "bomb", "truncated", "no archive"])
+@pytest.mark.parametrize("kind", [*BAD_MEMBERS, "truncated", "no archive"])
 def test_a_hostile_archive_leaves_nothing_behind(
     server: object, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = tar(tmp_path / "web/flower_photos.tgz", BAD_MEMBERS.get(kind, ("flower_photos/zeros", bytes(4_000_000))))
+    archive = tar(
+        tmp_path / "web/flower_photos.tgz", BAD_MEMBERS.get(kind, ("flower_photos/x", Random(0).randbytes(2000)))
+    )
     if kind in ("truncated", "no archive"):
         archive.write_bytes(archive.read_bytes()[:900] if kind == "truncated" else b"<html>404</html>")
     monkeypatch.setattr(Flowers, "checksum", f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}")
-    monkeypatch.setattr(archives, "MIN_BOMB", 1_000_000)
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"odd.*not unpacked|zeros brings it to more than|is damaged"):
+    with pytest.raises(UserError, match=r"cannot unpack .*flower_photos.tgz"):
         flowers(tmp_path / "data" / "flowers").prepare_data()
     added = {str(path.relative_to(tmp_path)) for path in set(tmp_path.rglob("*")) - before}
-    assert added == {"data", "data/flower_photos.tgz", "data/flowers.lock"}
+    assert added == {"data", "data/flower_photos.tgz"}
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write to .*file: .*\nchoose another place with --data.root"):
+    with pytest.raises(UserError, match=r"cannot write to .*file: .*\n.*--data.root"):
         flowers(tmp_path / "file" / "flowers").prepare_data()
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.data.splits import Split, content_digests, make_split
+from resnet_pl.data.digests import content_digests
+from resnet_pl.data.splits import Split, make_split
 from resnet_pl.utils import UserError
 
 

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.transforms import CentreCrop
+from resnet_pl.data.crops import CentreCrop
 from resnet_pl.data.views import MultiScale, five_crops
 from tests.conftest import write_photos
 from tests.tiny import Tiny

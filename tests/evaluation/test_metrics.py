@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from resnet_pl.evaluation.metrics import BinnedCalibrationError, Evaluation, per_class
+from resnet_pl.evaluation.metrics import BinnedCalibrationError, ClassificationMetrics, per_class
 
 
 def outputs(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -53,8 +53,8 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
 
 
-def measured(probabilities: Tensor, labels: Tensor, batch: int) -> Evaluation:
-    evaluation = Evaluation(probabilities.shape[1])
+def measured(probabilities: Tensor, labels: Tensor, batch: int) -> ClassificationMetrics:
+    evaluation = ClassificationMetrics(probabilities.shape[1])
     for p, y in zip(probabilities.split(batch), labels.split(batch), strict=True):
         evaluation.update(p, y)
     return evaluation
@@ -68,8 +68,8 @@ def test_every_figure_is_the_plain_one(classes, batch):
 
 
 def test_top5_says_nothing_of_five_classes():
-    assert Evaluation(5).top5 is None
-    assert Evaluation(6).top5 is not None
+    assert ClassificationMetrics(5).top5 is None
+    assert ClassificationMetrics(6).top5 is not None
 
 
 def test_reset_forgets_everything():
@@ -81,7 +81,7 @@ def test_reset_forgets_everything():
 
 
 def test_memory_does_not_grow_with_the_data():
-    def size(evaluation: Evaluation) -> int:
+    def size(evaluation: ClassificationMetrics) -> int:
         states = [getattr(metric, name) for metric in evaluation.children() for name in metric._defaults]
         assert all(isinstance(state, Tensor) for state in states)
         return sum(state.nbytes for state in states)

@@ -138,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sklearn.datasets  # noqa: F401 - once, here, and not in each process that is forked
     import torch
 
-    import resnet_pl.cli.subcommands  # noqa: F401
+    import resnet_pl.cli.evaluate
+    import resnet_pl.cli.parser
+    import resnet_pl.cli.predict
+    import resnet_pl.cli.train  # noqa: F401
     from tests.faults import checkpoints, configs, images, kills
 
     torch.set_num_threads(1)

@@ -18,7 +18,8 @@ def write_run(folder: Path, net: str = "cifar_resnet", depth: int = 20, seed: in
         net: class of the net; plain ones have no shortcut.
         depth: its layers.
         seed: of the run.
-        facts: `top1` of the test, `train_top1` of the last epoch, `lr`, `data`, `shortcut`; `tested=False` for no test.
+        facts: `top1` of the test, `train_top1` of the last epoch, `lr`, `data`, `shortcut`; `tested=False` for no test;
+            `classifier`, a class path, writes the model's section as class and arguments.
     """
     shortcut = {} if "plain" in net else {"shortcut": facts.get("shortcut", "A")}
     config = {
@@ -34,6 +35,8 @@ def write_run(folder: Path, net: str = "cifar_resnet", depth: int = 20, seed: in
             "init_args": {"root": f"data/{seed}", "batch_size": 128},
         },
     }
+    if "classifier" in facts:
+        config["model"] = {"class_path": facts["classifier"], "init_args": config["model"]}
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -50,6 +50,17 @@ def test_rows_go_by_kind_and_depth_and_say_what_tells_them_apart(tmp_path: Path)
     }  # fmt: skip
 
 
+def test_both_forms_of_the_model_are_one_group(tmp_path: Path) -> None:
+    runs = seeds(tmp_path, "cifar_resnet", 20, 0.9)
+    runs += seeds(tmp_path, "cifar_resnet", 20, 0.8, classifier="resnet_pl.ImageClassifier")
+    assert [group.net for group in grouped(runs)] == ["cifar_resnet 20 (A)"]
+    runs += seeds(tmp_path, "cifar_resnet", 20, 0.7, classifier="mine.Classifier")
+    assert {group.net: len(group.runs) for group in grouped(runs)} == {
+        "cifar_resnet 20 (A), model ImageClassifier": 2,
+        "cifar_resnet 20 (A), model Classifier": 1,
+    }
+
+
 def test_markdown_has_a_line_a_group(tmp_path: Path) -> None:
     lines = markdown(grouped(seeds(tmp_path, "cifar_resnet", 20, 0.9, 0.91))).splitlines()
     assert len(lines) == 3 and lines[2].startswith("| cifar_resnet 20 (A) | CIFAR10 | 2 | 9.50 ± 0.71 | 9.00 | 8.75 |")

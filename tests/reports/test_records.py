@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from resnet_pl.reports.records import duration, find_runs, read_metrics, read_run, read_runs, single_view
 from resnet_pl.utils import UserError
@@ -28,6 +29,23 @@ def test_training_error_is_of_as_many_iterations_as_an_epoch_where_the_last_has_
     path.joinpath("metrics.csv").write_text(f"{NAMES}\n0,4,0.2,,,\n0,9,0.4,,,\n1,14,0.6,,,\n1,19,0.8,,,\n2,20,1,,,\n")
     # Steps 11 to 20: the rows of steps 14, 19 and 20, which stand for 5, 5 and 1 iterations.
     assert read_run(path).train_error == pytest.approx(100 * (1 - (5 * 0.6 + 5 * 0.8 + 1) / 11))
+
+
+def test_both_forms_of_the_model_say_the_same(tmp_path: Path) -> None:
+    flat = read_run(write_run(tmp_path / "a" / "version_0", depth=56))
+    named = read_run(write_run(tmp_path / "b" / "version_0", depth=56, classifier="resnet_pl.ImageClassifier"))
+    for name in ("net", "depth", "shortcut", "plain", "data", "paper_error"):
+        assert getattr(named, name) == getattr(flat, name)
+
+
+@pytest.mark.parametrize("damaged", ["model", "data"])
+def test_a_configuration_without_a_class_is_damaged(tmp_path: Path, damaged: str) -> None:
+    path = write_run(tmp_path / "a" / "version_0") / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del (config["data"] if damaged == "data" else config["model"]["backbone"])["class_path"]
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="is not whole: its files lack class_path"):
+        read_run(path.parent)
 
 
 @pytest.mark.parametrize(

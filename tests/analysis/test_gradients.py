@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_pl.evaluation.gradients import gradient_norms
+from resnet_pl.analysis.gradients import gradient_norms
 from resnet_pl.models import cifar_resnet
 
 IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnet_pl.evaluation.responses import response_stds
+from resnet_pl.analysis.responses import response_stds
 from resnet_pl.models import cifar_plain, cifar_resnet, resnet50
 
 NOISE = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))

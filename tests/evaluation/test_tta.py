@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from resnet_pl.data.views import View, grouped
+from resnet_pl.data.views import Mirrored, View, grouped, single
 from resnet_pl.evaluation.tta import average_scores
 
 
@@ -29,7 +29,8 @@ def test_one_view_and_its_mirror_image() -> None:
     net, batch = Net(), images(4, 3, 6, 6)
     plain = net(batch).softmax(1)
     assert torch.equal(average_scores(net, batch, 4), plain)
-    both = average_scores(net, batch, 4, mirror=True)
+    owners = torch.arange(4)
+    both = average_scores(net, [View(view, owners) for view in Mirrored(single)(batch, 6)], 4)
     torch.testing.assert_close(both, (plain + net(batch.flip(-1)).softmax(1)) / 2)
     assert not torch.allclose(both, plain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from resnet_pl.callbacks import Freeze
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.models.compiled import compile_training
 from resnet_pl.models.resnet import ResNet
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
@@ -61,6 +59,16 @@ class Small(nn.Module):
         return self.fc(self.bn(self.conv(images)).relu().mean((2, 3)))
 
 
+class Plain(nn.Sequential):
+    """A head alone."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(192, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+
 def fitted(
     compile: bool, *callbacks: Callback, net: type[nn.Module] = Small, **kwargs: Any
 ) -> tuple[list[float], ImageClassifier, Trainer]:
@@ -103,16 +111,14 @@ def test_backward_graphs_give_the_same_losses(net: Any, monkeypatch: pytest.Monk
         assert torch.allclose(module.state_dict()[key].float(), value.float(), rtol=1e-3, atol=1e-5), key
 
 
-def test_evaluation_and_other_shapes_run_as_written(counting: Counting) -> None:
-    net = Small()
-    compile_training(net)
-    net(torch.rand(4, 3, 8, 8))
+def test_evaluation_and_other_shapes_run_eagerly(counting: Counting) -> None:
+    _, module, run = fitted(compile=True)
     assert counting.graphs == 1
-    for shape in ((3, 3, 8, 8), (4, 3, 9, 9)):
-        net(torch.rand(shape))
-    net.eval()
+    shape = run.datamodule.batch_shape
+    for other in ((shape[0] - 1, *shape[1:]), (*shape[:2], 9, 9)):
+        module.train()(torch.rand(other))
     with torch.no_grad():
-        net(torch.rand(4, 3, 8, 8))
+        module.eval()(torch.rand(shape))
     assert counting.graphs == 1
 
 
@@ -138,14 +144,25 @@ def test_averaged_weights(counting: Counting) -> None:
     assert counting.graphs == 1
 
 
-def test_a_copy_is_not_compiled(counting: Counting) -> None:
-    net = Small()
-    compile_training(net)
-    other = copy.deepcopy(net)
-    nn.init.zeros_(other.fc.weight)
-    nn.init.ones_(other.fc.bias)
-    assert other(torch.rand(4, 3, 8, 8)).tolist() == [[1.0] * 4] * 4
-    assert counting.graphs == 0
+def test_a_second_network_in_the_process_is_compiled_too(counting: Counting) -> None:
+    fitted(compile=True)
+    fitted(compile=True, net=Plain)
+    assert counting.graphs == 2
+    torch.compile(lambda x: x.sin() + 1)(torch.rand(3))
+    assert counting.graphs == 3  # nothing of torch's global state has changed
+
+
+def test_a_resume_at_the_last_batch_of_an_epoch_stays_compiled(counting: Counting, tmp_path: Any) -> None:
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "three.ckpt")
+
+    fitted(False, Keep())
+    losses, module = Losses(), ImageClassifier(Small(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=True)
+    trainer(max_epochs=2, callbacks=[losses]).fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "three.ckpt")
+    assert len(losses.values) == 5
+    assert counting.graphs == 1
 
 
 def test_a_checkpoint_goes_on_with_and_without(counting: Counting, tmp_path: Any) -> None:

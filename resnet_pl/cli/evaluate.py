@@ -1,0 +1,212 @@
+"""The subcommands `validate` and `test`."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from resnet_pl import checkpoint as ckpt
+from resnet_pl import run_dir
+from resnet_pl.analysis.ensemble import Ensemble, check_members
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.data import ImageDataModule
+from resnet_pl.data.views import Mirrored, MultiScale, five_crops, single
+from resnet_pl.evaluation.metrics import per_class
+from resnet_pl.evaluation.precise_bn import PreciseBN
+from resnet_pl.load import load_run
+from resnet_pl.models.normalize import BATCH_NORMS
+from resnet_pl.models.pretrained import save_weights
+from resnet_pl.reports.pictures import confusion_matrix, save_png
+from resnet_pl.reports.results import write_results
+from resnet_pl.reports.tables import print_report, results_table
+from resnet_pl.utils import UserError, on_rank_zero, tell
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+VIEWS = {"single": None, "flip": Mirrored(single), "10-crop": Mirrored(five_crops)}
+OUTPUT = "folder to write into; the checkpoint's run if not given"
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """The options of `validate` and `test`."""
+    parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
+    views = "what is averaged: each image once, its mirror image too, ten crops, or the whole image at many sizes"
+    parser.add_argument("--views", type=Literal[(*VIEWS, "multi-scale")], default="single", help=views)
+    scales = "shorter sides for multi-scale, pixels; 224 256 384 480 640 in proportion to the image size if not given"
+    parser.add_argument("--scales", type=PositiveInt, nargs="+", help=scales)
+    ensemble = "checkpoints whose class probabilities are averaged"
+    parser.add_argument("--ensemble", type=str, nargs="+", help=ensemble)
+    precise = "average BatchNorm statistics over so many training images, or all, before the test"
+    parser.add_argument("--precise_bn", type=PositiveInt | Literal["all"] | None, default=None, help=precise)
+    save_to = "where to keep the checkpoint with those statistics, or with or without them the weights as .safetensors"
+    parser.add_argument("--save_to", type=str | None, default=None, help=save_to)
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """None: `PreciseBN` needs all networks of an ensemble, and is added later."""
+    return []
+
+
+def run(cli: ProjectCLI) -> None:
+    """Evaluates on the validation or the test images, prints and writes the results."""
+    name, settings, model, data = cli.request.subcommand, cli.config, cli.model, cli.datamodule
+    split = "val" if name == "validate" else "test"
+    _check_options(settings)
+    prepare(cli, split)
+    members = [(tested(cli), model, data), *_other_members(cli)]
+    for _, network, own in members:
+        _apply_options(settings, network, own)
+    if settings["precise_bn"]:
+        pairs = [(network, own) for _, network, own in members]
+        cli.trainer.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
+    start = time.perf_counter()
+    evaluate = getattr(cli.trainer, name)
+    if len(members) > 1:
+        results = _evaluate_together(cli, members, split)
+    else:
+        evaluate(model, datamodule=data, verbose=False, weights_only=True)
+        results = dict(model.results)
+    confusion = results.pop("confusion")
+    checkpoint = cli.checkpoint or {}
+    results |= {
+        "per_class": per_class(confusion, model.class_names),
+        "protocol": _protocol(cli, results["images"], len(data.split(split)), [name for name, *_ in members[1:]]),
+        "split": split,
+        "data": data.describe(),
+        "tested_on": data.told(split),
+        "checkpoint": tested(cli),
+        "epoch": checkpoint.get("epoch"),
+        "step": checkpoint.get("global_step"),
+        "precision": str(cli.trainer.precision),
+        "seconds": round(time.perf_counter() - start, 2),
+        "versions": ckpt.versions(),
+    }
+    on_rank_zero(_report, cli.output, results, confusion.numpy())
+    if settings["save_to"]:
+        on_rank_zero(_save, model, checkpoint, Path(settings["save_to"]))
+
+
+def prepare(cli: ProjectCLI, split: str) -> None:
+    """Finds the images, and prints which they are."""
+    data, what = cli.datamodule, cli.request.checkpoint or tested(cli)
+    data.prepare_data()
+    data.setup(cli.request.subcommand)
+    tell(f"{cli.request.subcommand}: {len(data.split(split)):,} images, {data.told(split)}; {what}")
+
+
+def tested(cli: ProjectCLI) -> str:
+    """What is evaluated: the checkpoint as its run names it, or published weights."""
+    path = cli.request.checkpoint
+    if path is None:
+        return f"weights {cli.model.weights}"
+    run = run_dir.run_of(path)
+    return path.absolute().relative_to(run.absolute()).as_posix() if run else str(path)
+
+
+def _check_options(settings: Namespace) -> None:
+    """Raises UserError where the options do not fit together."""
+    if settings["scales"] and settings["views"] != "multi-scale":
+        raise UserError("--scales are for --views multi-scale: add it, or remove --scales")
+    path = settings["save_to"]
+    if path and (settings["ensemble"] or not (settings["precise_bn"] or path.endswith(".safetensors"))):
+        raise UserError(
+            "--save_to keeps the BatchNorm statistics of one checkpoint, or its weights as NAME.safetensors\n"
+            "give --precise_bn all or such a name, and no --ensemble"
+        )
+
+
+def _apply_options(settings: Namespace, model: ImageClassifier, data: ImageDataModule) -> None:
+    """Makes the data follow the options; raises UserError where the network does not allow them."""
+    size = data.image_size
+    if settings["views"] == "multi-scale":
+        data.views = MultiScale(settings["scales"])
+        if (least := min(data.views.at(size))) < size:
+            raise UserError(f"--scales: {least} is smaller than the image size {size}\ngive {size} or more")
+    else:
+        data.views = VIEWS[settings["views"]]
+    if settings["precise_bn"] and not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        raise UserError("--precise_bn: the network has no BatchNorm\nremove the option")
+
+
+# ---------------------------------------------------------------------------------------- ensembles
+def _other_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, ImageDataModule]]:
+    """Name, network and data of an ensemble's other members; the command line's data options hold for all of them."""
+    words, options = [*cli.request.options, "--"], []
+    for word, following in pairwise(words):
+        if word.startswith("--data"):
+            options += [word] if "=" in word or following.startswith("--") else [word, following]
+    members = []
+    for path in cli.config["ensemble"] or []:
+        file = run_dir.find_checkpoint(path)
+        if file.resolve() != cli.request.checkpoint.resolve():
+            model, data = load_run(file, options=options)
+            data.trainer = cli.trainer
+            members.append((path, model, data))
+    return members
+
+
+def _evaluate_together(cli: ProjectCLI, members: list[Any], split: str) -> dict[str, Any]:
+    """The results of the averaged probabilities."""
+    _, model, data = members[0]
+    check_members([(str(cli.request.checkpoint), model, data), *members[1:]], split)
+    model.configure_model()
+    model.load_state_dict(cli.checkpoint["state_dict"])
+    data.trainer = cli.trainer
+    # Every loader gives the same images in the same order, each as its own network wants them.
+    loaders = [own.val_dataloader() if split == "val" else own.test_dataloader() for *_, own in members]
+    ensemble = Ensemble([network for _, network, _ in members])
+    cli.trainer.ckpt_path = None
+    evaluate = getattr(cli.trainer, cli.request.subcommand)
+    evaluate(ensemble, dataloaders=CombinedLoader(loaders, "min_size"), verbose=False)
+    return dict(ensemble.results)
+
+
+# ---------------------------------------------------------------------------------------- results
+def _protocol(cli: ProjectCLI, evaluated: int, available: int, others: list[str]) -> str:
+    """How it was evaluated, with what differs from the training's own way; the key of the result."""
+    data, settings = cli.datamodule, cli.config
+    trained = (cli.checkpoint or {ckpt.KEY: {}})[ckpt.KEY].get("config") or {}
+    precision = settings["trainer"]["precision"]
+    size = run_dir.arguments(trained.get("data")).get("image_size", data.image_size)
+    words = {"single": "single view", "flip": "view and mirror image"}.get(settings["views"], settings["views"])
+    if isinstance(data.views, MultiScale):
+        words += " " + " ".join(str(scale) for scale in data.views.at(data.image_size))
+    parts = [words]
+    parts += [f"precise BN over {settings['precise_bn']} images"] if settings["precise_bn"] else []
+    parts += [f"ensemble with {' and '.join(others)}"] if others else []
+    parts += [f"image_size {data.image_size}"] if data.image_size != size else []
+    parts += [f"precision {precision}"] if precision != (trained.get("trainer") or {}).get("precision") else []
+    parts += [f"{evaluated} of {available} images"] if evaluated != available else []
+    return ", ".join(parts)
+
+
+def _report(folder: Path, results: dict[str, Any], confusion: np.ndarray) -> None:
+    suffix = "" if results["split"] == "test" else "-val"
+    place, picture = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
+    print_report(results_table(results))
+    write_results(results, place)
+    save_png(confusion_matrix(confusion, list(results["per_class"])), picture)
+    print(f"written to {place} and {picture}")
+
+
+def _save(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes what was evaluated: the checkpoint, or the weights of its network alone."""
+    if path.suffix == ".safetensors":
+        mean, std = (getattr(model.normalize, name).flatten().tolist() for name in ("mean", "std"))
+        facts = {"classes": model.class_names, "mean": mean, "std": std}
+        save_weights(model.backbone, path, {name: json.dumps(each) for name, each in facts.items()})
+    else:
+        state = {key: value.cpu() for key, value in model.state_dict().items()}
+        ckpt.SafeCheckpointIO().save_checkpoint(checkpoint | {"state_dict": state}, path)
+    print(f"kept as {path}")

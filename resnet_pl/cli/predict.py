@@ -1,0 +1,48 @@
+"""The subcommand `predict`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+
+from resnet_pl.callbacks import PredictionWriter
+from resnet_pl.cli.evaluate import OUTPUT, prepare
+from resnet_pl.data.decode import find_images
+from resnet_pl.reports.tables import predictions_table, print_report
+from resnet_pl.utils import on_rank_zero
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """The options of `predict`."""
+    parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
+    parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns; the test images by default")
+    parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes listed for each image")
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """What writes the predictions."""
+    return [PredictionWriter(cli.output, cli.config["top_k"])]
+
+
+def run(cli: ProjectCLI) -> None:
+    """Classifies images, prints and writes the predictions."""
+    if images := cli.config["images"]:
+        cli.datamodule.predict_on(find_images(images))
+    else:
+        prepare(cli, "test")
+    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False, weights_only=True)
+    on_rank_zero(_report, cli)
+
+
+def _report(cli: ProjectCLI) -> None:
+    writer = next(callback for callback in cli.trainer.callbacks if isinstance(callback, PredictionWriter))
+    # Three classes fit on a line; the file has as many as were asked for.
+    print_report(predictions_table(writer.rows, min(3, cli.config["top_k"])))
+    drawn = f" (the first {writer.sheet} of {len(writer.rows):,})" if len(writer.rows) > writer.sheet else ""
+    print(f"written to {cli.output / 'predictions.csv'} and {cli.output / 'contact_sheet.png'}{drawn}")

@@ -1,0 +1,113 @@
+"""The subcommand `fit`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.cli import LightningArgumentParser
+
+from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks import BestCheckpoint, Dashboard, GracefulStop, LastCheckpoint
+from resnet_pl.run_dir import arguments
+from resnet_pl.utils import UserError, on_rank_zero, program, tell
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+# A resumed run keeps the split of its checkpoint: otherwise it would be validated on images that it was trained on.
+SPLIT = ("val_split", "test_split", "split_seed", "num_folds", "fold")
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """The options of `fit`."""
+    parser.add_lightning_class_args(Dashboard, "dashboard")
+    parser.add_class_arguments(LastCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
+
+
+def run(cli: ProjectCLI) -> None:
+    """Trains, then says where everything is."""
+    trainer, start = cli.trainer, 0
+    if cli.checkpoint is not None:
+        check_resume(cli.checkpoint, cli.plain_config)
+        start = cli.checkpoint["global_step"]
+    if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
+        # The average is kept where the network is when training begins; on the CPU every step would wait for it.
+        cli.model.to(trainer.strategy.root_device)
+    stop = next((callback for callback in trainer.callbacks if isinstance(callback, GracefulStop)), None)
+    try:
+        with cli.removing_new_run():
+            trainer.fit(cli.model, datamodule=cli.datamodule, weights_only=True)
+    except SystemExit as end:
+        # Lightning's code is 1 after Ctrl-C, and 0 after SIGTERM.
+        received = stop.received if stop is not None else []
+        last = cli.run_folder / "checkpoints" / "last.ckpt"
+        if last.exists():
+            tell(f"stopped; resume with: {program()} fit --ckpt_path {shlex.quote(str(last))}")
+        if {*received} - {signal.SIGINT, signal.SIGTERM}:
+            on_rank_zero(_requeue)
+        interrupted = signal.SIGINT in received or (not received and end.code)
+        raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from end
+    if trainer.global_step == start:
+        tell("nothing was trained: the run is already that long; raise --trainer.max_epochs or --trainer.max_steps")
+    on_rank_zero(_report, cli)
+
+
+def _report(cli: ProjectCLI) -> None:
+    best, last = (cli.run_folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    kept = next((callback for callback in cli.trainer.callbacks if isinstance(callback, BestCheckpoint)), None)
+    if kept is not None and kept.score is not None:
+        print(f"best validation top-1 {kept.score:.2%}")
+    if best.exists() or last.exists():
+        print(f"test it:    {program()} test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
+    print(f"look at it: tensorboard --logdir {cli.run_folder.parent.parent}")
+
+
+def _requeue() -> None:
+    """Puts this SLURM job back into the queue; last.ckpt is written by now."""
+    job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
+    code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+    print(f"requeued SLURM job {job}" if code == 0 else f"scontrol requeue {job} failed with code {code}", flush=True)
+
+
+def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Compares the configuration of a resumed run with its checkpoint's.
+
+    The learning rate, the schedule and the length of the run may change.
+
+    Args:
+        checkpoint: the checkpoint.
+        config: the configuration that the run is resumed with.
+
+    Raises:
+        UserError: something else has changed, or the checkpoint holds weights alone.
+    """
+    if not checkpoint.get("optimizer_states"):
+        raise UserError("the checkpoint holds weights alone, no training to resume\nuse it as --model.weights")
+    before = checkpoint[ckpt.KEY].get("config") or {}
+    model, model_now = arguments(before.get("model")), arguments(config.get("model"))
+    optimizer, optimizer_now = model.get("optimizer") or {}, model_now.get("optimizer") or {}
+    data, data_now = before.get("data") or {}, config.get("data") or {}
+    pairs = [
+        ("model.optimizer", optimizer.get("class_path"), optimizer_now.get("class_path")),
+        ("model.decay_norm_and_bias", model.get("decay_norm_and_bias"), model_now.get("decay_norm_and_bias")),
+    ]
+    pairs += [
+        (f"model.optimizer.{key}", was, arguments(optimizer_now).get(key, was))
+        for key, was in arguments(optimizer).items()
+        if key != "lr"
+    ]
+    if data.get("class_path") == data_now.get("class_path"):
+        pairs += [(f"data.{key}", arguments(data).get(key), arguments(data_now).get(key)) for key in SPLIT]
+    for name, was, now in pairs if before else ():
+        if was != now:
+            raise UserError(
+                f"{name}: the run was trained with {was}, and cannot be resumed with {now}\n"
+                "remove it, or start a new run from these weights with --model.weights"
+            )
