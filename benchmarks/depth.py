@@ -20,7 +20,7 @@ The peak holds parameters, gradients and momentum too, and on a processor what t
 
 
 def step(name: str, batch: int, size: int = 32, **arguments: Any) -> dict[str, float]:
-    """Takes three training steps of a net of ours in this process, in the layout and with the memory that `fit` has.
+    """Takes three training steps of a net of ours in this process, in the layout that `fit` has.
 
     Args:
         name: the net's builder in `resnet_pl.models`.
@@ -35,7 +35,6 @@ def step(name: str, batch: int, size: int = 32, **arguments: Any) -> dict[str, f
     from torch.nn.functional import cross_entropy
 
     from resnet_pl import models
-    from resnet_pl.cli.memory import keep_freed_memory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -55,9 +54,6 @@ def step(name: str, batch: int, size: int = 32, **arguments: Any) -> dict[str, f
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    # As the command line has it.
-    if device == "cpu":
-        keep_freed_memory()
     train(2, depth=8)  # loads what every step needs
     before = _peak(device)
     seconds = train(batch, name, size, **arguments)

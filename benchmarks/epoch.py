@@ -25,7 +25,8 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from benchmarks.report import alone, arguments, command, report, table, take_turns
-from benchmarks.steps import Built, Stopwatch, build, fit, unseen_terminal
+from benchmarks.steps import Stopwatch, build, fit, unseen_terminal
+from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.data import CIFAR10
 from resnet_pl.models import cifar_resnet
 
@@ -34,7 +35,6 @@ BATCH, VAL = 128, 5000
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 CLASSICAL, V2, TIMM = SCRIPTS = "classical script", "torchvision's v2 transforms", "timm's loader"
 EAGER, COMPILED, HALF = "`fit`", "`fit --model.compile true`", "`fit --trainer.precision bf16-mixed`"
-GIVEN_BACK = "`fit --keep_memory false`"
 NOTE = """
 Medians of {rounds} rounds in which the sides take turns, each in a process of its own; an epoch is {steps} steps of
 {batch} images, computed from those after the first, which is told apart: with its start of workers, or compilation. No
@@ -107,7 +107,7 @@ def script(side: str, root: str, watch: Stopwatch, workers: int) -> None:
             return
 
 
-def built(folder: str, root: str, *options: str) -> Built:
+def built(folder: str, root: str, *options: str) -> ProjectCLI:
     """`fit` of ResNet-20 on the CIFAR-10 in a folder, for an epoch without validation."""
     fixed = ["--data.root", root, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0"]
     config = ["--config", str(PROJECT / "configs" / "cifar10.yaml")]
@@ -173,7 +173,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and tells."""
     argv = sys.argv[1:] if argv is None else argv
     names = {"classical": CLASSICAL, "v2": V2, "timm": TIMM, "fit": EAGER, "compiled": COMPILED, "half": HALF}
-    names |= {"given-back": GIVEN_BACK} if not torch.cuda.is_available() else {}
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--root", help="folder of CIFAR-10; random images if not given")
     parser.add_argument("--images", type=int, default=45000, help="random images to make, those for validation apart")

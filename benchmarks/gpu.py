@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.report import Kept, arguments, command, commit, report, table, take_turns
-from benchmarks.steps import Built, Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
+from benchmarks.steps import Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
 from resnet_pl import models
 from resnet_pl.analysis.complexity import count
+from resnet_pl.cli.parser import ProjectCLI
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Image size, batch and steps timed in each round. One step of those is logged, and waits for the device: in so short a
@@ -72,7 +73,7 @@ def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds
     # torch gives up compiling where it has compiled many nets.
     torch.compiler.reset()
 
-    def built_for(folder: str, compiled: bool) -> Built:
+    def built_for(folder: str, compiled: bool) -> ProjectCLI:
         net = ["--model.backbone", name, "--model.compile", str(compiled), "--trainer.precision", kind]
         data = ["--data", "benchmarks.steps.Noise", "--data.batch_size", str(batch), "--tf32", str(tf32)]
         # One step in the window is logged.
@@ -99,7 +100,7 @@ def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds
                 fit(built, watch)
             built.model.cpu()
             # With the trainer goes its copy of the images.
-            built.model._trainer = built.datamodule.trainer = None
+            built.model.trainer = built.datamodule.trainer = None
         images = len(built.datamodule.splits["train"]) * 3 * size**2
         peak = torch.cuda.max_memory_allocated() - images if DEVICE.type == "cuda" else 0
         return watch.step, watch.first, peak

@@ -21,7 +21,6 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.report import alone, arguments, command, report, table, take_turns
-from resnet_pl.cli.memory import keep_freed_memory
 from resnet_pl.data.cache import decoded
 from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import Photos
@@ -68,7 +67,6 @@ def photo(seed: int, height: int = 375, width: int = 500, slope: float = 1.3, ed
 
 def ours(root: Path, names: list[str], cache: str, side: str) -> PhotoLoader:
     """Our loader, as the command line has it on a processor."""
-    keep_freed_memory()
     photos = Photos(root, names, [0] * len(names), SIZE, RandomResizedCrop())
     if side in (CACHED, REDUCED):
         photos.cache = decoded(root, names, round(SIZE * 256 / 224) if side == REDUCED else None, cache)

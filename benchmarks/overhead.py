@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from benchmarks.report import alone, arguments, command, report, table, take_turns
-from benchmarks.steps import Built, Stopwatch, bare, build, fit, ready, unseen_terminal
+from benchmarks.steps import Stopwatch, bare, build, fit, ready, unseen_terminal
+from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.data import ImageDataModule
 
 CIFAR, LINEAR = "ResNet-20, CIFAR, batch 128", "a linear layer, 8 px, batch 8"
@@ -55,9 +56,10 @@ Medians of {rounds} rounds in which the sides take turns, each in a process of i
 medians of each round's own, in brackets the least and the greatest. All sides have one net, one loader, batch
 transforms and normalisation. Validation and checkpoints come at the ends of epochs, outside of what is timed; a step
 that is logged is always in it.
-*Everything off* is a Trainer without bar, logger, checkpoints and callbacks. *The command line* has all it has by
-default: bar, TensorBoard, metrics.csv, checkpoints, dashboard, exact resume, loss, top-1. *Plain habits* is a
-LightningModule that calls `self.log` for loss and accuracy in every step, with bar, TensorBoard and checkpoints.
+*Everything off* is a Trainer without bar, logger, checkpoints and callbacks other than the module's own, which sum up
+loss and top-1 and stop at NaN. *The command line* has all it has by default: bar, TensorBoard, metrics.csv,
+checkpoints, dashboard, stopping at a signal, loss, top-1. *Plain habits* is a LightningModule that calls `self.log` for
+loss and accuracy in every step, with bar, TensorBoard and checkpoints.
 *Written in between* makes a step of the linear layer find the processor's caches empty, as a step of a large net does.
 """
 
@@ -69,7 +71,7 @@ class Plain(LightningModule):
         built: what the command line would train; its net, loss and optimiser are taken.
     """
 
-    def __init__(self, built: Built) -> None:
+    def __init__(self, built: ProjectCLI) -> None:
         super().__init__()
         self.net, self.accuracy = built.model, MulticlassAccuracy(10, average="micro")
 
@@ -87,7 +89,7 @@ class Plain(LightningModule):
         return self.net.optimizer(list(self.net.parameters()))
 
 
-def built_for(net: str, folder: str, steps: int) -> Built:
+def built_for(net: str, folder: str, steps: int) -> ProjectCLI:
     """The command line's `fit` of a net, long enough, on the processor or the first GPU."""
     options = NETS[net][0]
     images = steps * int(options[options.index("--data.batch_size") + 1])

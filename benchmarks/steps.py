@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,14 +18,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.parser import ConfiguredCLI
-from resnet_pl.cli.request import Request
+from resnet_pl.cli import parser, train
+from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.data import ImageDataModule, TensorDataModule
 from resnet_pl.data.batch_transforms import PadCrop, RandomFlip
 from resnet_pl.data.loader import Batch
 from resnet_pl.data.tensors import TensorImages
 from resnet_pl.optim import fuse
-from resnet_pl.patches import quieten, short_names
+from resnet_pl.request import Request
 
 
 class Noise(TensorDataModule):
@@ -74,18 +75,15 @@ class Evicting(Nothing):
         return super().forward(images)
 
 
-class Built(ConfiguredCLI):
-    """`fit` of the command line, ready to run: `trainer`, `model` and `datamodule`."""
+def build(folder: str, *options: str) -> ProjectCLI:
+    """`fit` with these options, set up as the command line does and not run: `trainer`, `model` and `datamodule`.
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def build(folder: str, *options: str) -> Built:
-    """What `fit` with these options would run; its runs go into the folder."""
-    quieten()
-    with short_names():
-        return Built(Request(["fit", *options, "--trainer.default_root_dir", folder]))
+    Its runs go into the folder.
+    """
+    built: list[ProjectCLI] = []
+    subcommand: Any = SimpleNamespace(add_arguments=train.add_arguments, run=built.append)
+    parser.run(Request(["fit", *options, "--trainer.default_root_dir", folder]), subcommand)
+    return built[0]
 
 
 class Terminal(io.StringIO):
@@ -158,14 +156,14 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def fit(built: Built, watch: Stopwatch) -> Stopwatch:
+def fit(built: ProjectCLI, watch: Stopwatch) -> Stopwatch:
     """Trains as the command line does, until the watch stops it."""
     built.trainer.callbacks.append(watch)
     built.trainer.fit(built.model, datamodule=built.datamodule)
     return watch
 
 
-def ready(built: Built) -> None:
+def ready(built: ProjectCLI) -> None:
     """Prepares net and data as the start of `fit` does, for a loop without a Trainer."""
     built.datamodule.trainer = built.model.trainer = built.trainer
     built.trainer.datamodule = built.datamodule

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_pl import __all__ as EXPORTED
 from resnet_pl.utils import UserError
 
 # Keys that are gone: the default they had, which is dropped without a word, and what to use instead.
 REMOVED: dict[str, tuple[Any, str]] = {
-    "keep_memory": (True, "memory is kept by default; for the C library's own behavior set MALLOC_TRIM_THRESHOLD_"),
+    "keep_memory": (True, "in the environment set MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to 1073741824"),
     "model.on_bad_loss": ("stop", "a loss that is not finite always stops the run; remove the key"),
     "data.decode": ("cpu", "photos are decoded on the CPU; remove the key, and try --data.cache decoded"),
     "model.schedule.warmup_error": (None, "use --trainer.callbacks+=ErrorWarmup --trainer.callbacks.error VALUE"),
@@ -17,15 +18,16 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "model.schedule.warmup_limit": (4000, "use --trainer.callbacks+=ErrorWarmup --trainer.callbacks.max_iterations N"),
 }
 # Packages whose classes are known by `resnet_pl.PACKAGE.NAME`, whatever module they are in.
-PACKAGES = ("data", "models", "callbacks")
+PACKAGES = ("classifier", "data", "models", "callbacks")
 
 
 def upgrade_path(path: str) -> str:
     """The class path of today for one of an earlier version; others come back as they are."""
     first, *middle, name = path.split(".")
-    if first == "resnet_pl" and len(middle) > 1 and middle[0] in PACKAGES:
-        return f"resnet_pl.{middle[0]}.{name}"
-    return "resnet_pl.ImageClassifier" if path == "resnet_pl.classifier.ImageClassifier" else path
+    if first != "resnet_pl" or not middle or middle[0] not in PACKAGES:
+        return path
+    # As jsonargparse writes it: the shortest path of a class; functions have theirs in full.
+    return f"resnet_pl.{name}" if name in EXPORTED and name[0].isupper() else f"resnet_pl.{middle[0]}.{name}"
 
 
 def upgrade_value(value: Any) -> Any:

@@ -18,6 +18,7 @@ from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loader import Batch
 from resnet_pl.data.provenance import agree_on_classes
+from resnet_pl.data.rng import keyed_rng
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import average_scores
 from resnet_pl.models.normalize import Normalize
@@ -30,7 +31,8 @@ class ImageClassifier(LightningModule):
     """Image classification with any backbone.
 
     Args:
-        backbone: any classification network; its last layer is replaced if it does not fit the number of classes.
+        backbone: any classification network, such as resnet50, cifar_resnet or torchvision.models.convnext_tiny; its
+            last layer is replaced if it does not fit the number of classes.
         weights: pretrained weights of the backbone: a torchvision name such as IMAGENET1K_V1, a URL, or a .pth,
             .safetensors or .ckpt file. Not read when a checkpoint is given.
         num_classes: number of classes; taken from the data by default.
@@ -108,7 +110,8 @@ class ImageClassifier(LightningModule):
             )
         own.num_classes = len(own.class_names or ()) or own.num_classes
         num_classes = own.num_classes or len(find_head(self.backbone)[1].weight)
-        set_num_classes(self.backbone, num_classes)
+        with keyed_rng(torch.initial_seed(), torch_alone=True):  # the same on any number of processes
+            set_num_classes(self.backbone, num_classes)
         if own.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.metrics = ClassificationMetrics(num_classes)

@@ -10,58 +10,14 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl import models
-from resnet_pl._renamed import upgrade_config, upgrade_value
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.config import PARSER_MODE, expand_arguments
 from resnet_pl.data import ImageDataModule
 from resnet_pl.run_dir import find_checkpoint, to_yaml
-
-# jsonargparse's name for the way configurations are read here.
-PARSER_MODE = "resnet_pl"
-
-
-def full_name(name: Any) -> Any:
-    """The path of one of our networks, which are functions: jsonargparse finds only classes by their name alone."""
-    return f"resnet_pl.models.{name}" if isinstance(name, str) and name in models.NETWORKS else name
-
-
-def _expand(value: Any, key: str = "") -> Any:
-    """Writes the names of our networks in full, wherever a backbone or a class is named."""
-    if isinstance(value, dict):
-        return {name: _expand(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item) for item in value]
-    return full_name(value) if key in ("backbone", "class_path") else value
-
-
-_load_yaml = get_loader("yaml")
-
-
-def _load(text: str) -> Any:
-    value = _load_yaml(text)
-    return _expand(upgrade_config(value, "configuration") if isinstance(value, dict) else upgrade_value(value))
-
-
-set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
-set_dumper(PARSER_MODE, to_yaml)
-
-
-def expand_arguments(args: Sequence[str]) -> list[str]:
-    """A command line with the names of our networks in full: `--model.backbone resnet50`."""
-    expanded: list[str] = []
-    for word in args:
-        key, equals, value = word.partition("=")
-        if equals and key.endswith((".backbone", "--backbone", ".class_path")):
-            word = f"{key}={full_name(value)}"
-        elif expanded and expanded[-1].endswith((".backbone", "--backbone", ".class_path")):
-            word = full_name(word)
-        expanded.append(word)
-    return expanded
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Errors a user can cause, progress bars, printing once, and files that are either complete or absent."""
 
+import difflib
 import gc
 import os
+import re
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EISDIR
 from functools import partial
@@ -135,3 +137,14 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def similar(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The most similar of some names, the best first; none where nothing is similar."""
+    return difflib.get_close_matches(word, list(known), n=count)
+
+
+def shorten_help(text: str) -> str:
+    """Help of jsonargparse without markup, and without lists of known subclasses: hundreds of lines for a network."""
+    text = re.sub(r",\s+known\s+subclasses:[^)]*\)", lambda found: found[0] if len(found[0]) < 400 else ")", text)
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`|``", r"\1", text)

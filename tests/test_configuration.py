@@ -12,8 +12,8 @@ from lightning.pytorch.profilers import Profiler, SimpleProfiler
 
 from resnet_pl.cli import parser as configuration
 from resnet_pl.cli.parser import ConfiguredCLI
-from resnet_pl.cli.request import Request
 from resnet_pl.patches import Unprofiled, short_names
+from resnet_pl.request import Request
 from tests.test_cli import SMALL
 
 

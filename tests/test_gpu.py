@@ -13,7 +13,7 @@ from resnet_pl import ImageClassifier
 from resnet_pl.data import Cutout, Digits, MixUp, PadCrop, RandomFlip
 from resnet_pl.models import cifar_resnet
 from resnet_pl.reports.results import read_results
-from tests.test_cli import SMALL, rows, run
+from tests.cli.commands import SMALL, rows, run
 from tests.test_distributed import run as started
 from tests.tiny import Tiny, classifier, trainer
 

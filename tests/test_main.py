@@ -10,7 +10,7 @@ import pytest
 
 from resnet_pl import __version__
 from resnet_pl.cli import main
-from resnet_pl.cli.request import Request
+from resnet_pl.request import Request
 from resnet_pl.utils import UserError
 
 PROJECT = Path(__file__).parent.parent

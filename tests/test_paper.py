@@ -14,6 +14,7 @@ from scipy.stats import chi2
 from torch import nn
 
 from resnet_pl import ImageClassifier
+from resnet_pl.callbacks import ErrorWarmup
 from resnet_pl.cli import main
 from resnet_pl.data import CIFAR10
 from resnet_pl.data.batch_transforms import PCAColor, RandomFlip
@@ -177,12 +178,23 @@ def test_half_are_flipped_and_the_mean_is_not(seen: torch.Tensor, cifar: Recipe)
 def test_110_layers_warm_up_by_training_error(images: Path, tmp_path: Path) -> None:
     recipe = Recipe(tmp_path, ["cifar10", "cifar10-110"], "--data.root", images, "--data.val_split", 20)
     assert sum(p.numel() for p in recipe.net.parameters()) == 1_727_962
-    schedule = recipe.schedule
-    for iteration in range(400):
-        assert recipe.rate(iteration) == pytest.approx(0.01)
-        schedule.warm(0.9 if iteration < 300 else 0.799)
-    assert schedule.errors is None
-    assert [recipe.rate(i) for i, _ in RATES[2:]] == pytest.approx([rate for _, rate in RATES[2:]])
+    [warmup] = (callback for callback in recipe.trainer.callbacks if isinstance(callback, ErrorWarmup))
+    assert warmup.max_iterations == 4000
+
+    def rate(iteration: int, wrong: int) -> float:
+        """The rate of an iteration in which so many of a thousand images are wrong."""
+        optimizer = recipe.trainer.optimizers[0]
+        optimizer.param_groups[0]["lr"] = recipe.rate(iteration)
+        warmup.on_before_optimizer_step(recipe.trainer, recipe.net, optimizer)
+        labels = (torch.arange(1000) < wrong).long()
+        batch = Batch(torch.empty(0), labels, torch.arange(1000), 0, 0)
+        logits = torch.tensor([1.0, 0.0]).expand(1000, 2)
+        warmup.on_train_batch_end(recipe.trainer, recipe.net, {"logits": logits}, batch, 0)
+        return optimizer.param_groups[0]["lr"]
+
+    warm = [rate(iteration, 900 if iteration < 300 else 799) for iteration in range(400)]
+    assert warm == pytest.approx([0.01] * 400)
+    assert [rate(i, 0) for i, _ in RATES[2:]] == pytest.approx([rate for _, rate in RATES[2:]])
 
 
 # ------------------------------------------------------------------------------------ all 50k images

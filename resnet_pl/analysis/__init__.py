@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from resnet_pl.utils import UserError, command_line, program
+from resnet_pl.utils import UserError, command_line, importing, program, shorten_help
 
 # Read before torch is imported: no module of a command may be imported for it.
 COMMANDS = {
@@ -57,11 +57,13 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
     """Imports the module of a command, reads its options and calls it."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from resnet_pl.utils import importing
+    class Parser(ArgumentParser):
+        def format_help(self) -> str:
+            return shorten_help(super().format_help())
 
     with importing():
         command = import_module(f"{__name__}.{name.split()[-1].replace('-', '_')}")
-    parser = ArgumentParser(prog=f"{program()} {name}", description=command.__doc__, exit_on_error=False)
+    parser = Parser(prog=f"{program()} {name}", description=command.__doc__, exit_on_error=False)
     command.add_arguments(parser)
     try:
         settings = getattr(command, "parse", ArgumentParser.parse_args)(parser, options)

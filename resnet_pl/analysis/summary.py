@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -28,13 +27,12 @@ from torch import nn
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import models
 from resnet_pl.analysis.complexity import Layer, count, fold
-from resnet_pl.cli.errors import parser_message
-from resnet_pl.cli.request import read_config, split_option
-from resnet_pl.load import PARSER_MODE, expand_arguments
+from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
 from resnet_pl.models.pretrained import set_num_classes
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
+from resnet_pl.request import read_config, split_option
 from resnet_pl.run_dir import arguments, class_name, find_checkpoint
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, similar
 
 MOST_ROWS = 40
 NO_NET = "summary: there is no net\ngive --backbone resnet50, --config configs/cifar10.yaml or --ckpt_path best"
@@ -44,9 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """See the package."""
     # Reads short names of our networks inside a configuration too.
     parser.parser_mode = PARSER_MODE
-    net = parser.add_argument("--backbone", type=nn.Module | None, default=None, help="any net, as for fit")
-    # Else the help lists every layer of torch.
-    net.extra_help = str
+    parser.add_argument("--backbone", type=nn.Module | None, default=None, help="any network, as for fit")
     told = "a training's configuration, or a checkpoint, to take the net from"
     parser.add_argument("--config", "--ckpt_path", type=str | None, help=told)
     parser.add_argument("--num_classes", type=PositiveInt | None, default=None, help="fit the last layer to them")
@@ -107,7 +103,7 @@ def _named(name: str) -> Namespace:
     """The configuration of a net of ours, of torchvision's, or of a path, with its defaults."""
     theirs = torchvision.models.list_models(module=torchvision.models)
     if "." not in name and name not in [*models.__all__, *theirs]:
-        near = get_close_matches(name, [*models.__all__, *theirs], n=3)
+        near = similar(name, [*models.__all__, *theirs], 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "give the full path, such as package.Class"
         raise UserError(f"summary: there is no net {name}\n{hint}")
     path = name if "." in name or name in models.__all__ else f"torchvision.models.{name}"

@@ -25,8 +25,8 @@ from jsonargparse.typing import PositiveInt
 
 from resnet_pl.analysis.compare import compare
 from resnet_pl.analysis.grid import Cell, grid_cells
-from resnet_pl.cli.request import Request
 from resnet_pl.reports.records import duration
+from resnet_pl.request import Request
 from resnet_pl.utils import program
 
 PROJECT = Path(__file__).parent.parent.parent

@@ -97,6 +97,16 @@ class GracefulStop(Checkpoint):
             trainer.save_checkpoint(self.path)
             self._saved = True
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the process group: its threads would abort a process that ends with them."""
+        if self._group is not None:
+            torch.distributed.destroy_process_group(self._group)
+            self._group = self._pending = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self.teardown(trainer, pl_module, "fit")
+
     # ------------------------------------------------------------------------------------ evaluation
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes SIGTERM end an evaluation at once: Lightning would wait for a batch that may never come."""

@@ -34,6 +34,11 @@ class StopOnNaN(Callback):
     def __init__(self) -> None:
         # Loss, step, learning rate and batch; the losses stay on the device.
         self.history: deque[tuple[Tensor, int, float, Batch]] = deque(maxlen=HISTORY)
+        self.folder = Path()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the run folder; all processes have to ask for it together."""
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,13 +89,28 @@ class StopOnNaN(Callback):
             fix = "use --trainer.precision bf16-mixed"
         if bad is not None:
             loss, step, lr, batch = bad
-            images = _record(trainer, float(loss), step, lr, batch)
+            images = self._record(trainer, float(loss), step, lr, batch)
             what = f"the training loss is {float(loss):g} at step {step}, learning rate {lr:.3g}{images}"
         else:
             what = "a loss of another process is not finite" if finite_weights else "the weights are not finite"
             what = "gradients overflow half precision at every step" if overflow else what
             what += f" at step {trainer.global_step}, learning rate {_lr(trainer):.3g}"
         return f"{what}\n{fix}; {_last_good(trainer)}"
+
+    def _record(self, trainer: Trainer, loss: float, step: int, lr: float, batch: Any) -> str:
+        """Writes the names of a batch's images to bad_batches.csv; returns a few words about them."""
+        images = trainer.datamodule.splits.get("train") if hasattr(trainer.datamodule, "splits") else None
+        if not isinstance(batch, Batch) or images is None:
+            return ""
+        names = [images.names[index] for index in batch.indices.tolist()]
+        path = self.folder / "bad_batches.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file)
+            if not file.tell():
+                table.writerow(["step", "epoch", "batch", "process", "loss", "learning_rate", "images"])
+            table.writerow([step, batch.epoch, batch.number, trainer.global_rank, loss, lr, ";".join(names)])
+        return f", images {names[0]} and {len(names) - 1} more, see {path}"
 
 
 def all_finite(values: list[Tensor]) -> bool:
@@ -107,23 +127,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
         children: Iterable[Any] = value.values() if isinstance(value, dict) else value
         for child in children:
             yield from tensors(child)
-
-
-def _record(trainer: Trainer, loss: float, step: int, lr: float, batch: Any) -> str:
-    """Writes the names of a batch's images to bad_batches.csv; returns a few words about them."""
-    images = trainer.datamodule.splits.get("train") if hasattr(trainer.datamodule, "splits") else None
-    if not isinstance(batch, Batch) or images is None:
-        return ""
-    names = [images.names[index] for index in batch.indices.tolist()]
-    loggers = [logger.log_dir for logger in trainer.loggers if getattr(logger, "log_dir", None)]
-    path = Path(loggers[0] if loggers else trainer.default_root_dir) / "bad_batches.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        if not file.tell():
-            table.writerow(["step", "epoch", "batch", "process", "loss", "learning_rate", "images"])
-        table.writerow([step, batch.epoch, batch.number, trainer.global_rank, loss, lr, ";".join(names)])
-    return f", images {names[0]} and {len(names) - 1} more, see {path}"
 
 
 def _last_good(trainer: Trainer) -> str:

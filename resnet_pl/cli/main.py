@@ -9,8 +9,18 @@ from importlib import import_module
 from pathlib import Path
 
 from resnet_pl import __version__, analysis
-from resnet_pl.cli.request import COMMANDS, SUBCOMMANDS, Request
-from resnet_pl.utils import UserError, importing, program
+from resnet_pl.analysis import COMMANDS
+from resnet_pl.request import Request
+from resnet_pl.utils import UserError, importing, program, similar
+
+SUBCOMMANDS = {
+    "fit": "train a network",
+    "validate": "evaluate a checkpoint on the validation images",
+    "test": "evaluate a checkpoint on the test images",
+    "predict": "classify images with a checkpoint",
+}
+# The module of each in this package.
+MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict"}
 
 HELP = f"""usage: {program()} SUBCOMMAND [options]
 
@@ -76,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
 
 
 def _dispatch(args: list[str]) -> int:
@@ -87,12 +99,13 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if args[0].split()[0] in COMMANDS:
         return analysis.run(args)
+    if args[0] not in SUBCOMMANDS:
+        raise UserError(_unknown_subcommand(args[0]))
     request = Request(args)
-    module = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict"}[request.subcommand]
     with importing():
         from resnet_pl.cli import parser
 
-        subcommand = import_module(f"resnet_pl.cli.{module}")
+        subcommand = import_module(f"resnet_pl.cli.{MODULES[request.subcommand]}")
     return parser.run(request, subcommand)
 
 
@@ -100,3 +113,13 @@ def _unexpected(error: Exception) -> str:
     from resnet_pl.cli.errors import unexpected_message
 
     return unexpected_message(error)
+
+
+def _unknown_subcommand(word: str) -> str:
+    near = similar(word, [*SUBCOMMANDS, *COMMANDS])
+    if word.startswith("-"):
+        return f"the subcommand comes first, before {word}\nit is one of {', '.join(SUBCOMMANDS)}"
+    if f"paper {word}" in COMMANDS:
+        near = [f"paper {word}"]
+    hint = f"did you mean: {near[0]}" if near else f"it is one of {', '.join([*SUBCOMMANDS, *COMMANDS])}"
+    return f"there is no subcommand {word}\n{hint}"

@@ -36,10 +36,11 @@ from resnet_pl.callbacks import (
     Throughput,
 )
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.errors import common_message, parser_message
-from resnet_pl.cli.request import Request
-from resnet_pl.load import PARSER_MODE, config_file, expand_arguments
-from resnet_pl.utils import UserError, on_rank_zero, program
+from resnet_pl.cli.errors import common_message
+from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
+from resnet_pl.load import config_file
+from resnet_pl.request import Request
+from resnet_pl.utils import UserError, on_rank_zero, program, shorten_help
 
 CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
 TF32 = "whether a GPU may round factors of float32 products to 10 bits, which is several times faster; sums stay exact"
@@ -78,6 +79,14 @@ def run(request: Request, subcommand: ModuleType) -> int:
     return 0
 
 
+class ProjectParser(LightningArgumentParser):
+    """A parser whose help can be read."""
+
+    def format_help(self) -> str:
+        """See argparse."""
+        return shorten_help(super().format_help())
+
+
 class ProjectCLI(LightningCLI):
     """Data, network and trainer as the command line, configuration files and a checkpoint ask for them.
 
@@ -105,6 +114,7 @@ class ProjectCLI(LightningCLI):
                 LightningDataModule,
                 subclass_mode_model=not help_of_ours,
                 subclass_mode_data=True,
+                parser_class=ProjectParser,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
@@ -129,6 +139,10 @@ class ProjectCLI(LightningCLI):
         except (ValueError, TypeError, ImportError) as error:
             # What a constructor refuses.
             raise UserError(common_message(error) or parser_message(str(error))) from error
+
+    def __deepcopy__(self, memo: Any) -> ProjectCLI:
+        # A model refers to the parser by its optimizer, and averages of the weights copy the model.
+        return self
 
     # ------------------------------------------------------------------------------------ parsing
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

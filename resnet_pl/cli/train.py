@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import BestCheckpoint, Dashboard, GracefulStop, LastCheckpoint
-from resnet_pl.run_dir import arguments
+from resnet_pl.run_dir import arguments, class_name
 from resnet_pl.utils import UserError, on_rank_zero, program, tell
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
         for key, was in arguments(optimizer).items()
         if key != "lr"
     ]
-    if data.get("class_path") == data_now.get("class_path"):
+    if class_name(data) == class_name(data_now):
         pairs += [(f"data.{key}", arguments(data).get(key), arguments(data_now).get(key)) for key in SPLIT]
     for name, was, now in pairs if before else ():
         if was != now:

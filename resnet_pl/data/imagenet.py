@@ -49,7 +49,7 @@ class ImageNet(ImageFolder):
             lines = (line.partition(" ") for line in mapping.read_text(encoding="utf-8").splitlines())
             return {wordnet_id: words.split(",")[0].strip() for wordnet_id, _, words in lines if words.strip()}
         if len(self.classes) == 1000 and (self.classes[0], self.classes[-1]) == ("n01440764", "n15075141"):
-            from torchvision.models._meta import _IMAGENET_CATEGORIES
+            from torchvision.models import ResNet18_Weights
 
-            return dict(zip(self.classes, _IMAGENET_CATEGORIES, strict=True))
+            return dict(zip(self.classes, ResNet18_Weights.DEFAULT.meta["categories"], strict=True))
         return {}

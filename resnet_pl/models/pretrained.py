@@ -1,6 +1,5 @@
 """Weights for a net: a torchvision name, a URL or a file goes in; a head for other classes stays new."""
 
-import difflib
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_
 
 from resnet_pl.data.download import fetch
 from resnet_pl.models.resnet import ResNet
-from resnet_pl.utils import UserError, replacing
+from resnet_pl.utils import UserError, replacing, similar
 
 NESTINGS = ("state_dict", "model", "model_state_dict", "net")
 """Keys under which training programs keep a net's weights among other things."""
@@ -169,7 +168,7 @@ def _unknown_weights(name: str, full: str) -> str:
     enums = [get_model_weights(model) for model in list_models(module=torchvision.models)]
     known = [f"{enum.__name__}.{member}" for enum in enums for member in enum.__members__]
     available = [entry for entry in known if entry.startswith(f"{full.split('.')[0]}.")]
-    near = difflib.get_close_matches(full, available or known, n=2)
+    near = similar(full, available or known, 2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return (
         f"weights {name}: torchvision has no such weights{hint}\n"

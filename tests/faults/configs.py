@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
+from resnet_pl.cli import train
 from resnet_pl.cli.main import main
-from resnet_pl.cli.subcommands import CLI
+from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.run_dir import to_yaml
 from tests.conftest import write_photos
 from tests.faults.forks import Ended, forked
@@ -53,8 +54,8 @@ OPTIONS = """
     model.backbone model.backbone.depth model.optimizer model.optimizer.lr model.schedule.shape model.schedule.warmup
     model.label_smoothing model.weights model.num_classes model.on_bad_loss data data.batch_size data.image_size
     data.val_split data.mix data.mean data.crop trainer.max_epochs trainer.devices trainer.precision trainer.callbacks
-    trainer.gradient_clip_val trainer.accumulate_grad_batches name seed_everything checkpoint.every_n_steps
-    dashboard.every_n_epochs ckpt_path config
+    trainer.gradient_clip_val trainer.accumulate_grad_batches name seed_everything tf32 checkpoint.every_n_steps
+    checkpoint.every_minutes dashboard.images ckpt_path config
 """.split()
 
 
@@ -103,16 +104,16 @@ def trial(photos: Path, rng: random.Random, folder: Path) -> dict[str, Any]:
 def _fork(argv: list[str], folder: Path, trained: bool) -> Ended:
     """Runs a command line in a forked process; what cannot be trained on is built only."""
 
-    def keep(cli: CLI, *args: object, **kwargs: object) -> None:
+    def keep(cli: ProjectCLI) -> None:
         Path("resolved.yaml").write_text(to_yaml(cli.plain_config), encoding="utf-8")
         if trained:
-            fit(cli, *args, **kwargs)
+            fit(cli)
 
     def work() -> int:
-        CLI.fit = keep
+        train.run = keep
         return main(argv)
 
-    fit = CLI.fit
+    fit = train.run
     return forked(work, folder, seconds=60, memory=6 * 2**30)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -12,25 +14,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from resnet_pl.cli.main import main
 
-NOBODY = 65534
+# Linux's numbers of the rights that let root read and write every file, and of the layout that `capset` is given.
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAPABILITY_VERSION = 1, 2, 0x20080522
 
 
 @dataclass
 class Ended:
-    """How a process ended.
+    """How a process, or several that are one training, ended.
 
     Attributes:
         code: exit code, minus the signal's number where one ended it, None where it had to be ended for its time.
-        err: what it wrote to stderr.
+        out: what was written to stdout.
+        err: what was written to stderr.
         seconds: from start to end.
+        codes: exit codes of all processes; `code` is the first one's.
     """
 
     code: int | None
     out: str
     err: str
     seconds: float
+    codes: tuple[int | None, ...] = ()
 
     @property
     def message(self) -> list[str]:
@@ -49,12 +57,16 @@ def command(
     folder: Path,
     *,
     kill: tuple[float, signal.Signals] | None = None,
+    rank: int | None = None,
     seconds: float = 60,
     memory: int | None = None,
+    processes: int = 1,
 ) -> Ended:
-    """Runs a command line of ours in a forked process; see `forked`."""
+    """Runs a command line of ours in forked processes; see `forked`."""
     words = [str(word) for word in argv]
-    return forked(lambda: main(words), folder, kill=kill, seconds=seconds, memory=memory)
+    return forked(
+        lambda: main(words), folder, kill=kill, rank=rank, seconds=seconds, memory=memory, processes=processes
+    )
 
 
 def forked(
@@ -62,71 +74,105 @@ def forked(
     folder: Path,
     *,
     kill: tuple[float, signal.Signals] | None = None,
+    rank: int | None = None,
     seconds: float = 60,
     memory: int | None = None,
+    processes: int = 1,
 ) -> Ended:
-    """Runs work in a forked process.
+    """Runs work in a forked process, or in several that Lightning takes for the processes of one training.
 
     Args:
         work: returns the exit code.
-        folder: where the process works, and its output is kept.
-        kill: after so many seconds send this signal.
-        seconds: of the processor's time, after which it is ended; a busy machine is no hang.
-        memory: bytes of address space it may take beyond this process's own.
+        folder: where the processes work, and their output is kept.
+        kill: after so many seconds send this signal to all processes, those that read images included.
+        rank: the one process that gets the signal instead.
+        seconds: of the processor's time, after which a process is ended; a busy machine is no hang.
+        memory: bytes of address space a process may take beyond this process's own.
+        processes: number of processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
         (folder / name).write_bytes(b"")
-    start = time.perf_counter()
-    child = os.fork()
-    if not child:
-        os._exit(_run(work, folder, seconds, memory))
-    os.setpgid(child, child)
-    status = _wait(child, kill, start, seconds * 10)
-    code = os.waitstatus_to_exitcode(status) if status is not None else None
+    start, port = time.perf_counter(), _free_port()
+    children: list[int] = []
+    for number in range(processes):
+        child = os.fork()
+        if not child:
+            if processes > 1:
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(number)}
+                rank_zero_only.rank = number
+            os._exit(_run(work, folder, seconds, memory, children[0] if children else 0))
+        children.append(child)
+        os.setpgid(child, children[0])
+    statuses = _wait(children, kill, rank, start, seconds * 10)
+    found = [os.waitstatus_to_exitcode(status) if status is not None else None for status in statuses]
+    codes = tuple(None if code == -signal.SIGXCPU else code for code in found)
     out, err = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
-    return Ended(None if code == -signal.SIGXCPU else code, out, err, time.perf_counter() - start)
+    return Ended(codes[0], out, err, time.perf_counter() - start, codes)
 
 
-def as_nobody(work: Callable[[], int]) -> Callable[[], int]:
-    """The same work as a user without rights, for root may read everything; where we are not root, as we are."""
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
-    def dropped() -> int:
-        if not os.getuid():
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+
+def with_permissions(work: Callable[[], int]) -> Callable[[], int]:
+    """The same work without root's right to read and write every file: permissions then hold for root too."""
+
+    def limited() -> int:
+        if os.geteuid() == 0:
+            libc = ctypes.CDLL(None, use_errno=True)
+            header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+            # Effective, permitted and inheritable rights, the first 32 and then the others.
+            rights = (ctypes.c_uint32 * 6)()
+            failed = libc.capget(header, rights)
+            for kind in range(3):
+                rights[kind] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+            if failed or libc.capset(header, rights):
+                raise OSError(ctypes.get_errno(), "cannot give up root's rights")
         return work()
 
-    return dropped
+    return limited
 
 
-def _wait(child: int, kill: tuple[float, signal.Signals] | None, start: float, patience: float) -> int | None:
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
+def _wait(
+    children: list[int], kill: tuple[float, signal.Signals] | None, rank: int | None, start: float, patience: float
+) -> list[int | None]:
+    """The statuses of all processes; None for those that had to be ended."""
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(children):
+        for child in children:
+            if child not in statuses:
+                done, status = os.waitpid(child, os.WNOHANG)
+                statuses |= {child: status} if done else {}
         passed = time.perf_counter() - start
-        if kill and passed >= kill[0]:
-            # Power that fails, Ctrl-C and a scheduler meet its workers too.
-            os.killpg(child, kill[1])
+        if kill and passed >= kill[0] and len(statuses) < len(children):
+            if rank is None:
+                # Power that fails, Ctrl-C and a scheduler meet its workers too.
+                os.killpg(children[0], kill[1])
+            elif children[rank] not in statuses:
+                os.kill(children[rank], kill[1])
             kill = None
         if passed > patience:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
+            os.killpg(children[0], signal.SIGKILL)
+            for child in children:
+                if child not in statuses:
+                    os.waitpid(child, 0)
+            break
         time.sleep(0.002)
+    return [statuses.get(child) for child in children]
 
 
-def _run(work: Callable[[], int], folder: Path, seconds: float, memory: int | None) -> int:
+def _run(work: Callable[[], int], folder: Path, seconds: float, memory: int | None, group: int) -> int:
     """In the child: what a fresh process would have, then the work."""
     code = 1
     try:
-        os.setpgid(0, 0)
+        os.setpgid(0, group)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_APPEND), number)
         sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)  # noqa: SIM115
         spent = resource.getrusage(resource.RUSAGE_SELF)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,7 @@ import yaml
 
 from resnet_pl import run_dir
 from resnet_pl._renamed import check_arguments, upgrade_config
-from resnet_pl.analysis import COMMANDS
-from resnet_pl.utils import UserError, command_line
-
-SUBCOMMANDS = {
-    "fit": "train a network",
-    "validate": "evaluate a checkpoint on the validation images",
-    "test": "evaluate a checkpoint on the test images",
-    "predict": "classify images with a checkpoint",
-}
+from resnet_pl.utils import UserError, command_line, similar
 
 
 class Request:
@@ -30,7 +21,7 @@ class Request:
         args: arguments, the subcommand first.
 
     Raises:
-        UserError: an unknown subcommand, a file that is missing or no YAML, or an option that is gone.
+        UserError: a file that is missing or not YAML, or an option that is gone.
 
     Attributes:
         args: the arguments.
@@ -43,8 +34,6 @@ class Request:
 
     def __init__(self, args: Sequence[str]) -> None:
         self.args, self.subcommand = list(args), args[0]
-        if self.subcommand not in SUBCOMMANDS:
-            raise UserError(_unknown_subcommand(self.subcommand))
         check_arguments(args)
         self.checkpoint: Path | None = None
         self.files, self.options = split_option(args[1:], "--config", "-c")
@@ -90,8 +79,7 @@ class Request:
     @property
     def data_class(self) -> str:
         """The last word of the data module's name, empty where none is given."""
-        data = self.setting("data")
-        return run_dir.class_name(data if isinstance(data, str) else {"class_path": self.setting("data.class_path")})
+        return run_dir.class_name(self._given("data.class_path") or self.setting("data"))
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -112,7 +100,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads a configuration file; raises UserError where it is missing or no YAML mapping, and says where."""
     if not path.is_file():
         others = [str(other) for other in Path("configs").rglob("*.yaml")]
-        near = difflib.get_close_matches(str(path), others, n=1)
+        near = similar(str(path), others)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(others)) or 'none in configs/'}"
         raise UserError(f"there is no configuration file {path}\n{hint}")
     try:
@@ -156,13 +144,3 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
         if isinstance(lower[key], dict) and isinstance(upper[key], dict)
     }
     return lower | upper | both
-
-
-def _unknown_subcommand(word: str) -> str:
-    near = difflib.get_close_matches(word, [*SUBCOMMANDS, *COMMANDS], n=1)
-    if word.startswith("-"):
-        return f"the subcommand comes first, before {word}\nit is one of {', '.join(SUBCOMMANDS)}"
-    if f"paper {word}" in COMMANDS:
-        near = [f"paper {word}"]
-    hint = f"did you mean: {near[0]}" if near else f"it is one of {', '.join([*SUBCOMMANDS, *COMMANDS])}"
-    return f"there is no subcommand {word}\n{hint}"

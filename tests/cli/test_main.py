@@ -1,0 +1,131 @@
+"""What is answered before torch is imported, exit codes, and how errors are told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet_pl import __version__
+from resnet_pl.cli import main as entry
+from resnet_pl.cli.main import main
+from resnet_pl.utils import UserError
+from tests.cli.commands import BARE, PROJECT, SMALL, failed, refused
+
+
+def test_bare_call_and_help_list_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        assert all(name in out for name in ("fit", "validate", "test", "predict", "summary", "paper curves"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_unknown_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "valdate")
+    assert "valdate" in said and "validate" in said
+    assert "fit, validate" in refused(capsys, "xyz")
+    assert "paper curves" in refused(capsys, "curves")
+    assert "comes first" in refused(capsys, "--config", "configs/digits.yaml", "fit")
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(UserError, match="valdate"):
+        main(["valdate", "--debug"])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["valdate"], ["fit", "--config", "no.yaml"], ["fit", "--config", "bad.yaml"]]
+)
+def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("model: [")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from resnet_pl.cli.main import main; main();"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'lightning', 'jsonargparse')))"
+    )
+    command = [sys.executable, "-c", code, str(PROJECT), *argv]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unexpected_error_is_told_in_two_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    net = ["--model.backbone=torch.nn.Linear", "--model.backbone.in_features=3", "--model.backbone.out_features=10"]
+    argv = ["fit", *BARE, *net, "--trainer.default_root_dir", str(tmp_path), "--dashboard.graph", "false"]
+    said = failed(capsys, 1, *argv).splitlines()
+    assert "RuntimeError: mat1 and mat2" in said[0] and "--debug" in said[1]
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        main([*argv, "--debug"])
+
+
+def stopped(*args: object) -> int:
+    raise KeyboardInterrupt
+
+
+def unreadable(*args: object) -> int:
+    raise PermissionError(errno.EACCES, "Permission denied", "runs/a/config.yaml")
+
+
+def missing(*args: object) -> int:
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory", "within")
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "words"),
+    [
+        (stopped, 130, "stopped"),
+        (unreadable, 2, "runs/a/config.yaml: Permission denied"),
+        # A file of our own that is not where it should be is no mistake of the user's.
+        (missing, 1, "--debug"),
+        (lambda *_: 0, 0, ""),
+    ],
+)
+def test_the_exit_code_tells_how_it_ended(
+    ends: Callable[..., int],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(entry.analysis, "run", ends)
+    assert main(["summary"]) == code
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(PROJECT / "cli.py"), "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.returncode == 141 and not done.stderr
+
+
+def test_a_class_in_the_working_folder_is_found(place: Path) -> None:
+    (place / "own_net_here.py").write_text(
+        "from resnet_pl.models import cifar_resnet\nfrom torch import nn\n\n"
+        "def small(num_classes: int = 10) -> nn.Module:\n    return cifar_resnet(8, num_classes)\n"
+    )
+    path = [entry for entry in sys.path if entry not in ("", str(place))]
+    sys.path[:] = path
+    try:
+        few = ["--trainer.max_epochs", "1", "--trainer.logger", "false", "--model.backbone", "own_net_here.small"]
+        assert main(["fit", *BARE, *few]) == 0
+    finally:
+        sys.path[:] = [entry for entry in sys.path if entry != str(place)]
+
+
+def test_the_same_command_twice_in_a_process(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert main(["fit", *SMALL, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == ["version_0", "version_1"]

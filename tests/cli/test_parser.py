@@ -1,0 +1,342 @@
+"""Command line and configuration files to data, network and trainer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from resnet_pl import ImageClassifier
+from resnet_pl.cli import train
+from resnet_pl.cli.parser import ProjectCLI
+from resnet_pl.models import NETWORKS
+from resnet_pl.request import Request
+from resnet_pl.run_dir import class_name
+from tests.cli.commands import PROJECT, SMALL, printed, refused, run
+
+DIGITS = ["--data", "Digits"]
+SHORT = ["--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1]
+
+
+class Other(ImageClassifier):
+    """Another model, with an argument of its own.
+
+    Args:
+        width: of nothing.
+    """
+
+    def __init__(self, width: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+
+
+def resolved(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]:
+    """What the configuration of a training would be."""
+    return yaml.safe_load(printed(capsys, "fit", *argv, "--print_config"))
+
+
+def build(folder: Path, *options: str) -> ProjectCLI:
+    """Data, network and trainer of a small training, not run."""
+    return ProjectCLI(Request(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]), train)
+
+
+# ------------------------------------------------------------------------------------ values
+
+
+def test_classes_and_networks_have_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolved(capsys, *DIGITS, "--model.backbone", "resnet18", "--model.optimizer", "AdamW")
+    assert config["model"]["class_path"] == "resnet_pl.ImageClassifier"
+    model = config["model"]["init_args"]
+    assert model["backbone"]["class_path"] == "resnet_pl.models.resnet18"
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert class_name(config["data"]) == "Digits"
+
+
+@pytest.mark.parametrize("flag", ["--model.backbone", "--model.backbone.class_path", "--model.init_args.backbone"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_network_is_named_in_any_way(flag: str, joined: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"{flag}=cifar_resnet"] if joined else [flag, "cifar_resnet"]
+    backbone = resolved(capsys, *DIGITS, *words, "--model.backbone.depth", 56)["model"]["init_args"]["backbone"]
+    assert backbone["class_path"] == "resnet_pl.models.cifar_resnet" and backbone["init_args"]["depth"] == 56
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {backbone: resnet34, label_smoothing: 0.25}",
+        "model: {backbone: {class_path: resnet34}, label_smoothing: 0.25}",
+        "model: {init_args: {backbone: resnet34, label_smoothing: 0.25}}",
+        "model: {class_path: resnet_pl.ImageClassifier, init_args: {backbone: resnet34, label_smoothing: 0.25}}",
+        "model: {class_path: ImageClassifier, init_args: {backbone: resnet34, label_smoothing: 0.25}}",
+    ],
+)
+def test_the_model_of_a_file_may_leave_out_its_class(
+    text: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text(text)
+    config = resolved(capsys, *DIGITS, "--config", "mine.yaml", "--model.num_classes", 7)
+    assert config["model"]["class_path"].endswith(".ImageClassifier")
+    model = config["model"]["init_args"]
+    assert (model["label_smoothing"], model["num_classes"]) == (0.25, 7)
+    assert model["backbone"]["class_path"] == "resnet_pl.models.resnet34"
+
+
+def test_any_class_can_be_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{__name__}.Other"
+    words = ["--model", name, "--model.width", 5, "--model.backbone", "resnet18", "--model.label_smoothing", 0.5]
+    model = resolved(capsys, *DIGITS, *words)["model"]
+    assert model["class_path"] == name
+    assert (model["init_args"]["width"], model["init_args"]["label_smoothing"]) == (5, 0.5)
+
+
+def test_another_model_is_trained_and_tested(place: Path) -> None:
+    run("fit", *SMALL, *SHORT, "--model", f"{__name__}.Other", "--model.width", 5)
+    config = yaml.safe_load(Path("runs/digits/version_0/config.yaml").read_text())
+    assert config["model"]["class_path"] == f"{__name__}.Other" and config["model"]["init_args"]["width"] == 5
+    run("test", "--ckpt_path", "best")
+
+
+def test_the_command_line_wins_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolved(capsys, "--trainer.max_epochs", 1, "--name", "first", *SMALL[:4], "--model.schedule.warmup=2")
+    assert (config["trainer"]["max_epochs"], config["name"]) == (1, "first")
+    assert config["model"]["init_args"]["schedule"] | {"shape": "cosine", "warmup": 2.0} == config["model"][
+        "init_args"
+    ]["schedule"]
+    assert config["model"]["init_args"]["label_smoothing"] == 0.1
+
+
+def test_a_later_file_changes_what_it_names(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("one.yaml").write_text("data: {init_args: {batch_size: 7}}\nmodel: {optimizer: {lr: 0.5}}\n")
+    Path("two.yaml").write_text("model: {optimizer: {class_path: AdamW}, backbone: {init_args: {depth: 14}}}\n")
+    one = resolved(capsys, *SMALL[:2], "--config", "one.yaml")
+    assert one["data"]["init_args"]["batch_size"] == 7
+    assert class_name(one["data"]) == "Digits"
+    optimizer = one["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.SGD"
+    assert {key: optimizer["init_args"][key] for key in ("lr", "momentum", "weight_decay")} == {
+        **{"lr": 0.5, "momentum": 0.9, "weight_decay": 0.0005}
+    }
+    two = resolved(capsys, *SMALL[:2], "--config", "one.yaml", "--config", "two.yaml")["model"]["init_args"]
+    assert two["optimizer"]["class_path"] == "torch.optim.AdamW" and two["optimizer"]["init_args"]["lr"] == 0.5
+    assert two["backbone"]["init_args"]["depth"] == 14
+
+
+def test_callbacks_of_every_file_are_added(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("one.yaml").write_text("trainer: {callbacks: [{class_path: Freeze, init_args: {up_to: layer1}}]}\n")
+    Path("two.yaml").write_text("trainer: {callbacks+: [LearningRateMonitor, {class_path: EMAWeightAveraging}]}\n")
+    words = ["--config", "one.yaml", "--config", "two.yaml", "--trainer.callbacks+=ErrorWarmup"]
+    callbacks = resolved(capsys, *SMALL, *words, "--trainer.callbacks.error", "0.5")["trainer"]["callbacks"]
+    names = [each["class_path"].rpartition(".")[2] for each in callbacks]
+    assert names == ["Freeze", "LearningRateMonitor", "EMAWeightAveraging", "ErrorWarmup"]
+    assert callbacks[0]["init_args"]["up_to"] == "layer1" and callbacks[3]["init_args"]["error"] == 0.5
+    assert callbacks[3]["class_path"] == "resnet_pl.callbacks.ErrorWarmup"
+
+
+def test_parts_of_a_configuration_have_files_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("parts").mkdir()
+    Path("net.yaml").write_text("class_path: cifar_resnet\ninit_args: {depth: 14}\n")
+    Path("parts/net.yaml").write_text("class_path: cifar_resnet\ninit_args: {depth: 20}\n")
+    Path("parts/model.yaml").write_text("backbone: {class_path: cifar_resnet}\nlabel_smoothing: 0.25\n")
+    Path("parts/whole.yaml").write_text(
+        "class_path: resnet_pl.ImageClassifier\ninit_args: {backbone: net.yaml, label_smoothing: 0.5}\n"
+    )
+    Path("parts/data.yaml").write_text("class_path: Digits\ninit_args: {batch_size: 32}\n")
+    Path("parts/trainer.yaml").write_text("max_epochs: 3\n")
+    Path("parts/all.yaml").write_text("model: model.yaml\ndata: data.yaml\ntrainer: trainer.yaml\n")
+
+    def values(*argv: object) -> tuple[object, ...]:
+        config = resolved(capsys, *argv)
+        model = config["model"]["init_args"]
+        return (
+            model["backbone"]["init_args"]["depth"],
+            model["label_smoothing"],
+            config["data"]["init_args"]["batch_size"],
+            config["trainer"]["max_epochs"],
+        )
+
+    flags = ["--data", "parts/data.yaml", "--trainer", "parts/trainer.yaml"]
+    assert values("--model", "parts/model.yaml", *flags, "--model.backbone.depth", 8) == (8, 0.25, 32, 3)
+    assert values("--model", "parts/whole.yaml", *flags, "--data.batch_size", 16) == (20, 0.5, 16, 3)
+    assert values("--config", "parts/all.yaml", "--model.backbone.depth", 8) == (8, 0.25, 32, 3)
+    assert values("--model.backbone", "net.yaml", *flags) == (14, 0.0, 32, 3)
+
+
+def test_null_where_it_is_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolved(capsys, *SMALL, "--data.std", "null", "--checkpoint.every_minutes", "null")
+    assert config["data"]["init_args"]["std"] is None and config["checkpoint"]["every_minutes"] is None
+
+
+# ------------------------------------------------------------------------------------ configurations as output
+
+
+def test_a_printed_configuration_is_a_configuration(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    words = ["--trainer.callbacks+=Freeze", "--model.class_names", '["1e3", "no", "007"]', "--data.mix", "MixUp"]
+    text = printed(capsys, "fit", *SMALL, *words, "--print_config")
+    Path("printed.yaml").write_text(text)
+    assert printed(capsys, "fit", "--config", "printed.yaml", "--print_config") == text
+
+
+def test_a_printed_configuration_trains(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    Path("printed.yaml").write_text(printed(capsys, "fit", *SMALL, "--print_config"))
+    run("fit", "--config", "printed.yaml", *SHORT)
+    assert Path("runs/digits/version_0/checkpoints/last.ckpt").is_file()
+
+
+def test_the_configuration_of_a_run_runs_alike(copy: Path) -> None:
+    run("fit", "--config", copy / "config.yaml", "--trainer.default_root_dir", "runs")
+    again = Path("runs/digits/version_1")
+    one, two = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (copy, again))
+    assert one["trainer"].pop("default_root_dir") != two["trainer"].pop("default_root_dir") and one == two
+    one, two = (torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (copy, again))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_printing_writes_nothing(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    printed(capsys, "fit", *SMALL, "--print_config")
+    printed(capsys, "fit", *SMALL, "--help")
+    assert not list(place.iterdir())
+
+
+# ------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_help_lists_the_options_of_the_model(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, subcommand, "--help")
+    for option in ("--config", "--ckpt_path", "--name", "--data ", "--trainer.max_epochs", "--model.backbone",
+                   "--model.label_smoothing", "--model.schedule.shape", "--model.optimizer"):  # fmt: skip
+        assert option in text, option
+    own = {"fit": "--checkpoint.every_n_steps", "predict": "--images"}.get(subcommand, "--views")
+    assert own in text and f"{subcommand} [--config FILE ...]" in text
+
+
+def test_help_describes_what_is_ours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = " ".join(printed(capsys, "fit", "--help").split())
+    assert "share of each training label that is spread over all classes" in text
+    assert "Digits" in text and "ImageFolder" in text and "Freeze" in text and "AdamW" in text
+    ckpt_path = text.split("--ckpt_path CKPT_PATH")[1].split("(type:")[0]
+    assert "best or last" in ckpt_path and "run folder" in ckpt_path and "registry" not in ckpt_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["--data.help", "ImageFolder"], ["--data.root", "--data.crop", "RandomResizedCrop"]),
+        (["--data.help", "Digits"], ["--data.batch_size", "--data.val_split"]),
+        (["--model.help", f"{__name__}.Other"], ["--model.width", "--model.label_smoothing"]),
+        (["--model.backbone.help", "resnet_pl.models.ResNet"], ["backbone.block", "backbone.layers"]),
+        (["--model.optimizer.help", "SGD"], ["momentum"]),
+        (["--trainer.callbacks.help", "Freeze"], ["--trainer.callbacks.up_to"]),
+    ],
+)
+def test_help_of_a_class_lists_its_arguments(
+    argv: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(capsys, "fit", *argv)
+    assert all(option in text for option in options)
+
+
+def test_help_needs_no_data_and_no_checkpoint(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data" in printed(capsys, "test", "--config", PROJECT / "configs/imagenet.yaml", "--help")
+    assert not list(place.iterdir())
+
+
+def test_every_network_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in NETWORKS:
+        options = ["--model.backbone.block", "basic", "--model.backbone.layers", "[1,1,1,1]"] if name == "ResNet" else []
+        options = ["--model.backbone.depth", 8] if name.startswith("cifar") else options
+        config = resolved(capsys, *DIGITS, "--model.backbone", name, *options)
+        assert config["model"]["init_args"]["backbone"]["class_path"] == f"resnet_pl.models.{name}"
+
+
+# ------------------------------------------------------------------------------------ building
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """Leaves the switches of torch as they were."""
+    kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(kept[0])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = kept[1:]
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(True, "high"), (False, "highest")])
+def test_tf32_is_one_choice_for_both_switches(
+    allowed: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: None
+) -> None:
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = not allowed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    build(tmp_path, "--tf32", str(allowed), "--trainer.accelerator", "cpu")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, allowed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_processor_keeps_its_precision(tmp_path: Path, switches: None) -> None:
+    torch.set_float32_matmul_precision("highest")
+    build(tmp_path)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], True),
+        (["--trainer.deterministic", "true"], False),
+        (["--trainer.benchmark", "false"], False),
+        (["--trainer.benchmark", "true"], True),
+    ],
+)
+def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
+    options: list[str], chosen: bool, tmp_path: Path, switches: None
+) -> None:
+    torch.backends.cudnn.benchmark = not chosen
+    build(tmp_path, *options)
+    assert torch.backends.cudnn.benchmark is chosen
+
+
+@pytest.mark.parametrize(("options", "names"), [
+    ([], ["TensorBoardLogger", "MetricsCSV"]),
+    (["--trainer.logger", "true"], ["TensorBoardLogger", "MetricsCSV"]),
+    (["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"], ["CSVLogger", "MetricsCSV"]),
+    (["--trainer.logger", "false"], []),
+])  # fmt: skip
+def test_loggers_that_are_named_replace_tensorboard(options: list[str], names: list[str], place: Path) -> None:
+    loggers = build(place, *options).trainer.loggers
+    assert [type(logger).__name__ for logger in loggers] == names
+
+
+def test_checkpoints_and_progress_can_be_left_out(place: Path) -> None:
+    names = {type(each).__name__ for each in build(place).trainer.callbacks}
+    assert names >= {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "Dashboard", "StartReport", "EpochLine"}
+    words = ["--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar", "false"]
+    fewer = {type(each).__name__ for each in build(place, *words).trainer.callbacks}
+    assert names - fewer == {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "EpochLine"}
+
+
+def test_a_run_that_never_started_leaves_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", *SMALL, *SHORT)
+    refused(capsys, "fit", *SMALL, "--model.num_classes", 7)
+    refused(capsys, "fit", *SMALL, "--trainer.accelerator", "nope")
+    assert [path.name for path in Path("runs/digits").iterdir()] == ["version_0"]
+
+
+def test_an_error_of_a_thread_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    run("fit", *SMALL, *SHORT)
+    capsys.readouterr()
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ZeroDivisionError" in line

@@ -1,0 +1,172 @@
+"""The command line and its configuration files as they are read before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resnet_pl.cli.main import main
+from resnet_pl.request import Request, split_option
+from resnet_pl.utils import UserError
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a command line that is wrong; returns what it says, and checks that it is said shortly."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+    return err
+
+
+def write(name: str, text: str) -> str:
+    Path(name).write_text(text)
+    return name
+
+
+# ------------------------------------------------------------------------------------ configuration files
+
+
+def test_a_missing_file_is_named_and_a_similar_one_is_suggested(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    said = told(capsys, "fit", "--config", "configs/digit.yaml")
+    assert "configs/digit.yaml" in said and "configs/digits.yaml" in said
+    assert "nowhere.yaml" in told(capsys, "fit", "--config=nowhere.yaml")
+    assert "nowhere.yaml" in told(capsys, "fit", "-c", "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"model:\n  backbone: [resnet18\n", "line 3"),
+        (b"a: b\0", ""),
+        (b"\xff\xfe\x00", ""),
+        (b"just words", "keys and values"),
+        (b"- a\n- b\n", "keys and values"),
+        (b"a: !!python/object:os.system x\n", "line 1"),
+        (b"a: *nowhere\n", "line 1"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_named_with_the_line(
+    content: bytes, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.yaml").write_bytes(content)
+    said = told(capsys, "fit", "--config", "bad.yaml")
+    assert "bad.yaml" in said and words in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model:\n  depth: 1\n  depth: 2\n", "line 3, column 3: depth"),
+        ("name: a\ndata: Digits\nname: b\n", "line 3, column 1: name"),
+        ("trainer: {max_epochs: 1, max_epochs: 1}\n", "line 1, column 26: max_epochs"),
+        ("trainer:\n  callbacks:\n  - class_path: Timer\n    class_path: Freeze\n", "line 4, column 5: class_path"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(
+    text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(capsys, "fit", "--config", write("twice.yaml", text))
+    assert "twice.yaml" in said and words in said
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("trainer: [1]", "trainer"),
+        ("trainer: null", "trainer"),
+        ("model: 3", "model"),
+        ("checkpoint: null", "checkpoint"),
+        ("dashboard: 1", "dashboard"),
+        ("model: {schedule: []}", "model.schedule"),
+        ("model: {init_args: {schedule: null}}", "model.schedule"),
+    ],
+)
+def test_a_group_without_keys_is_refused(text: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"bare.yaml: {key} " in told(capsys, "fit", "--config", write("bare.yaml", text))
+
+
+def test_later_files_win_and_the_command_line_wins_over_all(place: Path) -> None:
+    one = write("one.yaml", "name: one\nmodel: {weights: a, num_classes: 3}\ndata: {class_path: A.B, init_args: {root: x}}")
+    two = write("two.yaml", "name: two\nmodel: {init_args: {weights: b}}\ndata: {init_args: {root: y}}")
+    request = Request(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
+    assert request.files == [one, two] and request.options == ["--name", "line", "--data.fold=2"]
+    assert request.setting("name") == "line" and request.setting("data.fold") == "2"
+    assert request.setting("data.root") == "y" and request.data_class == "B"
+    assert Request(["fit", "--config", two, "--config", one]).setting("name") == "one"
+    assert request.setting("model.nothing.below") is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "text", "name"),
+    [
+        (["--data", "Digits"], "", "Digits"),
+        (["--data=resnet_pl.data.Digits"], "data: {class_path: ImageFolder}", "Digits"),
+        (["--data.class_path", "my.Data"], "data: ImageFolder", "Data"),
+        ([], "data: ImageFolder", "ImageFolder"),
+        ([], "data: {class_path: resnet_pl.data.ImageFolder}", "ImageFolder"),
+        (["--data.root", "x"], "", ""),
+    ],
+)
+def test_the_class_of_the_data_is_known(argv: list[str], text: str, name: str) -> None:
+    assert Request(["fit", "--config", write("a.yaml", text), *argv]).data_class == name
+
+
+def test_an_option_without_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--config" in told(capsys, "fit", "--config")
+    assert split_option(["a", "--x=1", "b", "--x", "2"], "--x") == (["1", "2"], ["a", "b"])
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.ckpt" in told(capsys, "test", "--ckpt_path", "nowhere.ckpt")
+    assert "--ckpt_path" in told(capsys, "test")
+    assert "runs/NAME/version_N/checkpoints/best.ckpt" in told(capsys, "test", "--ckpt_path", "best")
+    said = told(capsys, "fit", "--name", "flowers", "--ckpt_path=last")
+    assert "runs/flowers/version_N/checkpoints/last.ckpt" in said
+    assert "elsewhere/NAME" in told(capsys, "test", "--ckpt_path", "best", "--trainer.default_root_dir", "elsewhere")
+    assert "aaa/checkpoints/best.ckpt: File name too long" in told(capsys, "test", "--ckpt_path", "a" * 300)
+    assert "ckpt_path: 3" in told(capsys, "test", "--config", write("a.yaml", "ckpt_path: 3"))
+    assert "nowhere.ckpt" in told(capsys, "test", "--ensemble", "nowhere.ckpt", "other.ckpt")
+
+
+def test_a_run_folder_is_its_last_checkpoint_for_fit_and_its_best_for_the_others(place: Path) -> None:
+    folder = place / "runs/a/version_0/checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        (folder / name).touch()
+    run = str(folder.parent)
+    assert Request(["fit", "--ckpt_path", run]).checkpoint == folder / "last.ckpt"
+    for subcommand in ("validate", "test", "predict"):
+        assert Request([subcommand, "--ckpt_path", run]).checkpoint == folder / "best.ckpt"
+    assert Request(["test", "--ensemble", run, "b"]).checkpoint == folder / "best.ckpt"
+    assert Request(["test", "--config", write("a.yaml", f"ckpt_path: {run}")]).checkpoint == folder / "best.ckpt"
+    assert Request(["fit"]).checkpoint is None
+
+
+def test_published_weights_need_no_checkpoint(place: Path) -> None:
+    assert Request(["test", "--model.weights", "w.pth"]).checkpoint is None
+    assert Request(["test", "--config", write("a.yaml", "model: {weights: w.pth}")]).checkpoint is None
+    with pytest.raises(UserError, match="checkpoint"):
+        Request(["test", "--config", write("a.yaml", "model: {weights: null}")])
+
+
+def test_help_needs_no_checkpoint() -> None:
+    for argv in (["test", "--help"], ["test", "-h", "--config", "nowhere.yaml"]):
+        request = Request(argv)
+        assert request.help and request.checkpoint is None
