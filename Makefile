@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test test-slow faults lint clean
 
 # Installed again only when the pins change.
 $(VENV)/.installed: requirements.txt
@@ -31,10 +31,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# What needs minutes or a package index: other versions of Lightning and jsonargparse, and more.
+test-slow: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
 # Hours; one that was stopped goes on where it was. The figures go to docs/reliability.md.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/campaign.py --record
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.config import PARSER_MODE, expand_arguments
 from resnet_pl.data import ImageDataModule
-from resnet_pl.run_dir import find_checkpoint, to_yaml
+from resnet_pl.run_dir import arguments, find_checkpoint, to_yaml
 
 
 @contextmanager
@@ -64,8 +63,9 @@ def load_run(
     file = find_checkpoint(path)
     checkpoint = ckpt.read(file)
     config = ckpt.config_of(checkpoint, file, "test")
-    given = [f"--data.{key}={json.dumps(value)}" for key, value in (data or {}).items()]
-    model, datamodule = build(config, [*options, *given])
+    if data:
+        config["data"] = {**config["data"], "init_args": arguments(config["data"]) | dict(data)}
+    model, datamodule = build(config, options)
     model.config = checkpoint[ckpt.KEY]["config"]
     model.configure_model()
     model.load_state_dict(checkpoint["state_dict"])

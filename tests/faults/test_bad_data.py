@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,10 @@ from PIL import Image
 from resnet_pl.cli.main import main
 from resnet_pl.data.decode import list_images, read_image, scan_image
 from resnet_pl.utils import UserError
+from tests.cli.commands import refused, run
 from tests.conftest import write_photos
-from tests.faults.forks import Ended, as_nobody, forked
+from tests.faults.forks import Ended, forked, with_permissions
 from tests.faults.images import CONFIG
-from tests.test_cli import refused, run
 from tests.test_distributed import run as command
 
 BAD = {"gone.jpg", "lost.jpg"}
@@ -132,60 +131,52 @@ def test_what_two_processes_leave_out_is_one_list(doomed: Path, tmp_path: Path) 
 
 
 # ------------------------------------------------------------------------------------ permissions
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user may look into."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield write_photos(Path(folder) / "photos").parent
-
-
-def nobody(folder: Path, work: Callable[[], int]) -> Ended:
-    (folder / "work").mkdir()
-    (folder / "work").chmod(0o777)
+def limited(folder: Path, work: Callable[[], int]) -> Ended:
+    """Runs work in a process for which permissions hold, whoever runs the tests."""
 
     def alone() -> int:
         torch.set_num_threads(1)  # those of the process that is forked are not there
         return work()
 
-    return forked(as_nobody(alone), folder / "work")
+    return forked(with_permissions(alone), folder)
 
 
-def test_a_file_that_may_not_be_read(public: Path) -> None:
-    path = public / "photos/ant/0003.jpg"
+def test_a_file_that_may_not_be_read(photo_folder: Path, tmp_path: Path) -> None:
+    path = photo_folder / "ant/0003.jpg"
     path.chmod(0)
 
     def work() -> int:
         for look in (read_image, scan_image):
             with pytest.raises(UserError, match=r"0003\.jpg: Permission denied"):
                 look(path)
-        return main(["check-data", str(public / "photos"), "--threads", "1"])
+        return main(["check-data", str(photo_folder), "--threads", "1"])
 
-    ended = nobody(public, work)
+    ended = limited(tmp_path / "work", work)
     assert ended.code == 1 and "broken files: 1\n  ant/0003.jpg: Permission denied\n" in ended.out, ended.err
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
-def test_a_training_on_a_file_that_may_not_be_read(public: Path, policy: str) -> None:
-    (public / "photos/ant/0003.jpg").chmod(0)
-    words = [*fit(public / "photos", public / "work"), "--data.on_bad_image", policy]
-    ended = nobody(public, lambda: main([str(word) for word in words]))
+def test_a_training_on_a_file_that_may_not_be_read(photo_folder: Path, policy: str, tmp_path: Path) -> None:
+    (photo_folder / "ant/0003.jpg").chmod(0)
+    words = [*fit(photo_folder, tmp_path), "--data.on_bad_image", policy]
+    ended = limited(tmp_path / "work", lambda: main([str(word) for word in words]))
     if policy == "error":
         assert ended.told() and "0003.jpg: Permission denied" in ended.message[0], ended.err
     else:
-        assert ended.code == 0 and listed(public / "work") == ["0003.jpg: Permission denied"], ended.err
+        assert ended.code == 0 and listed(tmp_path) == ["0003.jpg: Permission denied"], ended.err
 
 
-def test_a_folder_that_may_not_be_looked_into(public: Path) -> None:
-    (public / "photos/ant").chmod(0)
-    (public / "photos/bee/linked.jpg").symlink_to(public / "photos/ant/0000.jpg")
+def test_a_folder_that_may_not_be_looked_into(photo_folder: Path, tmp_path: Path) -> None:
+    closed, link = photo_folder / "ant", photo_folder / "bee/linked.jpg"
+    link.symlink_to(closed / "0000.jpg")
+    closed.chmod(0)
 
     def work() -> int:
-        assert public / "photos/bee/linked.jpg" in list_images(public / "photos/bee")
+        assert link in list_images(photo_folder / "bee")
         with pytest.raises(UserError, match=r"linked\.jpg: Permission denied"):
-            read_image(public / "photos/bee/linked.jpg")
-        return main(["check-data", str(public / "photos")])
+            read_image(link)
+        return main(["check-data", str(photo_folder)])
 
-    ended = nobody(public, work)
-    assert ended.told() and f"cannot list folder {public}/photos/ant: Permission denied" in ended.message[0], ended.err
-    (public / "photos/ant").chmod(0o700)
+    ended = limited(tmp_path / "work", work)
+    closed.chmod(0o700)
+    assert ended.told() and f"cannot list folder {closed}: Permission denied" in ended.message[0], ended.err
