@@ -39,12 +39,12 @@ def upgrade_value(value: Any) -> Any:
     return [upgrade_value(item) for item in value] if isinstance(value, list) else value
 
 
-def upgrade_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+def upgrade_config(config: dict[str, Any], where: str | None) -> dict[str, Any]:
     """A configuration as this version takes it.
 
     Args:
         config: what a YAML file or a checkpoint holds.
-        where: the file, for messages.
+        where: the file, for messages; None for a checkpoint, which nobody can edit: what is gone is dropped.
 
     Raises:
         UserError: a key is set that is gone.
@@ -57,7 +57,7 @@ def upgrade_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         for part in path:
             section = section.get(part) if isinstance(section, dict) else None
             section = section["init_args"] if isinstance(section, dict) and "init_args" in section else section
-        if isinstance(section, dict) and name in section and section.pop(name) != default:
+        if isinstance(section, dict) and name in section and section.pop(name) != default and where is not None:
             raise UserError(f"{where}: {key} is no longer an option\n{instead}")
     return config
 
@@ -80,9 +80,11 @@ def _move_error_warmup(config: dict[str, Any]) -> None:
     names = {"warmup_error": "error", "warmup_share": "factor", "warmup_limit": "max_iterations"}
     init_args = {new: schedule.pop(old) for old, new in names.items() if old in schedule}
     trainer = config["trainer"] = dict(config.get("trainer") or {})
-    key = "callbacks+" if "callbacks+" in trainer else "callbacks"
+    # A file that says nothing of callbacks keeps those of the files below it.
+    key = "callbacks" if "callbacks" in trainer else "callbacks+"
+    given = trainer.get(key) or []
     callback = {"class_path": "resnet_pl.callbacks.ErrorWarmup", "init_args": init_args}
-    trainer[key] = [*(trainer.get(key) or []), callback]
+    trainer[key] = [*(given if isinstance(given, list) else [given]), callback]
 
 
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
@@ -91,9 +93,9 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
     if not isinstance(own, dict) or own.get("format") != 1:
         return
     config = own["config"] or {}
-    own["format"], own["config"] = 2, upgrade_config(config, "checkpoint") if config else None
+    own["format"], own["config"] = 2, upgrade_config(config, None) if config else None
     hparams = {"model": checkpoint.get("hyper_parameters") or {}}
-    checkpoint["hyper_parameters"] = upgrade_config(hparams, "checkpoint")["model"]
+    checkpoint["hyper_parameters"] = upgrade_config(hparams, None)["model"]
     callbacks: dict[str, Any] = {}
     for key, state in (checkpoint.get("callbacks") or {}).items():
         if key.startswith("BestCheckpoint{"):

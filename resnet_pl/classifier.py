@@ -23,8 +23,8 @@ from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import average_scores
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.pretrained import fetch_weights, find_head, load_weights, set_num_classes
-from resnet_pl.optim import Schedule, Share, fuse, make_scheduler, parameter_groups
-from resnet_pl.utils import UserError, tell
+from resnet_pl.optim import Schedule, ScheduledLR, Share, fuse, make_scheduler, parameter_groups
+from resnet_pl.utils import tell
 
 
 class ImageClassifier(LightningModule):
@@ -63,9 +63,9 @@ class ImageClassifier(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings(action="ignore"):
-            self.save_hyperparameters()  # warns of modules, which the next line replaces by a description
-        ckpt.make_plain(self.hparams)
+        with warnings.catch_warnings(action="ignore"):  # of modules among the hyperparameters
+            self.save_hyperparameters()
+        ckpt.make_plain(self.hparams)  # modules become class_path and init_args, as on the command line
         if loss is not None and label_smoothing:
             raise ValueError("model.label_smoothing is for cross-entropy: remove it, or remove model.loss")
         self.backbone, self.normalize = backbone, Normalize()
@@ -76,7 +76,8 @@ class ImageClassifier(LightningModule):
         self.metrics: ClassificationMetrics | None = None  # needs the number of classes: see configure_model
         self.results: dict[str, Any] = {}  # of the last evaluation
         self.config: dict[str, Any] | None = None  # the command line's whole configuration, for the checkpoint
-        self.compiled: Any = None
+        self.compiled_forward: Any = None
+        self.compiled_shape: tuple[int, ...] | None = None
 
     # ------------------------------------------------------------------------------------ network
     @property
@@ -85,69 +86,75 @@ class ImageClassifier(LightningModule):
         return self.hparams.class_names or [str(i) for i in range(self.hparams.num_classes or 0)]
 
     @property
+    def _trainer_is_attached(self) -> bool:
+        """Whether there is a Trainer: not after `load_from_checkpoint`."""
+        with suppress(RuntimeError):
+            return self.trainer is not None
+        return False
+
+    @property
     def datamodule(self) -> ImageDataModule | None:
         """The data of the running Trainer; None without one, or if it was given plain loaders."""
-        with suppress(RuntimeError):  # not attached to a Trainer, as in load_from_checkpoint
-            data = getattr(self.trainer, "datamodule", None)
-            return data if isinstance(data, ImageDataModule) else None
-        return None
+        data = getattr(self.trainer, "datamodule", None) if self._trainer_is_attached else None
+        return data if isinstance(data, ImageDataModule) else None
 
     def configure_model(self) -> None:
-        """Gives the backbone a head for the classes of the data, and its pretrained weights.
+        """Gives the backbone a head for the classes, and its pretrained weights.
 
         Lightning calls this when the data is known, before it restores a checkpoint.
         """
-        data, own = self.datamodule, self.hparams
-        fresh = data is not None and self.trainer.ckpt_path is None
-        if data is not None:
-            own.class_names = agree_on_classes(data, own.class_names, rename=fresh and self.trainer.training)
+        fresh = self._trainer_is_attached and self.trainer.ckpt_path is None
+        hparams = self.hparams
+        # From the data, else as given, else as many as the backbone has.
+        hparams.class_names, hparams.num_classes = agree_on_classes(
+            self.datamodule, hparams.class_names, hparams.num_classes, rename=fresh and self.trainer.training
+        )
         if self.metrics is not None:
             return
-        if own.class_names and own.num_classes not in (None, len(own.class_names)):
-            raise UserError(
-                f"model.num_classes is {own.num_classes}, but the data has {len(own.class_names)} classes\n"
-                "remove model.num_classes: it is taken from the data"
-            )
-        own.num_classes = len(own.class_names or ()) or own.num_classes
-        num_classes = own.num_classes or len(find_head(self.backbone)[1].weight)
+        num_classes = hparams.num_classes or len(find_head(self.backbone)[1].weight)
         with keyed_rng(torch.initial_seed(), torch_alone=True):  # the same on any number of processes
             set_num_classes(self.backbone, num_classes)
-        if own.channels_last:
+        if hparams.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.metrics = ClassificationMetrics(num_classes)
-        if fresh:
-            if self.weights is not None:
-                tell(load_weights(self.backbone, self.weights, fetch_weights))
-            self.normalize.set(*data.normalization())
+        if fresh and self.weights is not None:
+            tell(load_weights(self.backbone, self.weights, fetch_weights))
+        if fresh and self.datamodule is not None:
+            self.normalize.set(*self.datamodule.normalization())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(N, 3, H, W)`, uint8 or float in [0, 1], to logits `(N, num_classes)`."""
         images = self.normalize(images)
         if self.hparams.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.training and self.compiled is not None and images.shape == self.datamodule.batch_shape:
-            return self.compiled(images)
+        if self.training and images.shape == self.compiled_shape:
+            return self.compiled_forward(images)
         return self.backbone(images)
 
     # ------------------------------------------------------------------------------------ training
     def configure_callbacks(self) -> list[Callback]:
-        """What every training has, from Python too."""
+        """What every training has, from Python too; the command line adds more, see `cli/parser.py`."""
         return [TrainLog(), StopOnNaN()]
 
     def on_fit_start(self) -> None:
         """Compiles the backbone for training batches; evaluation, and batches of another shape, run eagerly."""
-        if self.hparams.compile and self.datamodule is not None and self.compiled is None:
-            self.compiled = torch.compile(self.backbone.forward, dynamic=False)
+        if self.hparams.compile and self.datamodule is not None and self.compiled_forward is None:
+            self.compiled_forward = torch.compile(self.backbone.forward, dynamic=False)
+            self.compiled_shape = self.datamodule.batch_shape
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss of a batch; the callback `TrainLog` logs it."""
+        """Returns the loss; labels are `(N,)`, or `(N, num_classes)` shares after MixUp.
+
+        `TrainLog` logs `train/loss` and, from the logits, `train/top1` every `log_every_n_steps` steps: `self.log` in
+        every step costs more than the step of a small network.
+        """
         logits = self(batch.images)
         return {"loss": self.loss(logits, batch.labels), "logits": logits.detach()}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer of the configuration, and the schedule that is stepped after every optimizer step."""
+        """The optimizer of the configuration, and the schedule, which makes a step after every optimizer step."""
         optimizer = self.optimizer(parameter_groups(self, self.hparams.decay_norm_and_bias))
-        fuse(optimizer)
+        fuse(optimizer)  # one kernel a step
         if self.hparams.base_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.effective_batch_size / self.hparams.base_batch_size
@@ -161,7 +168,7 @@ class ImageClassifier(LightningModule):
 
     # ------------------------------------------------------------------------------------ evaluation
     def probabilities(self, batch: Batch) -> Tensor:
-        """`(N, num_classes)`, averaged over the views of each image."""
+        """`(N, num_classes)`; with test-time augmentation the mean over the views of each image."""
         return average_scores(self, batch.images, len(batch.labels))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -170,7 +177,9 @@ class ImageClassifier(LightningModule):
         self.metrics.update(probabilities, batch.labels)
         return {"probabilities": probabilities}
 
-    test_step = validation_step
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Updates the metrics."""
+        return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns `probabilities` `(N, num_classes)`, `labels` and `indices` `(N,)`."""
@@ -180,19 +189,21 @@ class ImageClassifier(LightningModule):
         """Logs the validation metrics; the schedule `plateau` follows top-1."""
         self._log_metrics("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            for config in self.trainer.lr_scheduler_configs:
-                config.scheduler.observe(self.results["top1"])
+            for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+                if isinstance(scheduler, ScheduledLR):
+                    scheduler.observe(self.results["top1"])
 
     def on_test_epoch_end(self) -> None:
         """Logs the test metrics."""
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
+        """Logs every number that `ClassificationMetrics.compute` returns: add a metric there."""
         self.results = self.metrics.compute()
         self.metrics.reset()
-        for name in ("loss", "top1", "top5"):
-            if self.results[name] is not None:  # top-5 is None for five classes or fewer
-                self.log(f"{stage}/{name}", self.results[name], prog_bar=name == "top1")
+        for name, value in self.results.items():
+            if isinstance(value, float):
+                self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
 
     # ------------------------------------------------------------------------------------ checkpoints
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

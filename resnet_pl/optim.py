@@ -131,7 +131,7 @@ def make_scheduler(optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -
     batches = trainer.num_training_batches
     if math.isinf(batches) and data is not None:
         # Lightning has not looked at the data where `max_steps` alone ends the run.
-        batches = data.num_training_batches
+        batches = data.batches_per_epoch
     # Lightning makes a step at the end of an epoch, however few batches have been accumulated.
     return ScheduledLR(optimizer, schedule, total, math.ceil(batches / trainer.accumulate_grad_batches))
 

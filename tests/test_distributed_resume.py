@@ -1,4 +1,4 @@
-"""Two processes agree on the end of a warm-up by training error, and go on exactly, dropout included."""
+"""Two processes agree on the end of a warm-up by training error, and resume exactly, dropout included."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
+from tests.cli.commands import rows
 from tests.test_distributed import PROJECT, run
 
-# A net with dropout, and what each process sees of its own batches.
+# A network with dropout, and what each process sees of its own batches.
 CODE = """
 import json
-from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
 class Net(nn.Sequential):
@@ -22,14 +23,14 @@ class Net(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
                          nn.Linear(392, 10))
 
-class Watch(Callback):
+class Watch(Checkpoint):  # after all other callbacks
     def __init__(self):
         self.rows = []
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rows.append([trainer.optimizers[0].param_groups[0]["lr"], 0, len(batch.labels)])
-    def on_before_backward(self, trainer, module, loss):
-        self.rows[-1][1] = module._wrong.tolist()[0] if module._wrong is not None else -1
-    def on_train_batch_end(self, trainer, module, *args):
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.rate = optimizer.param_groups[0]["lr"]
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        wrong = (outputs["logits"].argmax(1) != batch.labels).sum().item()
+        self.rows.append([self.rate, wrong, len(batch.labels)])
         if trainer.global_step == 75:
             trainer.save_checkpoint("middle.ckpt")
     def on_train_end(self, trainer, module):
@@ -39,15 +40,18 @@ class Watch(Callback):
 
 
 @pytest.mark.process
-def test_two_processes_warm_up_and_go_on(tmp_path: Path) -> None:
+def test_two_processes_warm_up_and_resume(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(CODE)
+    warmup = {"class_path": "ErrorWarmup", "init_args": {"error": 0.5}}
     config = {
         "model": {"backbone": "own.Net", "optimizer": {"lr": 0.05}, "base_batch_size": None, "label_smoothing": 0},
         "data": {"init_args": {"batch_size": 10}},
-        "trainer": {"callbacks": ["own.Watch"], "devices": 2, "limit_train_batches": 60, "limit_val_batches": 1},
+        "trainer": {"devices": 2, "limit_train_batches": 60, "limit_val_batches": 1, "log_every_n_steps": 1},
+        "dashboard": {"images": 0, "graph": False},
     }
-    config["model"]["schedule"] = {"shape": "constant", "warmup": 0, "warmup_error": 0.5}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config | {"dashboard": {"images": 0, "graph": False}}))
+    config["model"]["schedule"] = {"shape": "constant", "warmup": 0}
+    config["trainer"]["callbacks"] = [warmup, "own.Watch"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     argv = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--config", "small.yaml"]
     run(tmp_path, *argv, "--trainer.max_epochs", "3")
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -61,9 +65,15 @@ def test_two_processes_warm_up_and_go_on(tmp_path: Path) -> None:
 
     # From the middle of an epoch and of the warm-up, in a folder of its own.
     run(tmp_path, "fit", "--ckpt_path", "middle.ckpt")
-    whole, parted = (
-        torch.load(tmp_path / f"runs/digits/version_{version}/checkpoints/last.ckpt", weights_only=True)
-        for version in (0, 1)
-    )
-    assert parted["global_step"] == whole["global_step"] == 180
-    assert all(torch.equal(value, parted["state_dict"][name]) for name, value in whole["state_dict"].items())
+    whole, parted = (tmp_path / f"runs/digits/version_{version}" for version in (0, 1))
+    saved = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, parted)]
+    assert [checkpoint["global_step"] for checkpoint in saved] == [180, 180]
+    weights, resumed = (checkpoint["state_dict"] for checkpoint in saved)
+    assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+    logged = [[timeless(row) for row in rows(folder) if int(row["step"]) >= 75] for folder in (whole, parted)]
+    assert len(logged[0]) > 105 and logged[0] == logged[1]
+
+
+def timeless(row: dict[str, str]) -> dict[str, str]:
+    """A row of metrics.csv without the times."""
+    return {name: value for name, value in row.items() if "second" not in name}

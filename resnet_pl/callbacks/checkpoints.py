@@ -91,8 +91,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what was due before a validation within an epoch, together with its result."""
-        within = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
-        if within and trainer.global_step != trainer.max_steps and self._due(trainer):
+        if saves_after_validation(trainer) and trainer.global_step != trainer.max_steps and self._due(trainer):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,6 +131,12 @@ def between_steps(trainer: Trainer, batch_idx: int) -> bool:
         # The validation that ends the run is no part of a longer one.
         return True
     return not validation_follows(trainer, batch_idx)
+
+
+def saves_after_validation(trainer: Trainer) -> bool:
+    """Whether a state saved at the end of this validation resumes exactly: within an epoch, and between two steps."""
+    within = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
+    return within and stepped(trainer, trainer.fit_loop.batch_idx)
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from resnet_pl.callbacks.checkpoints import between_steps
+from resnet_pl.callbacks.checkpoints import between_steps, saves_after_validation
 
 
 class GracefulStop(Checkpoint):
@@ -78,7 +78,7 @@ class GracefulStop(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after a validation within an epoch."""
-        if self._stopping and not trainer.is_last_batch:
+        if self._stopping and saves_after_validation(trainer):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,12 +28,12 @@ class ImageDataModule(LightningDataModule):
     """Images with one label each. Subclasses find the images; this class serves them.
 
     Args:
-        batch_size: training images a step and process.
-        eval_batch_size: images a step and process in evaluation; `batch_size` if not given.
-        image_size: side of the net's input, pixels.
-        mean: what is subtracted from images in [0, 1]: a value a channel, or measured on the training split,
+        batch_size: training images per step and process.
+        eval_batch_size: images per step and process in evaluation; `batch_size` if not given.
+        image_size: side of the network's input, pixels.
+        mean: what is subtracted from images in [0, 1]: one value per channel, or measured on the training split,
             `channel` by channel or `pixel` by pixel as in the paper.
-        std: what images are divided by: a value a channel, measured (`channel`), or nothing (null).
+        std: what images are divided by: one value per channel, measured (`channel`), or nothing (null).
         batch_transforms: augmentation of whole training batches on the device, in order.
         mix: what mixes the images of a batch after that, MixUp or CutMix.
         val_split: share (below 1) or number of images held out for validation where the data has no such part.
@@ -46,7 +46,7 @@ class ImageDataModule(LightningDataModule):
             it and lists it in bad_images.txt of the run folder, up to a tenth of the images.
     """
 
-    # The batch that the paper trains such data with, told at the start beside the run's own.
+    # The paper's batch size for such data, printed at the start beside the run's own.
     paper_batch_size: ClassVar[int] = 256
     root: Path | None = None
 
@@ -78,22 +78,24 @@ class ImageDataModule(LightningDataModule):
         self.splits: dict[str, Any] = {}
         self.classes: list[str] = []
         self.origins: dict[str, str] = {}
-        # What the checkpoint says that is being tested or gone on from.
+        # Classes and splits of the checkpoint that is resumed or tested; empty without one.
         self.stored = Provenance()
-        # Folder where files that are left out are listed.
+        # Folder for bad_images.txt.
         self.notes: Path | None = None
-        # What a test looks at instead of each image's single view.
+        # Test-time augmentation: several views of each image.
         self.views: Views | None = None
         # Files that `predict` was given; the data set itself is then not needed.
         self.predict_paths: list[Path] | None = None
         self._train_loader: Loader | None = None
         self._position: dict[str, int] = {}
 
-    # ------------------------------------------------------------------------------------ what a subclass says
+    # ------------------------------------------------------------------------------------ what a subclass defines
     def find_splits(self) -> dict[str, Any]:
-        """Sets `classes` and returns the splits by name: `train`, `val`, `test`, those there are.
+        """Sets `self.classes` and returns the splits that exist: `train`, `val`, `test`.
 
-        `origins` tells in words where a split came from, if its name does not say it.
+        A split is `Photos(root, names, labels, image_size)`, for training with `crop` and `seed`, or `TensorImages` in
+        memory. If `self.stored` is true, a checkpoint is resumed or tested, and its splits must be used. `ImageFolder`
+        and `TensorDataModule` do all this: subclass those unless the images are neither files nor tensors.
         """
         raise NotImplementedError
 
@@ -147,7 +149,7 @@ class ImageDataModule(LightningDataModule):
 
     def use_provenance(self, provenance: dict[str, Any]) -> None:
         """Makes `setup` use the splits and classes of a checkpoint."""
-        # Of another version's what is known here.
+        # Keys that this version does not know are ignored.
         self.stored = Provenance(**{key: provenance[key] for key in vars(Provenance()) if key in provenance})
 
     def split(self, name: str) -> Any:
@@ -207,8 +209,8 @@ class ImageDataModule(LightningDataModule):
         pin = self.device.type == "cuda"
         return PhotoLoader(images, sampler, batch_size, workers, pin, self.on_bad_image, self.notes)
 
-    def _share(self, images: Any, training: bool) -> Loader:
-        """A loader of this process's share."""
+    def _make_loader(self, images: Any, training: bool) -> Loader:
+        """A loader of the images that this process sees."""
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         if len(images) < processes:
             raise UserError(
@@ -222,14 +224,17 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Training images, shuffled and cropped at random; the first epoch starts where a checkpoint left off."""
-        self._train_loader = self._share(self.split("train"), training=True)
+        self._train_loader = self._make_loader(self.split("train"), training=True)
         if self._position:
             self._train_loader.load_state_dict(self._position)
             self._position = {}
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """How far into its epoch the training data has been read, for resuming in the middle of an epoch."""
+        """Epoch and number of batches that training has received, for resuming in the middle of an epoch.
+
+        With another batch size or number of processes the epoch continues after as many batches, not images.
+        """
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -237,9 +242,9 @@ class ImageDataModule(LightningDataModule):
         self._position = dict(state_dict)
 
     @property
-    def num_training_batches(self) -> int:
-        """Training batches an epoch of this process, as `limit_train_batches` has it."""
-        batches, limit = len(self._share(self.split("train"), training=True)), self.trainer.limit_train_batches
+    def batches_per_epoch(self) -> int:
+        """Training batches of this process in an epoch; the Trainer itself knows them only once training begins."""
+        batches, limit = len(self._make_loader(self.split("train"), training=True)), self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     @property
@@ -249,15 +254,15 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Validation images; none where nothing is held out."""
-        return self._share(self.splits["val"], training=False) if "val" in self.splits else []
+        return self._make_loader(self.splits["val"], training=False) if "val" in self.splits else []
 
     def test_dataloader(self) -> Loader:
         """Test images."""
-        return self._share(self.split("test"), training=False)
+        return self._make_loader(self.split("test"), training=False)
 
     def predict_dataloader(self) -> Loader:
         """The images named on the command line, else the test images."""
-        return self._share(self.predict_images, training=False)
+        return self._make_loader(self.predict_images, training=False)
 
     @property
     def predict_images(self) -> Any:
@@ -269,10 +274,12 @@ class ImageDataModule(LightningDataModule):
         return Photos(Path(), [str(path) for path in self.predict_paths], labels, self.image_size)
 
     def predict_on(self, paths: Sequence[Path]) -> None:
-        """Makes `predict` read these files; a parent folder with a class's name tells the truth."""
+        """Makes `predict` read these files; a parent folder with a class's name gives the true label."""
         self.predict_paths = list(paths)
 
     # ------------------------------------------------------------------------------------ augmentation
+    # Worker processes decode and crop photos (dataset.py). The device augments batches: `batch_transforms`, then `mix`.
+    # The model normalizes.
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augments training batches on the device.
 

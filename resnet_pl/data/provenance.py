@@ -55,26 +55,34 @@ class Provenance:
         return bool(wanted) and not missing
 
 
-def agree_on_classes(data: ImageDataModule, names: list[str] | None, rename: bool = False) -> list[str] | None:
-    """The names of a network's classes, checked against those of the data that it is trained or tested on.
+def agree_on_classes(
+    data: ImageDataModule | None, names: list[str] | None, number: int | None, rename: bool = False
+) -> tuple[list[str] | None, int | None]:
+    """Names and number of a network's classes, checked against those of the data that it is trained or tested on.
 
     Args:
-        data: the data; files that `predict` was given have no classes to compare.
+        data: the data, if any; files that `predict` was given have no classes to compare.
         names: the network's, if it has any yet.
-        rename: whether they may be other names for the data's classes.
+        number: of the network's classes, if it was given.
+        rename: whether the names may be other names for the data's classes.
 
     Raises:
-        UserError: the data has other classes.
+        UserError: the data has other classes, or another number of them.
     """
-    if data.predict_paths is not None:
-        return names
-    own = list(data.class_names)
-    if names is None or list(names) == own or (rename and len(names) == len(own)):
-        return own if names is None else names
-    raise UserError(
-        f"{data.describe()} has the {len(own)} classes {_few(own)}, but the network was trained on the "
-        f"{len(names)} classes {_few(names)}\nuse data with the same classes, or train a new network"
-    )
+    if data is not None and data.predict_paths is None:
+        own = list(data.class_names)
+        if names is not None and list(names) != own and not (rename and len(names) == len(own)):
+            raise UserError(
+                f"{data.describe()} has the {len(own)} classes {_few(own)}, but the network was trained on the "
+                f"{len(names)} classes {_few(names)}\nuse data with the same classes, or train a new network"
+            )
+        names = own if names is None else names
+    if names and number not in (None, len(names)):
+        raise UserError(
+            f"model.num_classes is {number}, but the data has {len(names)} classes\n"
+            "remove model.num_classes: it is taken from the data"
+        )
+    return names, len(names) if names else number
 
 
 def _few(names: Sequence[str]) -> str:

@@ -15,7 +15,6 @@ from PIL import Image
 from resnet_pl import ImageClassifier
 from resnet_pl.cli.main import main
 from resnet_pl.data import Digits
-from resnet_pl.evaluation.tta import average_scores
 from resnet_pl.load import load_run
 from resnet_pl.models import cifar_resnet
 from resnet_pl.models.pretrained import read_state_dict
@@ -254,12 +253,13 @@ def copies(pair: list[Path], place: Path) -> list[Path]:
     return [Path(shutil.copytree(path, place / path.parent.name / path.name)) for path in pair]
 
 
-def by_hand(folder: Path, **kwargs: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def by_hand(folder: Path, mirror: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of a run's best network on its test images, all at once, and the labels."""
     model, data = load_run(folder)
     images = data.split("test")
+    views = [images.images, images.images.flip(-1)] if mirror else [images.images]
     with torch.no_grad():
-        return average_scores(model, images.images, len(images), **kwargs), images.labels
+        return torch.stack([model(view).softmax(1) for view in views]).mean(0), images.labels
 
 
 def test_each_protocol_has_a_key_of_its_own(copies: list[Path]) -> None:

@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.cli.main import main
 
+# Exit code of a process that cannot read this project without root's rights.
+UNREADABLE = 77
 # Linux's numbers of the rights that let root read and write every file, and of the layout that `capset` is given.
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAPABILITY_VERSION = 1, 2, 0x20080522
 
@@ -118,7 +120,10 @@ def _free_port() -> str:
 
 
 def with_permissions(work: Callable[[], int]) -> Callable[[], int]:
-    """The same work without root's right to read and write every file: permissions then hold for root too."""
+    """The same work without root's right to read and write every file: permissions then hold for root too.
+
+    Where the project is in a folder that is closed to root as well, the exit code is `UNREADABLE`.
+    """
 
     def limited() -> int:
         if os.geteuid() == 0:
@@ -131,7 +136,7 @@ def with_permissions(work: Callable[[], int]) -> Callable[[], int]:
                 rights[kind] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
             if failed or libc.capset(header, rights):
                 raise OSError(ctypes.get_errno(), "cannot give up root's rights")
-        return work()
+        return work() if os.access(__file__, os.R_OK) else UNREADABLE
 
     return limited
 

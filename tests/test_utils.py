@@ -1,0 +1,129 @@
+"""Bars, the program's name, files that are either whole or not there, and imports without a search for garbage."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_pl.utils import UserError, command_line, importing, program, progress, replacing, similar
+
+# ------------------------------------------------------------------------------------ the terminal
+
+
+def test_a_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("working", 2) as advance:
+        advance(2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("unit", "shown"), [("items", "2/2"), ("bytes", "2/2 bytes")])
+def test_a_bar_on_a_terminal(
+    unit: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress("some [odd] name", 2, unit) as advance:  # type: ignore[arg-type]
+        advance(2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "some [odd] name" in err
+    assert shown in err
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/usr/bin/resnet-pl", "resnet-pl"),
+        ("cli.py", "python cli.py"),
+        ("/there/resnet_pl/__main__.py", "python -m resnet_pl"),
+        ("/there/pytest/__main__.py", "python cli.py"),
+    ],
+)
+def test_the_program_is_called_as_it_was_started(started: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "fit"])
+    assert program() == name
+    assert command_line(["fit", "a b"]) == f"{name} fit 'a b'"
+
+
+def test_the_most_similar_name_is_found() -> None:
+    assert similar("batch_siz", ["image_size", "batch_size", "fold"]) == ["batch_size"]
+    assert similar("xyz", ["image_size", "batch_size"]) == []
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def test_the_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a" / "b" / "c.txt") as partial:
+        partial.write_text("text")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "text"
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.txt") as one, replacing(tmp_path / "a.txt") as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert (tmp_path / "a.txt").read_text() == "one"  # the block that ends last
+
+
+@pytest.mark.parametrize("place", ["folder", "file/below"])
+def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    path = tmp_path / place
+    with pytest.raises(UserError) as error, replacing(path):
+        pass
+    assert str(path) in str(error.value)
+
+
+# ------------------------------------------------------------------------------------ imports
+
+IMPORTED = """
+import gc, sys
+searched = []
+gc.callbacks.append(lambda phase, _: searched.append("torch" in sys.modules))
+from resnet_pl.cli.main import main
+main(["summary", "nowhere"])
+print(sum(searched), gc.isenabled(), gc.get_freeze_count())
+"""
+
+
+@pytest.mark.process
+def test_imports_are_not_searched_for_garbage() -> None:
+    words = [sys.executable, "-c", IMPORTED]
+    searched, enabled, frozen = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    # A thousand where nothing is done; the command itself makes objects too.
+    assert int(searched) < 100 and enabled == "True" and int(frozen) > 100_000
+
+
+def test_with_torch_there_already_nothing_is_changed() -> None:
+    import torch  # noqa: F401
+
+    before = gc.get_freeze_count()
+    with importing():
+        assert gc.isenabled()
+    assert (gc.get_freeze_count(), gc.isenabled()) == (before, True)
