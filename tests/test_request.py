@@ -76,9 +76,7 @@ def test_a_file_that_is_not_yaml_is_named_with_the_line(
         ("trainer:\n  callbacks:\n  - class_path: Timer\n    class_path: Freeze\n", "line 4, column 5: class_path"),
     ],
 )
-def test_a_key_that_is_there_twice_is_refused(
-    text: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_that_is_there_twice_is_refused(text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, "fit", "--config", write("twice.yaml", text))
     assert "twice.yaml" in said and words in said
 
@@ -100,7 +98,9 @@ def test_a_group_without_keys_is_refused(text: str, key: str, capsys: pytest.Cap
 
 
 def test_later_files_win_and_the_command_line_wins_over_all(place: Path) -> None:
-    one = write("one.yaml", "name: one\nmodel: {weights: a, num_classes: 3}\ndata: {class_path: A.B, init_args: {root: x}}")
+    one = write(
+        "one.yaml", "name: one\nmodel: {weights: a, num_classes: 3}\ndata: {class_path: A.B, init_args: {root: x}}"
+    )
     two = write("two.yaml", "name: two\nmodel: {init_args: {weights: b}}\ndata: {init_args: {root: y}}")
     request = Request(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
     assert request.files == [one, two] and request.options == ["--name", "line", "--data.fold=2"]

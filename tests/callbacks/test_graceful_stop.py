@@ -24,7 +24,8 @@ class Send(Callback):
 
     def _send(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.step:
-            for number in self.numbers:
+            numbers, self.numbers = self.numbers, ()
+            for number in numbers:
                 signal.raise_signal(number)
 
 

@@ -155,7 +155,10 @@ def test_a_mistake_is_named_and_leaves_nothing(line: str, place: Path, capsys: p
         (["fit", "--model.backbone", "resnet18"], ["data"]),
         (["fit", "--data", "NoSuch"], ["data: ", "NoSuch"]),
         (["fit", "--data"], ["--data"]),
-        (["fit", "--data", "ImageNet", "--model.backbone", "resnet18"], ["data.root: ", "data/imagenet", "--data.root"]),
+        (
+            ["fit", "--data", "ImageNet", "--model.backbone", "resnet18"],
+            ["data.root: ", "data/imagenet", "--data.root"],
+        ),
         (
             ["fit", "--data", "ImageFolder", "--data.root", "nowhere", "--model.backbone", "resnet18"],
             ["data.root: ", "nowhere", "--data.root"],

@@ -349,9 +349,7 @@ def test_an_ensemble_averages_the_probabilities_of_its_members(copies: list[Path
     assert results["protocol"].startswith("single view, ensemble with") and str(copies[1]) in results["protocol"]
 
 
-def test_a_leak_between_members_is_refused(
-    copies: list[Path], place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_leak_between_members_is_refused(copies: list[Path], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", *SMALL, "--trainer.default_root_dir", place, "--name", "c", "--data.split_seed", "5")
     message = refused(capsys, "test", "--ensemble", copies[0], place / "c/version_0")
     assert str(place / "c/version_0") in message and "split_seed" in message

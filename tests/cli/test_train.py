@@ -275,9 +275,7 @@ def test_what_cannot_change_is_refused_by_name(
         ["--model.backbone", "resnet18"],
     ],
 )
-def test_a_refused_resume_leaves_the_run_alone(
-    argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_resume_leaves_the_run_alone(argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(runs)
     refused(capsys, "fit", "--ckpt_path", "last", *argv)
     # TensorBoard's file is made before the checkpoint's network is compared.
@@ -337,7 +335,10 @@ Change = Callable[[bytes], bytes]
         ("empty", lambda good: b""),
         ("text", lambda good: b"words"),
         ("half", lambda good: good[: len(good) // 2]),
-        ("flipped", lambda good: good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 0xFF]) + good[len(good) // 2 + 1 :]),
+        (
+            "flipped",
+            lambda good: good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 0xFF]) + good[len(good) // 2 + 1 :],
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_a_good_one_beside_it(

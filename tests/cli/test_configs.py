@@ -11,11 +11,12 @@ import torchvision
 import yaml
 from PIL import Image
 
-from resnet_pl.cli import main
 from resnet_pl.data import CIFAR10, CIFAR100
 from resnet_pl.reports.results import read_results
+from resnet_pl.run_dir import class_name
+from tests.cli.commands import PROJECT, run
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = PROJECT / "configs"
 WHOLE = sorted(
     path.relative_to(CONFIGS).with_suffix("").as_posix()
     for part in (".", "paper", "recipes")
@@ -87,25 +88,33 @@ def overrides(name: str, data: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_config_trains_and_tests(name: str, data: Path) -> None:
-    assert main.main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *overrides(name, data)]) == 0
-    run = Path("runs") / name.removeprefix("recipes/").replace("/", "-") / "version_0"
-    checkpoint = str(run / "checkpoints" / "best.ckpt")
-    assert main.main(["test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", "2"]) == 0
-    assert 0 <= read_results(run / "results.json")["top1"] <= 1
-    assert main.main(["predict", "--ckpt_path", checkpoint, "--images", str(data / "photos" / "daisy")]) == 0
-    assert len((run / "predictions.csv").read_text().splitlines()) == 11
+    run("fit", "--config", str(CONFIGS / f"{name}.yaml"), *overrides(name, data))
+    folder = Path("runs") / name.removeprefix("recipes/").replace("/", "-") / "version_0"
+    checkpoint = str(folder / "checkpoints" / "best.ckpt")
+    run("test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", "2")
+    assert 0 <= read_results(folder / "results.json")["top1"] <= 1
+    run("predict", "--ckpt_path", checkpoint, "--images", str(data / "photos" / "daisy"))
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 11
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_lies_over_a_config(recipe: str, data: Path) -> None:
     base = "flowers-scratch"
     argv = ["fit", "--config", str(CONFIGS / f"{base}.yaml"), "--config", str(CONFIGS / "recipes" / f"{recipe}.yaml")]
-    assert main.main([*argv, *overrides(base, data), "--trainer.logger", "false"]) == 0
+    run(*argv, *overrides(base, data), "--trainer.logger", "false")
     overlay = yaml.safe_load((CONFIGS / "recipes" / f"{recipe}.yaml").read_text())
     resolved = yaml.safe_load((Path("runs") / base / "version_0" / "config.yaml").read_text())
     # Every name that the overlay gives stands in what was run.
     for name in [word for word in yaml.safe_dump(overlay).replace("'", " ").split() if word[0].isupper()]:
         assert name in yaml.safe_dump(resolved), name
+
+
+def test_the_papers_110_layers_lie_over_its_cifar10(data: Path) -> None:
+    base = "paper/cifar10"
+    files = ["--config", str(CONFIGS / f"{base}.yaml"), "--config", str(CONFIGS / f"{base}-110.yaml")]
+    run("fit", *files, *overrides(base, data), "--model.backbone.depth", "8", "--trainer.logger", "false")
+    resolved = yaml.safe_load(Path("runs/paper-cifar10-110/version_0/config.yaml").read_text())
+    assert "ErrorWarmup" in [class_name(each) for each in resolved["trainer"]["callbacks"]]
 
 
 def test_every_config_says_what_it_is() -> None:
