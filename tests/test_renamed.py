@@ -86,8 +86,7 @@ def test_a_path_of_an_earlier_version_leads_to_the_class(old: str, name: str) ->
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["torch.optim.SGD", "resnet_pl.ImageClassifier", "resnet_pl.utils.UserError", "mine.data.digits.Digits", "a..b"],
+    "path", ["torch.optim.SGD", "resnet_pl.ImageClassifier", "resnet_pl.utils.UserError", "mine.data.digits.Digits"]
 )
 def test_other_paths_are_left_alone(path: str) -> None:
     assert upgrade_path(path) == path

@@ -98,14 +98,13 @@ def test_a_group_without_keys_is_refused(text: str, key: str, capsys: pytest.Cap
 
 
 def test_later_files_win_and_the_command_line_wins_over_all(place: Path) -> None:
-    one = write(
-        "one.yaml", "name: one\nmodel: {weights: a, num_classes: 3}\ndata: {class_path: A.B, init_args: {root: x}}"
-    )
+    one = write("one.yaml", "name: one\nmodel: {weights: a}\ndata: {class_path: A.B, init_args: {root: x, fold: 1}}")
     two = write("two.yaml", "name: two\nmodel: {init_args: {weights: b}}\ndata: {init_args: {root: y}}")
     request = Request(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
     assert request.files == [one, two] and request.options == ["--name", "line", "--data.fold=2"]
     assert request.setting("name") == "line" and request.setting("data.fold") == "2"
     assert request.setting("data.root") == "y" and request.data_class == "B"
+    assert request.setting("model.weights") == "b"
     assert Request(["fit", "--config", two, "--config", one]).setting("name") == "one"
     assert request.setting("model.nothing.below") is None
 

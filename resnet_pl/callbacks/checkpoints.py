@@ -81,6 +81,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts from here."""
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
+        begin_next_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,6 +118,18 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
             return False
         return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_seconds)
+
+
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Makes a run that resumes from the end of an epoch begin with the next one.
+
+    With `max_steps` Lightning would repeat that end, and leave out an epoch's images.
+    """
+    loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
+    if epochs.current.completed < epochs.current.processed == epochs.current.ready:
+        epochs.increment_completed()
+        loop.reset_restart_stage()
+        loop.epoch_loop.restarting = False
 
 
 def between_steps(trainer: Trainer, batch_idx: int) -> bool:

@@ -326,7 +326,10 @@ def test_weights_alone_cannot_be_resumed(runs: Path, capsys: pytest.CaptureFixtu
     assert "--model.weights" in refused(capsys, "fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
 
 
-Change = Callable[[bytes], bytes]
+def flipped(good: bytes) -> bytes:
+    """With one byte in the middle changed."""
+    middle = len(good) // 2
+    return good[:middle] + bytes([good[middle] ^ 0xFF]) + good[middle + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -335,14 +338,11 @@ Change = Callable[[bytes], bytes]
         ("empty", lambda good: b""),
         ("text", lambda good: b"words"),
         ("half", lambda good: good[: len(good) // 2]),
-        (
-            "flipped",
-            lambda good: good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 0xFF]) + good[len(good) // 2 + 1 :],
-        ),
+        ("flipped", flipped),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_a_good_one_beside_it(
-    name: str, change: Change, copy: Path, capsys: pytest.CaptureFixture[str]
+    name: str, change: Callable[[bytes], bytes], copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = copy / f"checkpoints/{name}.ckpt"
     path.write_bytes(change((copy / "checkpoints/best.ckpt").read_bytes()))

@@ -181,7 +181,7 @@ def _difference(reference: Reference, run: Path | None) -> str | None:
     if run is None:
         return "there is not exactly one run that has ended"
     for name, expected in (("last", reference.checkpoint), ("best", reference.best)):
-        if where := _unlike(_state(run / f"checkpoints/{name}.ckpt"), expected):
+        if where := unlike(_state(run / f"checkpoints/{name}.ckpt"), expected):
             return f"the {name} checkpoint differs in {where}"
     metrics = _metrics(run)
     if [row["step"] for row in metrics] != [row["step"] for row in reference.metrics]:
@@ -192,7 +192,7 @@ def _difference(reference: Reference, run: Path | None) -> str | None:
     return f"metrics.csv has {row}, not {expected}"
 
 
-def _unlike(one: Any, two: Any, name: str = "") -> str | None:
+def unlike(one: Any, two: Any, name: str = "") -> str | None:
     """The first place where two contents differ; None where they are equal to the bit."""
     if type(one) is not type(two):
         return name
@@ -204,7 +204,7 @@ def _unlike(one: Any, two: Any, name: str = "") -> str | None:
         return None if one == two else f"{name}: {one}, not {two}"
     if one.keys() != two.keys():
         return f"{name}: {list(one)}, not {list(two)}"
-    places = (_unlike(one[key], two[key], f"{name}.{key}".lstrip(".")) for key in one)
+    places = (unlike(one[key], two[key], f"{name}.{key}".lstrip(".")) for key in one)
     return next((place for place in places if place), None)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,31 @@ def test_what_is_not_survived_stays_on_the_page(tmp_path: Path, monkeypatch: pyt
     assert "- 1 × `broke 1`: not mended yet" in text and "- 1 × `broke 3`: it is too heavy" in text
 
 
+@pytest.mark.parametrize(
+    ("codes", "number", "rank", "fits"),
+    [
+        ((-9,), "SIGKILL", None, True),
+        ((143,), "SIGTERM", None, True),
+        ((-15,), "SIGTERM", None, True),
+        ((130,), "SIGINT", None, True),
+        ((143,), "SIGINT", None, False),
+        ((1,), "SIGTERM", None, False),
+        ((2,), "SIGKILL", None, False),
+        ((143, 143), "SIGTERM", None, True),
+        ((143, 1), "SIGTERM", None, False),
+        ((2, -9), "SIGKILL", 1, True),
+        ((-9, 2), "SIGKILL", 1, False),
+        ((143, 130), "SIGINT", 1, True),
+    ],
+)
+def test_an_odd_end_of_a_killed_run_is_noticed(
+    codes: tuple[int, ...], number: str, rank: int | None, fits: bool
+) -> None:
+    ended = Ended(codes[0], "", "", 1.0, codes)
+    assert (kills._odd(ended, signal.Signals[number], rank) is None) == fits
+    assert kills._odd(replace(ended, err="Traceback"), signal.Signals[number], rank)
+
+
 def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: Path) -> None:
     state = {
         "epoch": 1,
@@ -78,6 +105,7 @@ def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: P
         "state_dict": {"w": torch.ones(2)},
         "optimizer_states": [],
         "lr_schedulers": [],
+        "callbacks": {"TrainLog": {"sums": None}},
     }
     (tmp_path / "checkpoints").mkdir()
     metrics = [{"step": "0", "train/loss": "2.5"}, {"step": "1", "train/loss": "2.25"}]
@@ -91,11 +119,14 @@ def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: P
 
     other = state | {"state_dict": {"w": torch.tensor([1.0, 1.0 + 2**-23])}}
     assert difference() is None
-    assert difference(last=other) == "the last checkpoint differs"
-    assert difference(best=other) == "the best checkpoint differs"
+    assert difference(last=other) == "the last checkpoint differs in state_dict.w"
+    assert difference(best=other) == "the best checkpoint differs in state_dict.w"
+    assert "callbacks.TrainLog.sums" in difference(last=state | {"callbacks": {"TrainLog": {"sums": torch.ones(3)}}})
+    assert "callbacks: []" in difference(last=state | {"callbacks": {}})
+    assert "epoch: 2, not 1" in difference(last=state | {"epoch": 2})
     assert "steps ['0', '1', '1']" in difference("0,2.5,9\n1,2.25,8\n1,2.25,8\n")
     assert "steps ['0']" in difference("0,2.5,9\n")
-    assert difference("0,2.5,9\n1,2.26,8\n") == "metrics.csv differs"
+    assert "'train/loss': '2.26'" in difference("0,2.5,9\n1,2.26,8\n")
 
 
 @pytest.mark.parametrize(
