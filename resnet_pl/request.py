@@ -79,7 +79,9 @@ class Request:
     @property
     def data_class(self) -> str:
         """The last word of the data module's name, empty where none is given."""
-        return run_dir.class_name(self._given("data.class_path") or self.setting("data"))
+        data = self._given("data.class_path") or self.setting("data")
+        # `--data data.yaml` names a file with the section.
+        return run_dir.class_name(read_config(Path(data)) if isinstance(data, str) and Path(data).is_file() else data)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

@@ -169,3 +169,9 @@ def test_help_needs_no_checkpoint() -> None:
     for argv in (["test", "--help"], ["test", "-h", "--config", "nowhere.yaml"]):
         request = Request(argv)
         assert request.help and request.checkpoint is None
+
+
+def test_the_data_class_is_found_in_a_file_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_text("class_path: resnet_pl.data.Digits\ninit_args: {batch_size: 8}\n")
+    assert Request(["fit", "--data", str(file)]).data_class == "Digits"
