@@ -1,4 +1,4 @@
-"""The structure of the package: imports run one way, names are unique, and other libraries are used by their public API."""
+"""The structure of the package: imports run one way, names are unique, no private API of other libraries is used."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from resnet_pl._compat import begin_next_epoch
 from resnet_pl.callbacks.train_log import stepped
 
 
@@ -75,6 +76,8 @@ class LastCheckpoint(Checkpoint):
         every_minutes: PositiveFloat | None = 10,
     ) -> None:
         self.path, self.every_n_epochs = Path(folder) / "last.ckpt", every_n_epochs
+        # The state at `max_steps` within an epoch: it becomes last.ckpt after the validation that ends the run.
+        self.final = self.path.with_name(".last.ckpt.final")
         self.every_n_steps, self.every_seconds = every_n_steps or math.inf, 60 * (every_minutes or math.inf)
         self.saved_step, self.saved_at = 0, 0.0
 
@@ -87,18 +90,22 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves where it is due."""
-        if between_steps(trainer, batch_idx) and (self._due(trainer) or trainer.global_step == trainer.max_steps):
+        if ends_within_epoch(trainer):
+            trainer.save_checkpoint(self.final)
+        elif between_steps(trainer, batch_idx) and self._due(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what was due before a validation within an epoch, together with its result."""
-        if saves_after_validation(trainer) and trainer.global_step != trainer.max_steps and self._due(trainer):
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch:
+            return
+        if ends_within_epoch(trainer) and validation_is_due(trainer, trainer.fit_loop.batch_idx):
+            trainer.save_checkpoint(self.final)
+        elif saves_after_validation(trainer) and self._due(trainer):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the epoch."""
-        if not trainer.is_last_batch and self.saved_step == trainer.global_step == trainer.max_steps:
-            return  # `max_steps` ended the run within the epoch: a longer run continues there
         done = trainer.current_epoch + 1
         ends = trainer.should_stop or done == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if ends or done % self.every_n_epochs == 0 or self._due(trainer):
@@ -106,7 +113,10 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Saves now; all processes call this together."""
-        trainer.save_checkpoint(self.path)
+        if not ends_within_epoch(trainer):
+            trainer.save_checkpoint(self.path)
+        elif trainer.is_global_zero:
+            self.final.replace(self.path)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _due(self, trainer: Trainer) -> bool:
@@ -120,44 +130,46 @@ class LastCheckpoint(Checkpoint):
         return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_seconds)
 
 
-def begin_next_epoch(trainer: Trainer) -> None:
-    """Makes a run that resumes from the end of an epoch begin with the next one.
-
-    With `max_steps` Lightning would repeat that end, and leave out an epoch's images.
-    """
-    loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
-    if epochs.current.completed < epochs.current.processed == epochs.current.ready:
-        epochs.increment_completed()
-        loop.reset_restart_stage()
-        loop.epoch_loop.restarting = False
-
-
 def between_steps(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a state saved at the end of this training batch resumes exactly.
 
     Not among accumulated batches. Not before a validation either, whose result would be lost: it is saved after it. And
-    not at the last batch of an epoch: the epoch's end saves.
+    not at the last batch of an epoch or of the run: their end saves.
     """
-    if trainer.is_last_batch or not stepped(trainer, batch_idx):
+    if trainer.is_last_batch or ends_within_epoch(trainer):
         return False
-    if trainer.global_step == trainer.max_steps:
-        # The validation that ends the run is no part of a longer one.
-        return True
-    return not validation_follows(trainer, batch_idx)
+    return stepped(trainer, batch_idx) and not validation_follows(trainer, batch_idx)
 
 
 def saves_after_validation(trainer: Trainer) -> bool:
     """Whether a state saved at the end of this validation resumes exactly: within an epoch, and between two steps."""
-    within = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
-    return within and stepped(trainer, trainer.fit_loop.batch_idx)
+    if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch or ends_within_epoch(trainer):
+        return False
+    return stepped(trainer, trainer.fit_loop.batch_idx)
+
+
+def ends_within_epoch(trainer: Trainer) -> bool:
+    """Whether `max_steps` ends the run before the epoch is over.
+
+    The run is validated there. A longer run continues within the epoch, and knows nothing of a validation that was not
+    due.
+    """
+    return trainer.global_step == trainer.max_steps and not trainer.is_last_batch
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
     """Whether Lightning validates after this training batch."""
-    every_n_epochs = trainer.check_val_every_n_epoch
-    if not trainer.enable_validation or (every_n_epochs and (trainer.current_epoch + 1) % every_n_epochs):
+    return validation_is_due(trainer, batch_idx) or (trainer.should_stop and _validated_epoch(trainer))
+
+
+def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this training batch even if the run does not end there."""
+    if not _validated_epoch(trainer) or trainer.val_check_batch is None:  # None: by time
         return False
-    if trainer.should_stop or trainer.val_check_batch is None:  # None: by time
-        return bool(trainer.should_stop)
-    done = batch_idx + 1 if every_n_epochs else trainer.fit_loop.total_batch_idx + 1
+    done = batch_idx + 1 if trainer.check_val_every_n_epoch else trainer.fit_loop.total_batch_idx + 1
     return done % trainer.val_check_batch == 0
+
+
+def _validated_epoch(trainer: Trainer) -> bool:
+    every_n_epochs = trainer.check_val_every_n_epoch
+    return trainer.enable_validation and (not every_n_epochs or (trainer.current_epoch + 1) % every_n_epochs == 0)

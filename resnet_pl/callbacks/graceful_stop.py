@@ -82,8 +82,8 @@ class GracefulStop(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves after an epoch."""
-        if self._stopping:
+        """Saves after an epoch; one that is broken off ends the run by itself."""
+        if self._stopping and trainer.is_last_batch:
             self._save(trainer)
 
     @property

@@ -38,40 +38,49 @@ TITLES = {
 }
 HEAD = """# Reliability
 
-What a run does when something goes wrong, and how that was tried. The figures below are written by
-`tests/faults/campaign.py`: `make faults` makes all of them anew, and the test suite a few of each.
+What a run does when something goes wrong, and how that was tested. The figures below are written by
+`tests/faults/campaign.py`: `make faults` produces all of them again, and the test suite runs a few cases of each
+section.
 
-- **Killed, Ctrl-C, SIGTERM, SLURM's requeue signal, a full disk.** `fit --ckpt_path last` goes on, bitwise as if
-  nothing had been. A checkpoint is whole or not there.
+- **Ctrl-C, SIGTERM, SLURM's signal.** The run finishes the optimizer step it is in, saves `last.ckpt` and ends with
+  exit code 130 or 143; a SLURM job is requeued. A validation that has begun is finished first, so allow for its
+  length at the end of a job. A second Ctrl-C ends the run at once and saves nothing.
+- **SIGKILL, a power cut, a full disk, any exception.** Nothing is saved at that moment. State is saved only between
+  two optimizer steps: at the end of an epoch, every 10 minutes within it (`checkpoint.every_minutes`), and after a
+  number of steps if asked for (`checkpoint.every_n_steps`). What came after the last save is repeated. A checkpoint
+  file is complete or absent: it is written beside the old one and renamed.
+- **Resuming.** `fit --ckpt_path last` gives bit for bit the result of a run that was never stopped: weights,
+  optimizer, schedule, averaged weights, best checkpoint, and every row of `metrics.csv` except the times. This holds
+  for `last.ckpt`, and on a CPU or with `--trainer.deterministic true`. `best.ckpt` is written during a validation,
+  which may lie between accumulated batches.
 - **Several processes.** Each step sees the images that one process would see with the whole batch, and an evaluation
-  every image once. They stop together; an error in one ends all, and what was learnt is kept. Told to stop within a
-  validation, they stop after it: give a job's end as much time. BatchNorm measures each process's share of the batch by
-  itself, so a net with it learns a little otherwise than in one process; on GPUs `--trainer.sync_batchnorm true`
-  measures the batch as a whole.
-- **A loss of NaN or infinity.** With `model.on_bad_loss: stop` the run ends at the next logging step and names the
-  first such step, its learning rate, its images and the last good checkpoint: none is written of a net that has gone
-  wrong. Nothing waits for the device in between.
-- **… now and then.** With `model.on_bad_loss: skip` such a batch is left out, in all processes: weights, optimiser and
-  running statistics stay as they were, and its images are named in `bad_batches.csv` of the run folder. Each step then
-  waits for its loss. After 20 such batches in a row, or where the weights are not finite, the run ends.
-- **Gradients that overflow half precision** (`16-mixed`, on a GPU). The scaler leaves the step out and lowers its
-  scale; nothing stops. A scale that only falls ends the run, in words of its own, as does a loss that overflows. On a
-  processor Lightning takes `bf16-mixed` instead.
-- **An image that cannot be read**, or has vanished since the start. `data.on_bad_image: error` names it, `skip` leaves
-  it out, counts it and lists it in `bad_images.txt` of the run folder; more than a tenth of the images (and more than
-  ten) are no accident and end the run. `check-data FOLDER` finds all of them before.
-- **The same run twice.** One seed gives the same losses bit for bit on a processor, with any number of workers;
-  versions, devices, commit and a hash of the data in `sessions.json` tell what was another. On a GPU give
-  `--trainer.deterministic true`: cuDNN looks for no faster algorithms and takes those that repeat, which can be slower.
-  On a processor that changes no bit and costs nothing.
+  sees every image once. A signal to any process stops all of them together, at the latest one step later; an error in
+  one process ends all. BatchNorm uses each process's share of the batch, so a network with BatchNorm trains slightly
+  differently than in one process; on GPUs `--trainer.sync_batchnorm true` uses the whole batch.
+- **A loss of NaN or infinity.** The run ends at the next logging step, or before the next checkpoint is saved if that
+  comes first. The message names the first such step, its learning rate, its images and the last good checkpoint;
+  `bad_batches.csv` in the run folder lists all images of that batch. No checkpoint of a state that is not finite is
+  saved. Nothing waits for the device between logging steps.
+- **Gradients that overflow half precision** (`16-mixed`, on a GPU). The gradient scaler skips the step and lowers its
+  scale; training continues. If the scale only falls, the run ends with a message of its own. On a CPU Lightning uses
+  `bf16-mixed` instead.
+- **An image that cannot be read**, or was removed after the start. `data.on_bad_image: error` stops and names it;
+  `skip` leaves it out, counts it and lists it in `bad_images.txt` of the run folder. If more than a tenth of the
+  images (and more than ten) cannot be read, the run ends. `check-data FOLDER` finds all of them beforehand.
+- **The same run twice.** One seed gives the same losses bit for bit on a CPU, with any number of workers; versions,
+  devices, commit and a hash of the data in `sessions.json` tell what was different. On a GPU use
+  `--trainer.deterministic true`: cuDNN then selects deterministic algorithms, which can be slower. On a CPU it
+  changes nothing and costs nothing.
 
-Not survived, and known:
+Known limits:
 
-- SIGKILL in the millisecond between an epoch's `last.ckpt` and its last row of `metrics.csv` loses that row, no step.
-- Workers that torchrun has started anew sometimes look for each other at the old address, and need another restart.
-- MixUp and CutMix find each image's partner in the process's own share of a batch: there several processes learn
-  otherwise than one.
-- No checksum tells of weights that were changed on purpose: such a checkpoint is read as it is.
+- SIGKILL within the millisecond between an epoch's `last.ckpt` and that epoch's row of times in `metrics.csv` loses
+  this row, but no step.
+- SIGKILL while a checkpoint is being written leaves a hidden file `.last.ckpt.*` beside it, which can be deleted.
+- Workers that torchrun has restarted sometimes look for each other at the old address, and need another restart.
+- MixUp and CutMix choose each image's partner within the process's own share of a batch: several processes train
+  differently than one.
+- Weights that were changed on purpose are not detected: no checksum covers them.
 """
 # Why something is not survived, by words of it.
 REASONS: dict[str, str] = {}
