@@ -39,6 +39,7 @@ class Watch(Checkpoint):  # after all other callbacks
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_two_processes_warm_up_and_resume(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(CODE)

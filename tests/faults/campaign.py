@@ -78,6 +78,8 @@ Known limits:
   this row, but no step.
 - SIGKILL while a checkpoint is being written leaves a hidden file `.last.ckpt.*` beside it, which can be deleted.
 - Workers that torchrun has restarted sometimes look for each other at the old address, and need another restart.
+- SIGTERM to one of several processes in the moment before the first step can abort it, and the others wait until their
+  launcher ends them. Nothing is lost.
 - MixUp and CutMix choose each image's partner within the process's own share of a batch: several processes train
   differently than one.
 - Weights that were changed on purpose are not detected: no checksum covers them.

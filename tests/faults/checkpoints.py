@@ -1,4 +1,8 @@
-"""Damaged and hostile checkpoints: refused in a line or two, or harmless; nothing in them is ever executed."""
+"""Damaged and hostile checkpoints: refused in a line or two, or harmless; nothing in them is ever executed.
+
+Bytes that were damaged are always noticed. Content that was changed and saved again can be an error within Lightning,
+which is told in two lines too.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ def trial(reference: Reference, rng: random.Random, folder: Path) -> dict[str, A
     """Tests with a mutated checkpoint.
 
     Returns:
-        `kind` of the mutation; `outcome`: refused, same or other results; `failed`, in words or None.
+        `kind` of the mutation; `outcome`: refused, an error, same or other results; `failed`, in words or None.
     """
     folder.mkdir(parents=True)
     path, mark = folder / "a.ckpt", folder / "executed"
@@ -76,6 +80,8 @@ def trial(reference: Reference, rng: random.Random, folder: Path) -> dict[str, A
             found["failed"] = f"{detail}: other results, and not a word"
     elif ended.told():
         found["outcome"], found["said"] = "refused", ended.message[0]
+    elif kind == "content" and ended.unexpected():
+        found["outcome"], found["said"] = "error", ended.message[0]
     else:
         found["outcome"], found["failed"] = "failed", f"{detail}: exit code {ended.code}: {ended.err[-600:]}"
     if mark.exists():
@@ -184,13 +190,13 @@ def _spoil(content: dict[str, Any], rng: random.Random) -> str:
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Figures, as lines of Markdown."""
-    lines = ["| damage | tried | refused in a line or two | without effect | other results | not survived |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ["refused in a line or two", "an error in two lines", "without effect", "other results", "not survived"]
+    lines = [f"| damage | tried | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for kind in [*BYTES, "content", "hostile"]:
         of_kind = [row for row in rows if row["kind"] == kind]
         outcomes = Counter(row["outcome"] for row in of_kind)
         failed = sum(row["failed"] is not None for row in of_kind)
-        cells = [len(of_kind), outcomes["refused"], outcomes["same"], outcomes["other"], failed]
+        cells = [len(of_kind), *(outcomes[name] for name in ("refused", "error", "same", "other")), failed]
         lines.append(f"| {kind} | {' | '.join(f'{cell:,}' for cell in cells)} |")
     executed = sum("executed" in (row["failed"] or "") for row in rows)
     return [*lines, "", f"Hostile objects executed: {executed}."]

@@ -195,7 +195,7 @@ def _outcome(ended: Ended) -> str:
         return "ran" if ended.code == 0 else "refused"
     if ended.code is None:
         return "too long"
-    if ended.code == 1 and len(ended.message) == 2:
+    if ended.unexpected():
         return "unforeseen"
     return "traceback" if "Traceback" in ended.err else "killed" if ended.code < 0 else "wordy"
 

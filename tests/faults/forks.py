@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.cli.main import main
 
+# Seconds after which the other processes of a training are ended where one has failed, as a launcher does.
+GRACE = 90
 # Exit code of a process that cannot read this project without root's rights.
 UNREADABLE = 77
 # Linux's numbers of the rights that let root read and write every file, and of the layout that `capset` is given.
@@ -52,6 +54,10 @@ class Ended:
     def told(self) -> bool:
         """Whether it was refused as it should be: exit code 2 and a line or two."""
         return self.code == 2 and 1 <= len(self.message) <= 2 and "Traceback" not in self.err
+
+    def unexpected(self) -> bool:
+        """Whether it ended with an error that is no mistake of the user's, told in two lines."""
+        return self.code == 1 and len(self.message) == 2 and "Traceback" not in self.err
 
 
 def command(
@@ -144,14 +150,15 @@ def with_permissions(work: Callable[[], int]) -> Callable[[], int]:
 def _wait(
     children: list[int], kill: tuple[float, signal.Signals] | None, rank: int | None, start: float, patience: float
 ) -> list[int | None]:
-    """The statuses of all processes; None for those that had to be ended."""
+    """The statuses of all processes; None for those that had to be ended for their time."""
     statuses: dict[int, int] = {}
     while len(statuses) < len(children):
+        passed = time.perf_counter() - start
         for child in children:
             if child not in statuses:
                 done, status = os.waitpid(child, os.WNOHANG)
                 statuses |= {child: status} if done else {}
-        passed = time.perf_counter() - start
+                patience = min(patience, passed + GRACE) if done and status else patience
         if kill and passed >= kill[0] and len(statuses) < len(children):
             if rank is None:
                 # Power that fails, Ctrl-C and a scheduler meet its workers too.
@@ -161,9 +168,11 @@ def _wait(
             kill = None
         if passed > patience:
             os.killpg(children[0], signal.SIGKILL)
+            failed = bool(statuses)
             for child in children:
                 if child not in statuses:
-                    os.waitpid(child, 0)
+                    _, status = os.waitpid(child, 0)
+                    statuses |= {child: status} if failed else {}
             break
         time.sleep(0.002)
     return [statuses.get(child) for child in children]

@@ -94,8 +94,14 @@ def test_an_odd_end_of_a_killed_run_is_noticed(
     codes: tuple[int, ...], number: str, rank: int | None, fits: bool
 ) -> None:
     ended = Ended(codes[0], "", "", 1.0, codes)
-    assert (kills._odd(ended, signal.Signals[number], rank) is None) == fits
-    assert kills._odd(replace(ended, err="Traceback"), signal.Signals[number], rank)
+    assert (kills._odd(ended, signal.Signals[number], rank, began=True) is None) == fits
+    assert kills._odd(replace(ended, err="Traceback"), signal.Signals[number], rank, began=True)
+
+
+def test_processes_that_meet_lightning_s_handler_may_abort_before_the_first_step() -> None:
+    ended = Ended(-9, "", "", 1.0, (-9, -6))
+    assert kills._odd(ended, signal.SIGTERM, 1, began=False) is None
+    assert kills._odd(ended, signal.SIGTERM, 1, began=True) and kills._odd(ended, signal.SIGINT, 1, began=False)
 
 
 def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: Path) -> None:
@@ -146,6 +152,7 @@ def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: P
 def test_how_a_process_ended(code: int | None, err: str, told: bool, outcome: str) -> None:
     ended = Ended(code, "", err, 1.0)
     assert ended.told() is told and configs._outcome(ended) == outcome
+    assert ended.unexpected() == (outcome == "unforeseen")
 
 
 @pytest.mark.parametrize(
