@@ -78,7 +78,7 @@ TIMES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "error"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("error", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("times", TIMES)
 def test_stopped_anywhere(times: str, how: str, tmp_path: Path) -> None:
     settings = TIMES[times]
