@@ -41,6 +41,8 @@ class GracefulStop(Checkpoint):
     # ------------------------------------------------------------------------------------ training
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces Lightning's signal handlers, which it puts back itself in the end."""
+        self.received.clear()
+        self._agreed = self._saved = False
         numbers = [signal.SIGINT, signal.SIGTERM]
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if SLURMEnvironment.detect() and getattr(environment, "auto_requeue", True):

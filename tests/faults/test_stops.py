@@ -78,8 +78,14 @@ TIMES: dict[str, dict[str, Any]] = {
 }
 
 
+# The others come to the same places in other ways.
+RARE = ("epochs, validated each second", "steps, not validated", "steps, accumulated")
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("error", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize(
+    "times", [pytest.param(name, marks=[pytest.mark.slow] if name in RARE else []) for name in TIMES]
+)
 def test_stopped_anywhere(times: str, how: str, tmp_path: Path) -> None:
     settings = TIMES[times]
     fit(tmp_path / "whole", **settings)

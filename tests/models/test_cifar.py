@@ -18,7 +18,9 @@ CIFAR = {
 }
 
 
-@pytest.mark.parametrize("depth", CIFAR)
+@pytest.mark.parametrize(
+    "depth", [pytest.param(depth, marks=[pytest.mark.slow] if depth == 1202 else []) for depth in CIFAR]
+)
 def test_parameters_and_multiply_adds(depth):
     rows, digits = CIFAR[depth]
     for shortcut, (parameters, mega) in zip("ABC", rows, strict=True):
