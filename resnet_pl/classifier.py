@@ -23,7 +23,7 @@ from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import average_scores
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.pretrained import fetch_weights, find_head, load_weights, set_num_classes
-from resnet_pl.optim import Schedule, ScheduledLR, Share, fuse, make_scheduler, parameter_groups
+from resnet_pl.optim import Schedule, ScheduledLR, Share, make_optimizer, make_scheduler
 from resnet_pl.utils import tell
 
 
@@ -153,8 +153,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the configuration, and the schedule, which makes a step after every optimizer step."""
-        optimizer = self.optimizer(parameter_groups(self, self.hparams.decay_norm_and_bias))
-        fuse(optimizer)  # one kernel a step
+        optimizer = make_optimizer(self.optimizer, self, self.hparams.decay_norm_and_bias)
         if self.hparams.base_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.effective_batch_size / self.hparams.base_batch_size

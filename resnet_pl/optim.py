@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +40,12 @@ class Schedule:
     milestones: list[NonNegativeFloat] = field(default_factory=list)
     factor: PositiveFloat = 0.1
     patience: PositiveInt = 10
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            # jsonargparse takes null for a value of any type.
+            if value is None:
+                raise ValueError(f"model.schedule.{name} is null\nremove it to use the default")
 
 
 class ScheduledLR(LambdaLR):
@@ -134,6 +141,24 @@ def make_scheduler(optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -
         batches = data.batches_per_epoch
     # Lightning makes a step at the end of an epoch, however few batches have been accumulated.
     return ScheduledLR(optimizer, schedule, total, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def make_optimizer(
+    factory: Callable[[list[dict[str, Any]]], Optimizer], model: nn.Module, decay_norm_and_bias: bool
+) -> Optimizer:
+    """The optimizer of a model, its step fused; raises UserError for an argument that the optimizer refuses.
+
+    Args:
+        factory: makes an optimizer of parameter groups.
+        model: see `parameter_groups`.
+        decay_norm_and_bias: see `parameter_groups`.
+    """
+    try:
+        optimizer = factory(parameter_groups(model, decay_norm_and_bias))
+    except ValueError as error:
+        raise UserError(f"model.optimizer: {error}") from error
+    fuse(optimizer)
+    return optimizer
 
 
 def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:

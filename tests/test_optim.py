@@ -259,6 +259,18 @@ def test_the_rate_is_scaled_with_the_effective_batch_where_asked(accumulate, exp
     assert seen.found == [expected] * 4
 
 
+def test_what_the_optimizer_refuses_is_a_mistake_of_the_user():
+    module = classifier(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=-0.1))
+    with pytest.raises(UserError, match=r"model\.optimizer: Invalid learning rate: -0\.1"):
+        trainer().fit(module, datamodule=Tiny())
+
+
+@pytest.mark.parametrize("name", ["shape", "unit", "warmup", "milestones", "factor", "patience"])
+def test_a_value_of_the_schedule_cannot_be_null(name):
+    with pytest.raises(ValueError, match=rf"model\.schedule\.{name} is null"):
+        Schedule(**{name: None})
+
+
 # ------------------------------------------------------------------------------------ parameter groups
 
 

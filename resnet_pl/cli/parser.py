@@ -147,7 +147,7 @@ class ProjectCLI(LightningCLI):
                 args=request.args,
                 run=False,
             )
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
             # What a constructor refuses.
             raise UserError(common_message(error) or parser_message(str(error))) from error
 

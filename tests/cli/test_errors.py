@@ -353,7 +353,7 @@ def test_common_errors_come_with_the_way_out(error: Exception, words: str | None
 
 
 def test_an_error_of_a_worker_is_told_in_its_own_words() -> None:
-    traceback = 'Original Traceback (most recent call last):\n  File "/home/a, b/net.py", line 7, in forward\n'
+    traceback = 'Original Traceback (most recent call last):\n  File "/models/a, b/net.py", line 7, in forward\n'
     error = RuntimeError(f"Caught KeyError in DataLoader worker process 0.\n{traceback}KeyError: 7\n")
     assert unexpected_message(error).startswith("KeyError: 7 (net.py, line 7)\n")
 
