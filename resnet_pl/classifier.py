@@ -69,7 +69,7 @@ class ImageClassifier(LightningModule):
         if loss is not None and label_smoothing:
             raise ValueError("model.label_smoothing is for cross-entropy: remove it, or remove model.loss")
         self.backbone, self.normalize = backbone, Normalize()
-        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         self.weights, self.optimizer = weights, optimizer
         # In a checkpoint of a network made in Python, the schedule is a mapping.
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule

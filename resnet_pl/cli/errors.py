@@ -1,13 +1,20 @@
-"""The parser's messages and the most common errors of torch and Lightning, in a line or two."""
+"""The most common errors of torch and Lightning in a line or two, and what else of theirs is shown."""
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 import sysconfig
+import threading
 import traceback
+import warnings
 from pathlib import Path
 
+from jsonargparse import Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from resnet_pl.utils import UserError
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 # Type and message of an error, and what is said instead.
@@ -31,6 +38,13 @@ COMMON = {
         "another process of this run has ended, its message says why, or can no longer be reached\n"
         "checkpoints written before are complete, resume with fit --ckpt_path last",
 }  # fmt: skip
+
+# Warnings of Lightning that nobody can act on here.
+NOISE = [
+    "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
+    "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
+    "callbacks used to create the checkpoint need",
+]  # fmt: skip
 
 
 def common_message(error: Exception) -> str | None:
@@ -57,3 +71,25 @@ def unexpected_message(error: Exception) -> str:
     own = [place for place in places if not place[0].startswith(("<", *LIBRARIES))] or places[-1:]
     where = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
     return f"{what}{where}\nadd --debug to see the whole traceback"
+
+
+def check_trainer(settings: Namespace) -> None:
+    """Refuses what Lightning takes, and fails at or misreads much later."""
+    for key in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"):
+        value = settings[key]
+        if isinstance(value, int | float) and value <= 0:
+            hint = "\nto train without validation use --trainer.limit_val_batches 0" if "val" in key else ""
+            raise UserError(f"trainer.{key}: {value} is out of range, it must be above 0{hint}")
+    for key in ("max_epochs", "max_steps"):
+        if settings[key] == 0:
+            raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or use -1 for no limit")
+
+
+def quiet() -> None:
+    """Hides what Lightning says at every start and nobody can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    # A thread, such as TensorBoard's writer at a full disk, hands its error to the main thread, which reports it.
+    threading.excepthook = lambda args: print(f"note: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
@@ -17,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -37,7 +34,7 @@ from resnet_pl.callbacks import (
     Throughput,
 )
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.errors import common_message
+from resnet_pl.cli.errors import check_trainer, common_message, quiet
 from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
 from resnet_pl.load import config_file
 from resnet_pl.request import Request
@@ -45,12 +42,6 @@ from resnet_pl.utils import UserError, on_rank_zero, program, shorten_help
 
 CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
 TF32 = "whether a GPU may round factors of float32 products to 10 bits, which is several times faster; sums stay exact"
-# Warnings of Lightning that nobody can act on here.
-NOISE = [
-    "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
-    "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
-    "callbacks used to create the checkpoint need",
-]  # fmt: skip
 
 
 def run(request: Request, subcommand: ModuleType) -> int:
@@ -60,15 +51,16 @@ def run(request: Request, subcommand: ModuleType) -> int:
         request: the command line.
         subcommand: its module, with `add_arguments(parser, name)` and `run(cli)`.
     """
-    _quiet()
+    quiet()
     try:
         # In a context of its own: jsonargparse would keep network, data and worker processes until the next command.
         copy_context().run(lambda: subcommand.run(ProjectCLI(request, subcommand)))
     except UserError:
         raise
     except SystemExit as end:
-        # Lightning's own code after Ctrl-C.
-        raise KeyboardInterrupt if end.code == 1 else end from end
+        if end.code == 1:  # Lightning's own after Ctrl-C
+            raise KeyboardInterrupt from end
+        raise
     except Exception as error:
         if message := common_message(error):
             raise UserError(message) from error
@@ -217,7 +209,7 @@ class ProjectCLI(LightningCLI):
         """Adds loggers, checkpoints and reports to what the configuration names."""
         settings = self.config_init
         config = settings["trainer"]
-        _check_trainer(config)
+        check_trainer(config)
         if torch.cuda.is_available():
             torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
             torch.backends.cudnn.allow_tf32 = settings["tf32"]
@@ -300,25 +292,3 @@ def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _check_trainer(settings: Namespace) -> None:
-    """Refuses what Lightning takes, and fails at or misreads much later."""
-    for key in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"):
-        value = settings[key]
-        if isinstance(value, int | float) and value <= 0:
-            hint = "\nto train without validation use --trainer.limit_val_batches 0" if "val" in key else ""
-            raise UserError(f"trainer.{key}: {value} is out of range, it must be above 0{hint}")
-    for key in ("max_epochs", "max_steps"):
-        if settings[key] == 0:
-            raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or use -1 for no limit")
-
-
-def _quiet() -> None:
-    """Hides what Lightning says at every start and nobody can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
-    # A thread, such as TensorBoard's writer at a full disk, hands its error to the main thread, which reports it.
-    threading.excepthook = lambda args: print(f"note: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr)
