@@ -24,7 +24,7 @@ emptied between seeds. Tested is the best checkpoint by validation, or the last 
 """
 
 
-def measure(config: str, seed: int, views: str, extra: Sequence[str]) -> list[float]:
+def measure(config: str, seed: int, tta: str, extra: Sequence[str]) -> list[float]:
     """Trains and tests with a seed; returns test top-1 and the seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         where = ["--trainer.default_root_dir", folder, "--name", "seed"]
@@ -34,7 +34,7 @@ def measure(config: str, seed: int, views: str, extra: Sequence[str]) -> list[fl
         seconds = time.perf_counter() - start
         run = Path(folder) / "seed" / "version_0"
         best, last = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-        if cli.main(["test", "--ckpt_path", str(best if best.exists() else last), "--views", views]):
+        if cli.main(["test", "--ckpt_path", str(best if best.exists() else last), "--tta", tta]):
             raise SystemExit("testing failed")
         return [json.loads((run / "results.json").read_text())["top1"], seconds]
 
@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--config", default="configs/digits.yaml", help="what is trained")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    parser.add_argument("--views", default="single", help="as `test` has them")
+    parser.add_argument("--tta", default="none", help="as `test` has them")
     parser.add_argument("--state", type=Path, help="file that keeps each seed's figures: what was stopped goes on")
     options, extra = parser.parse_known_args(argv)
-    kept = Kept(options.state, f"{options.config} {options.views} {' '.join(extra)}, {commit()}")
-    one = partial(measure, options.config, views=options.views, extra=extra)
+    kept = Kept(options.state, f"{options.config} {options.tta} {' '.join(extra)}, {commit()}")
+    one = partial(measure, options.config, tta=options.tta, extra=extra)
     found = [kept(f"seed {seed}", partial(one, seed=seed)) for seed in range(options.seeds)]
     scores, times = zip(*found, strict=True)
     rows = [[seed, f"{top1:.2%}", f"{seconds:.1f}"] for seed, (top1, seconds) in enumerate(found)]

@@ -74,12 +74,12 @@ def kept(depth: int, checkpointed: bool) -> int:
     """Bytes of activations that `summary` counts for an image."""
     import torch
 
-    from resnet_pl.analysis.complexity import count
+    from resnet_pl.analysis.complexity import count_costs
     from resnet_pl.models import cifar_resnet
 
     with torch.device("meta"):
         net = cifar_resnet(depth, checkpoint_activations=checkpointed)
-    return sum(layer.activations for layer in count(net, 32))
+    return sum(layer.activations for layer in count_costs(net, 32))
 
 
 if __name__ == "__main__":

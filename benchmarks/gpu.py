@@ -21,7 +21,7 @@ import torch
 from benchmarks.report import Kept, arguments, command, commit, report, table, take_turns
 from benchmarks.steps import Noise, Stopwatch, bare, build, fit, now, ready, unseen_terminal
 from resnet_pl import models
-from resnet_pl.analysis.complexity import count
+from resnet_pl.analysis.complexity import count_costs
 from resnet_pl.cli.parser import ProjectCLI
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given = (options.size, options.batch, options.steps)
             size, batch, steps = (own or usual for own, usual in zip(given, NETS[name], strict=True))
             with torch.device("meta"):
-                adds = sum(layer.multiply_adds for layer in count(getattr(models, name)(), size))
+                adds = sum(layer.multiply_adds for layer in count_costs(getattr(models, name)(), size))
             one = partial(measure, name, precision, size, batch, steps, options.rounds)
             found = kept(f"{name} {precision} {size} {batch} {steps}", one)
             for way, each in found.items():

@@ -21,14 +21,14 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.report import alone, arguments, command, report, table, take_turns
-from resnet_pl.data.cache import decoded
+from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import RandomResizedCrop
-from resnet_pl.data.dataset import Photos
+from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import list_images
-from resnet_pl.data.loader import EpochSampler, PhotoLoader
+from resnet_pl.data.loader import ImageFileLoader, ShardedEpochSampler
 
 SIZE, BATCH = 224, 32
-PIL, OURS, CACHED, ALONE = "torchvision ImageFolder, PIL", "ours", "ours, `cache: decoded`", "decoding alone"
+PIL, OURS, CACHED, ALONE = "torchvision ImageFolder, PIL", "ours", "ours, `cache: true`", "decoding alone"
 FLOAT, IO = f"{OURS}, made float here", "torchvision ImageFolder, torchvision.io and v2"
 REDUCED = f"{CACHED}, `cache_side: {round(SIZE * 256 / 224)}`"
 TIMM = "timm create_loader"
@@ -65,12 +65,12 @@ def photo(seed: int, height: int = 375, width: int = 500, slope: float = 1.3, ed
     return (image / image.std() * 50 + 120).clamp(0, 255).to(torch.uint8)
 
 
-def ours(root: Path, names: list[str], cache: str, side: str) -> PhotoLoader:
+def ours(root: Path, names: list[str], cache: str, side: str) -> ImageFileLoader:
     """Our loader, as the command line has it on a processor."""
-    photos = Photos(root, names, [0] * len(names), SIZE, RandomResizedCrop())
+    photos = ImageFileDataset(root, names, [0] * len(names), SIZE, RandomResizedCrop())
     if side in (CACHED, REDUCED):
-        photos.cache = decoded(root, names, round(SIZE * 256 / 224) if side == REDUCED else None, cache)
-    return PhotoLoader(photos, EpochSampler(len(photos)), BATCH)
+        photos.cache = open_cache(root, names, round(SIZE * 256 / 224) if side == REDUCED else None, cache)
+    return ImageFileLoader(photos, ShardedEpochSampler(len(photos)), BATCH)
 
 
 def theirs(root: Path, side: str) -> DataLoader:

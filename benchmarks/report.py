@@ -25,7 +25,7 @@ TARGETS = {
     "epoch": ("an epoch of CIFAR-10, speed over the classical script's", "≥ 1.2"),
     "compiled": ("the same with `--model.compile true`", "≥ 1.5"),
     "loader": ("photos a second and core, over torchvision's ImageFolder with PIL", "≥ 1.8"),
-    "cached": ("the same with `--data.cache decoded`", "≥ 6"),
+    "cached": ("the same with `--data.cache true`", "≥ 6"),
     "help": ("`--help`, processor time", "≤ 0.5 s"),
     "fit help": ("`fit --help`, processor time over the imports'", "≤ 0.5 s"),
     "resnet50": ("ResNet-50, bf16, compiled, on a GPU: `fit`, speed over the bare compiled loop's", "≥ 0.97"),
@@ -42,8 +42,8 @@ Each section is written by the script it names, with `--record`, and with it the
 
 {START}{END}
 What is not measured needs a GPU: `python benchmarks/gpu.py --record`, and for the last three
-`python benchmarks/accuracy.py --config FILE --seeds 10 --views flip --record` with the file of `configs/` that is meant
-(`recipes/cifar10-94.yaml`, `recipes/cifar10-96.yaml`; `paper/cifar10.yaml` without `--views`).
+`python benchmarks/accuracy.py --config FILE --seeds 10 --tta flip --record` with the file of `configs/` that is meant
+(`recipes/cifar10-94.yaml`, `recipes/cifar10-96.yaml`; `paper/cifar10.yaml` without `--tta`).
 """
 
 
@@ -78,10 +78,10 @@ def report(
 
 
 def commit() -> str | None:
-    """As `runs.commit`, but that the pages written here do not make it dirty."""
+    """As `runs.git_commit`, but that the pages written here do not make it dirty."""
     own = [f":!{path.relative_to(PROJECT)}" for path in (PAGE, README) if path.is_relative_to(PROJECT)]
     words = ["git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no", "--", ".", *own]
-    name = runs.commit()
+    name = runs.git_commit()
     # Without a name there may be no git either.
     if name is None or subprocess.run(words, capture_output=True, check=False).stdout:
         return name

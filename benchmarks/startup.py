@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         turns = take_turns({name: partial(run, SIDES[name], folder) for name in names}, options.rounds)
     medians = {name: [statistics.median(each) for each in zip(*found, strict=True)] for name, found in turns.items()}
     base = medians.get(IMPORTS, [0.0])[0]
-    importing = list(SIDES)[list(SIDES).index(IMPORTS) + 1 :]
+    gc_paused = list(SIDES)[list(SIDES).index(IMPORTS) + 1 :]
     rows = [
-        [name, f"{used:.2f}", f"{seconds:.2f}", f"{used - base:+.2f}" if base and name in importing else ""]
+        [name, f"{used:.2f}", f"{seconds:.2f}", f"{used - base:+.2f}" if base and name in gc_paused else ""]
         for name, (used, seconds) in medians.items()
     ]
     head = ["", "processor time, s", "clock, s", "over the importing, s"]

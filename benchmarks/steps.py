@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli import parser, train
 from resnet_pl.cli.parser import ProjectCLI
+from resnet_pl.command_line import CommandLine
 from resnet_pl.data import ImageDataModule, TensorDataModule
 from resnet_pl.data.batch_transforms import PadCrop, RandomFlip
 from resnet_pl.data.loader import Batch
-from resnet_pl.data.tensors import TensorImages
+from resnet_pl.data.tensors import TensorImageDataset
 from resnet_pl.optim import fuse
-from resnet_pl.request import Request
 
 
 class Noise(TensorDataModule):
@@ -41,13 +41,13 @@ class Noise(TensorDataModule):
         super().__init__(val_split=0, test_split=0, batch_transforms=transforms, **kwargs)
         self.count = count
 
-    def read(self) -> dict[str, TensorImages]:
+    def read(self) -> dict[str, TensorImageDataset]:
         """See `TensorDataModule.read`."""
         self.classes = [str(number) for number in range(10)]
         generator = torch.Generator().manual_seed(0)
         shape = (self.count, 3, self.image_size, self.image_size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        return {"train": TensorImages(images, torch.arange(self.count) % 10, [str(i) for i in range(self.count)])}
+        return {"train": TensorImageDataset(images, torch.arange(self.count) % 10, [str(i) for i in range(self.count)])}
 
 
 class Nothing(nn.Module):
@@ -82,7 +82,7 @@ def build(folder: str, *options: str) -> ProjectCLI:
     """
     built: list[ProjectCLI] = []
     subcommand: Any = SimpleNamespace(add_arguments=train.add_arguments, run=built.append)
-    parser.run(Request(["fit", *options, "--trainer.default_root_dir", folder]), subcommand)
+    parser.run(CommandLine(["fit", *options, "--trainer.default_root_dir", folder]), subcommand)
     return built[0]
 
 
@@ -193,7 +193,7 @@ def bare(
             batch = data.augment(Batch(*(part.to(device) if isinstance(part, Tensor) else part for part in batch)))
             optimizer.zero_grad()
             with context():
-                loss = model.loss(model(batch.images), batch.labels)
+                loss = model.criterion(model(batch.images), batch.labels)
             loss.backward()
             optimizer.step()
             if watch.tick(device):

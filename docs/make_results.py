@@ -20,8 +20,8 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
 from resnet_pl.analysis.curves import training_curves
-from resnet_pl.reports.comparison import error_over_depth, grouped, markdown, named
-from resnet_pl.reports.records import PAPER_ITERATIONS, duration, read_run, read_runs
+from resnet_pl.reports.comparison import error_over_depth, group_runs, label_groups, markdown
+from resnet_pl.reports.run_reader import PAPER_ITERATIONS, duration, read_run, read_runs
 from resnet_pl.utils import UserError
 
 HEAD = """# Results
@@ -41,7 +41,7 @@ def record(path: Path) -> dict[str, Any]:
         "name": run.config["name"],
         "net": run.net,
         "data": run.data,
-        "epochs": len(run.metrics["epoch_seconds"][0]),
+        "epochs": len(run.metrics["throughput/epoch_seconds"][0]),
         "iterations": run.iterations,
         "seconds": round(run.seconds),
         "images_per_second": round(run.images_per_second),
@@ -67,8 +67,8 @@ def record_study(name: str, folder: Path) -> dict[str, Any]:
     runs, lines = read_runs([folder])
     for line in lines:
         print(line)
-    groups = grouped(runs)
-    training_curves(named(groups), DOCS / "images" / f"{name}_curves.png")
+    groups = group_runs(runs)
+    training_curves(label_groups(groups), DOCS / "images" / f"{name}_curves.png")
     error_over_depth(groups, DOCS / "images" / f"{name}_nets.png")
     sessions, log = [run.sessions[0] for run in runs], folder / "logs" / "sweep.log"
     return {
@@ -141,7 +141,7 @@ def section(facts: dict[str, Any]) -> str:
             f"this run made {facts['iterations']:,}. At its speed the whole schedule takes {hours:.1f} hours.\n"
         )
     views = ", ".join(f"{views} {top1:.2%}" for views, top1 in facts.get("other_views", {}).items())
-    views = f"\nThe same checkpoint looked at otherwise (`test --views`): {views}.\n" if views else ""
+    views = f"\nThe same checkpoint looked at otherwise (`test --tta`): {views}.\n" if views else ""
     return f"""
 ## {name}: {facts["net"]} on {facts["data"]}
 

@@ -20,14 +20,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from resnet_pl import __version__
 from resnet_pl._compat import INSTANTIATOR
 from resnet_pl._renamed import upgrade_checkpoint, upgrade_path
-from resnet_pl.run_dir import arguments
-from resnet_pl.utils import UserError, replacing
+from resnet_pl.run_dir import get_init_args
+from resnet_pl.utils import UserError, atomic_write
 
 # Where a checkpoint keeps what this project adds to Lightning's own keys.
-KEY = "resnet_pl"
-FORMAT = 2
+METADATA_KEY = "resnet_pl"
+FORMAT = 3
 # What a checkpoint holds, and of which kind: another is damaged, in a way that no checksum of a file tells.
-SECTIONS: dict[str, type | tuple[type, ...]] = {
+SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     "state_dict": dict,
     "epoch": int,
     "global_step": int,
@@ -36,14 +36,14 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
     "hyper_parameters": (dict, type(None)),
     "optimizer_states": (list, type(None)),
     "lr_schedulers": (list, type(None)),
-    KEY: dict,
+    METADATA_KEY: dict,
 }
-CONTENTS = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
+METADATA_TYPES = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
 # Sections that rebuild a net and its data; how and where it was trained is of no concern to a test.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 
 
-def contents(config: dict[str, Any] | None, provenance: dict[str, Any] | None) -> dict[str, Any]:
+def build_metadata(config: dict[str, Any] | None, provenance: dict[str, Any] | None) -> dict[str, Any]:
     """The part of a checkpoint that makes it self-contained; plain types only, so that reading it executes nothing.
 
     Args:
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
     return {"resnet_pl": __version__, **found, "python": platform.python_version()}
 
 
-def make_plain(hparams: MutableMapping[str, Any]) -> None:
+def to_plain_hparams(hparams: MutableMapping[str, Any]) -> None:
     """Replaces objects in hyperparameters, in place, by the plain description the command line would have given.
 
     A backbone that knows its own arguments becomes `class_path` and `init_args`; other objects are removed, and
@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             where = damaged if len(damaged) < 100 and damaged.isprintable() else "the name of a part"
-            raise UserError(f"the checkpoint {path} is damaged ({where})\n{_newest_beside(path)}")
+            raise UserError(f"the checkpoint {path} is damaged ({where})\n{_newest_valid_sibling(path)}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise
@@ -111,7 +111,9 @@ def read(path: Path) -> dict[str, Any]:
     # The readers raise a dozen kinds of error for a damaged file.
     except Exception as error:
         size = path.stat().st_size
-        raise UserError(f"{path} is truncated or no checkpoint ({size} bytes)\n{_newest_beside(path)}") from error
+        raise UserError(
+            f"{path} is truncated or no checkpoint ({size} bytes)\n{_newest_valid_sibling(path)}"
+        ) from error
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise UserError(
             f"{path} is no checkpoint of a run, perhaps a net's weights alone\n"
@@ -123,20 +125,24 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check_sections(checkpoint: Mapping[str, Any], path: Path) -> None:
-    own = checkpoint.get(KEY)
+    own = checkpoint.get(METADATA_KEY)
     if own is None:  # another project's
         return
-    found = [(key, checkpoint.get(key), kind) for key, kind in SECTIONS.items()]
-    found += [(f"{KEY}.{key}", own.get(key), kind) for key, kind in CONTENTS.items()] if isinstance(own, dict) else []
+    found = [(key, checkpoint.get(key), kind) for key, kind in SECTION_TYPES.items()]
+    found += (
+        [(f"{METADATA_KEY}.{key}", own.get(key), kind) for key, kind in METADATA_TYPES.items()]
+        if isinstance(own, dict)
+        else []
+    )
     if isinstance(checkpoint.get("state_dict"), dict):
         found += [(f"state_dict.{key}", value, torch.Tensor) for key, value in checkpoint["state_dict"].items()]
     for name, value, kind in found:
         if not isinstance(value, kind) or isinstance(value, bool):
             what = "not there" if value is None else f"a {type(value).__name__}"
-            raise UserError(f"the checkpoint {path} is damaged: its {name} is {what}\n{_newest_beside(path)}")
+            raise UserError(f"the checkpoint {path} is damaged: its {name} is {what}\n{_newest_valid_sibling(path)}")
 
 
-def _newest_beside(path: Path) -> str:
+def _newest_valid_sibling(path: Path) -> str:
     others = (other for other in path.parent.glob("*.ckpt") if other != path)
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
         with suppress(Exception), zipfile.ZipFile(other) as archive:
@@ -154,7 +160,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
     Raises:
         UserError: the checkpoint was written by another project, or in a format that is not known.
     """
-    own = checkpoint.get(KEY)
+    own = checkpoint.get(METADATA_KEY)
     if own is None:
         raise UserError(f"{path} was not written by this project\ntake its weights alone with --model.weights {path}")
     if not 1 <= own["format"] <= FORMAT:
@@ -168,7 +174,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
     # What the network has learned from the data, its classes, is in the hyperparameters alone.
     config["model"] = {
         "class_path": model.get("class_path", "resnet_pl.ImageClassifier"),
-        "init_args": without_pretrained({**arguments(model), **hparams}),
+        "init_args": strip_pretrained_args({**get_init_args(model), **hparams}),
     }
     if subcommand == "fit":
         return config
@@ -178,7 +184,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
     return chosen
 
 
-def without_pretrained(model: dict[str, Any]) -> dict[str, Any]:
+def strip_pretrained_args(model: dict[str, Any]) -> dict[str, Any]:
     """A network's arguments with nothing to download: its backbone's own `weights` are in the checkpoint already."""
     backbone = model.get("backbone")
     if isinstance(backbone, dict) and backbone.get("init_args"):
@@ -189,12 +195,12 @@ def without_pretrained(model: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-class SafeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, then renames: a crash or a full disk never harms the file that was there."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """See Lightning's CheckpointIO."""
-        with replacing(Path(path)) as partial:
+        with atomic_write(Path(path)) as partial:
             torch.save(checkpoint, partial)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

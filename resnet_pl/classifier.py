@@ -17,14 +17,14 @@ from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loader import Batch
-from resnet_pl.data.provenance import agree_on_classes
-from resnet_pl.data.rng import keyed_rng
+from resnet_pl.data.provenance import resolve_classes
+from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.metrics import ClassificationMetrics
-from resnet_pl.evaluation.tta import average_scores
+from resnet_pl.evaluation.tta import predict_with_tta
 from resnet_pl.models.normalize import Normalize
-from resnet_pl.models.pretrained import fetch_weights, find_head, load_weights, set_num_classes
-from resnet_pl.optim import Schedule, ScheduledLR, Share, make_optimizer, make_scheduler
-from resnet_pl.utils import tell
+from resnet_pl.models.pretrained import fetch_weights, find_classifier, load_pretrained, reset_classifier
+from resnet_pl.optim import Schedule, ScheduledLR, UnitInterval, make_optimizer, make_scheduler
+from resnet_pl.utils import rank_zero_print
 
 
 class ImageClassifier(LightningModule):
@@ -58,18 +58,18 @@ class ImageClassifier(LightningModule):
         base_batch_size: PositiveInt | None = None,
         decay_norm_and_bias: bool = True,
         loss: nn.Module | None = None,
-        label_smoothing: Share = 0.0,
+        label_smoothing: UnitInterval = 0.0,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings(action="ignore"):  # of modules among the hyperparameters
             self.save_hyperparameters()
-        ckpt.make_plain(self.hparams)  # modules become class_path and init_args, as on the command line
+        ckpt.to_plain_hparams(self.hparams)  # modules become class_path and init_args, as on the command line
         if loss is not None and label_smoothing:
             raise ValueError("model.label_smoothing is for cross-entropy: remove it, or remove model.loss")
         self.backbone, self.normalize = backbone, Normalize()
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         self.weights, self.optimizer = weights, optimizer
         # In a checkpoint of a network made in Python, the schedule is a mapping.
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
@@ -106,19 +106,19 @@ class ImageClassifier(LightningModule):
         fresh = self._trainer_is_attached and self.trainer.ckpt_path is None
         hparams = self.hparams
         # From the data, else as given, else as many as the backbone has.
-        hparams.class_names, hparams.num_classes = agree_on_classes(
+        hparams.class_names, hparams.num_classes = resolve_classes(
             self.datamodule, hparams.class_names, hparams.num_classes, rename=fresh and self.trainer.training
         )
         if self.metrics is not None:
             return
-        num_classes = hparams.num_classes or len(find_head(self.backbone)[1].weight)
-        with keyed_rng(torch.initial_seed(), torch_alone=True):  # the same on any number of processes
-            set_num_classes(self.backbone, num_classes)
+        num_classes = hparams.num_classes or len(find_classifier(self.backbone)[1].weight)
+        with seeded_rng(torch.initial_seed(), torch_only=True):  # the same on any number of processes
+            reset_classifier(self.backbone, num_classes)
         if hparams.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.metrics = ClassificationMetrics(num_classes)
         if fresh and self.weights is not None:
-            tell(load_weights(self.backbone, self.weights, fetch_weights))
+            rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights))
         if fresh and self.datamodule is not None:
             self.normalize.set(*self.datamodule.normalization())
 
@@ -149,7 +149,7 @@ class ImageClassifier(LightningModule):
         every step costs more than the step of a small network.
         """
         logits = self(batch.images)
-        return {"loss": self.loss(logits, batch.labels), "logits": logits.detach()}
+        return {"loss": self.criterion(logits, batch.labels), "logits": logits.detach()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the configuration, and the schedule, which makes a step after every optimizer step."""
@@ -168,7 +168,7 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ evaluation
     def probabilities(self, batch: Batch) -> Tensor:
         """`(N, num_classes)`; with test-time augmentation the mean over the views of each image."""
-        return average_scores(self, batch.images, len(batch.labels))
+        return predict_with_tta(self, batch.images, len(batch.labels))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Updates the metrics."""
@@ -190,7 +190,7 @@ class ImageClassifier(LightningModule):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
                 if isinstance(scheduler, ScheduledLR):
-                    scheduler.observe(self.results["top1"])
+                    scheduler.update_plateau(self.results["top1"])
 
     def on_test_epoch_end(self) -> None:
         """Logs the test metrics."""
@@ -208,4 +208,6 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the checkpoint self-contained: configuration, classes, splits and versions, all plain types."""
         data = self.datamodule
-        checkpoint[ckpt.KEY] = ckpt.contents(self.config, data.provenance() if data is not None else None)
+        checkpoint[ckpt.METADATA_KEY] = ckpt.build_metadata(
+            self.config, data.provenance() if data is not None else None
+        )

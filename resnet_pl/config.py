@@ -70,7 +70,7 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
     for word in args:
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         named = key if equals else expanded[-1] if expanded else ""
-        value = upgrade_value(value)
+        value = upgrade_value(value, named.rpartition(".")[2].rstrip("+"))
         if named.endswith((".backbone", "--backbone", ".class_path")):
             value = full_name(value)
         expanded.append(f"{key}{equals}{value}")

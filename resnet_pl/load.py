@@ -16,7 +16,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.config import PARSER_MODE, expand_arguments
 from resnet_pl.data import ImageDataModule
-from resnet_pl.run_dir import arguments, find_checkpoint, to_yaml
+from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
 
 
 @contextmanager
@@ -64,13 +64,13 @@ def load_run(
     checkpoint = ckpt.read(file)
     config = ckpt.config_of(checkpoint, file, "test")
     if data:
-        config["data"] = {**config["data"], "init_args": arguments(config["data"]) | dict(data)}
+        config["data"] = {**config["data"], "init_args": get_init_args(config["data"]) | dict(data)}
     model, datamodule = build(config, options)
-    model.config = checkpoint[ckpt.KEY]["config"]
+    model.config = checkpoint[ckpt.METADATA_KEY]["config"]
     model.configure_model()
     model.load_state_dict(checkpoint["state_dict"])
     model.eval()
-    if provenance := checkpoint[ckpt.KEY]["data"]:
+    if provenance := checkpoint[ckpt.METADATA_KEY]["data"]:
         datamodule.use_provenance(provenance)
     datamodule.prepare_data()
     datamodule.setup("test")

@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from resnet_pl.utils import UserError
 
-Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1")
+UnitInterval = restricted_number_type(
+    "Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1"
+)
 
 
 @dataclass
@@ -64,13 +66,13 @@ class ScheduledLR(LambdaLR):
         UserError: a cosine or parts of a run without a length, or milestones that are missing or out of order.
     """
 
-    STATE = ("last_epoch", "reductions", "best", "waited")
+    STATE = ("last_epoch", "num_decays", "best", "num_bad_validations")
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float, steps_per_epoch: float) -> None:
         scale = {"epochs": steps_per_epoch, "iterations": 1, "run": total_steps}[schedule.unit]
         self.shape, self.factor, self.patience = schedule.shape, schedule.factor, schedule.patience
         self.total_steps = total_steps
-        self.reductions, self.best, self.waited = 0, -math.inf, 0
+        self.num_decays, self.best, self.num_bad_validations = 0, -math.inf, 0
         if (self.shape == "cosine" or schedule.unit == "run") and not math.isfinite(total_steps):
             what = "shape: cosine" if self.shape == "cosine" else "unit: run"
             raise UserError(
@@ -90,9 +92,9 @@ class ScheduledLR(LambdaLR):
                 f"model.schedule: warmup {schedule.warmup:g} and milestones {schedule.milestones} must be parts of the "
                 "run, from 0 to 1\nset --model.schedule.unit iterations or epochs for other numbers"
             )
-        super().__init__(optimizer, self.share)
+        super().__init__(optimizer, self.lr_factor)
 
-    def share(self, step: int) -> float:
+    def lr_factor(self, step: int) -> float:
         """What the rate is multiplied by at a step, counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
@@ -101,16 +103,18 @@ class ScheduledLR(LambdaLR):
             return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         if self.shape == "step":
             return self.factor ** bisect_right(self.milestones, step)
-        return self.factor**self.reductions
+        return self.factor**self.num_decays
 
-    def observe(self, top1: float) -> None:
+    def update_plateau(self, top1: float) -> None:
         """Takes the result of a validation; `plateau` falls where it should."""
         if self.shape != "plateau":
             return
-        self.best, self.waited = (top1, 0) if top1 > self.best else (self.best, self.waited + 1)
-        if self.waited >= self.patience:
-            self.reductions, self.waited = self.reductions + 1, 0
-            self._set_rates()
+        self.best, self.num_bad_validations = (
+            (top1, 0) if top1 > self.best else (self.best, self.num_bad_validations + 1)
+        )
+        if self.num_bad_validations >= self.patience:
+            self.num_decays, self.num_bad_validations = self.num_decays + 1, 0
+            self._set_lrs()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -119,11 +123,11 @@ class ScheduledLR(LambdaLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from a state; the optimizer's rates become those of the next step."""
         self.__dict__.update({name: state_dict[name] for name in self.STATE})
-        self._set_rates()
+        self._set_lrs()
 
-    def _set_rates(self) -> None:
+    def _set_lrs(self) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * self.share(self.last_epoch)
+            group["lr"] = base * self.lr_factor(self.last_epoch)
 
 
 def make_scheduler(optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -> ScheduledLR:
@@ -191,7 +195,7 @@ def fuse(optimizer: Optimizer) -> None:
     """
     for group in optimizer.param_groups if isinstance(optimizer, SGD | Adam | AdamW) else ():
         unsaid = group["fused"] is None and group["foreach"] is None
-        if not unsaid or group.get("dampening") or not all(map(_fusible, group["params"])):
+        if not unsaid or group.get("dampening") or not all(map(_supports_fused, group["params"])):
             continue
         group["fused"] = True
         if group.get("momentum"):
@@ -199,5 +203,5 @@ def fuse(optimizer: Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def _fusible(parameter: nn.Parameter) -> bool:
+def _supports_fused(parameter: nn.Parameter) -> bool:
     return parameter.requires_grad and parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point()

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from resnet_pl.utils import UserError, replacing
+from resnet_pl.utils import UserError, atomic_write
 
 
-def new_run(root: Path, name: str) -> Path:
+def create_run_dir(root: Path, name: str) -> Path:
     """Makes and returns the next version of a run; two processes never get the same one.
 
     Raises:
@@ -48,7 +48,7 @@ def versions(root: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((int(path.name.removeprefix("version_")), path) for path in folders)
 
 
-def run_of(checkpoint: Path) -> Path | None:
+def run_dir_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint is in, if it is in one."""
     folder = checkpoint.parent if len(checkpoint.parts) > 2 else checkpoint.absolute().parent
     return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
@@ -105,7 +105,7 @@ def _newest(root: Path, name: str | None, which: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
-def launch() -> str | None:
+def job_id() -> str | None:
     """What may start this command anew when it was broken off: torchrun with a job's id, or SLURM."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if job != "none":
@@ -113,12 +113,12 @@ def launch() -> str | None:
     return f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else None
 
 
-def broken_off(root: Path, name: str, command: str) -> Path | None:
+def find_interrupted_run(root: Path, name: str, command: str) -> Path | None:
     """The last checkpoint of the run that this launch started with this very command, and that has not ended.
 
     Every process must come to the same answer by itself, so it is read from the run folder and nothing else.
     """
-    started_by = launch() or ""
+    started_by = job_id() or ""
     # Within one turn of a SLURM job the same command may be meant to start another run.
     anew = started_by.startswith("torchrun") or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     for _, run in reversed(versions(root, name)) if started_by and anew else ():
@@ -132,7 +132,7 @@ def broken_off(root: Path, name: str, command: str) -> Path | None:
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """Writes config.yaml, which `fit --config` takes as it is."""
-    with replacing(run / "config.yaml") as partial:
+    with atomic_write(run / "config.yaml") as partial:
         partial.write_text(to_yaml(config), encoding="utf-8")
 
 
@@ -156,7 +156,7 @@ def to_yaml(config: dict[str, Any]) -> str:
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def arguments(section: Any) -> dict[str, Any]:
+def get_init_args(section: Any) -> dict[str, Any]:
     """The arguments in a section of a configuration: its `init_args` if it names a class, else the section itself."""
     if not isinstance(section, Mapping):
         return {}
@@ -192,18 +192,18 @@ def write_session(run: Path, facts: dict[str, Any], new: bool = True) -> None:
     if new or not sessions:
         sessions.append({})
     sessions[-1] |= facts
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(sessions, indent=2), encoding="utf-8")
 
 
 def write_splits(run: Path, provenance: dict[str, Any]) -> None:
     """Writes splits.json: root, classes, and the names in each split where no folder says it."""
-    with replacing(run / "splits.json") as partial:
+    with atomic_write(run / "splits.json") as partial:
         # Escapes are the one form that holds file names of any encoding.
         partial.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
 
 
-def commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of this project's checkout, with `-dirty` where files have changed since; None outside a checkout."""
     folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
@@ -222,12 +222,12 @@ def metrics_reader(path: Path) -> csv.DictReader[str]:
         return csv.DictReader([line for line in file if line.endswith("\n")])
 
 
-def is_whole(row: Mapping[str | None, Any]) -> bool:
+def is_complete_row(row: Mapping[str | None, Any]) -> bool:
     """Whether a row of `csv.DictReader` has one cell for each column."""
     return None not in row and None not in row.values()
 
 
-def cut_metrics(path: Path, step: float) -> list[dict[str, str]]:
+def read_metrics_before(path: Path, step: float) -> list[dict[str, str]]:
     """The rows of a metrics.csv up to a step, for a run that goes on from there; damaged rows are left out."""
-    rows = filter(is_whole, metrics_reader(path)) if path.is_file() else ()
+    rows = filter(is_complete_row, metrics_reader(path)) if path.is_file() else ()
     return [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < step]

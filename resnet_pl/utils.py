@@ -23,11 +23,11 @@ class UserError(Exception):
     """
 
 
-class Diverged(UserError):
+class DivergenceError(UserError):
     """Training that has gone wrong; its state is not worth keeping."""
 
 
-def program() -> str:
+def prog_name() -> str:
     """The command line's name, as it was started."""
     started = Path(sys.argv[0])
     if started.stem == "resnet-pl":
@@ -71,12 +71,12 @@ def progress(
         yield lambda amount: bar.advance(task, amount)
 
 
-def command_line(args: Sequence[str]) -> str:
+def shell_command(args: Sequence[str]) -> str:
     """This command with these arguments, as a shell takes it."""
-    return shlex.join([*program().split(), *args])
+    return shlex.join([*prog_name().split(), *args])
 
 
-def on_rank_zero(function: Callable[..., object], *args: object) -> None:
+def run_on_rank_zero(function: Callable[..., object], *args: object) -> None:
     """Calls a function in one process, however many there are."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -84,13 +84,13 @@ def on_rank_zero(function: Callable[..., object], *args: object) -> None:
         function(*args)
 
 
-def tell(message: str) -> None:
+def rank_zero_print(message: str) -> None:
     """Prints a line, once however many processes there are."""
-    on_rank_zero(partial(print, flush=True), message)
+    run_on_rank_zero(partial(print, flush=True), message)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give an empty file beside `path` to write; it takes the place of `path` when the block ends well.
 
     A reader sees the old file or the new one, never half of one; after an error the old file is untouched.
@@ -121,7 +121,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """For the import of torch: Python does not look for garbage meanwhile, nor later in what the import has made.
 
     Imports make half a million objects that stay. Python would search the growing heap a thousand times, and once more

@@ -23,7 +23,7 @@ LEVELS = [
     ["evaluation"],
     ["models"],
     ["data"],
-    ["optim", "request"],
+    ["optim", "command_line"],
     ["checkpoint"],
     ["run_dir", "_compat", "_renamed"],
     ["utils"],

@@ -37,7 +37,9 @@ def content(**kwargs: Any) -> dict[str, Any]:
         "global_step": 30,
         "state_dict": {"weight": torch.arange(1000.0), "bias": torch.ones(3)},
         "hyper_parameters": {"num_classes": 10, "class_names": list("0123456789"), "_instantiator": "x"},
-        ckpt.KEY: ckpt.contents(CONFIG, {"root": "data", "classes": ["a"], "splits": {"train": ["a/1.jpg"]}}),
+        ckpt.METADATA_KEY: ckpt.build_metadata(
+            CONFIG, {"root": "data", "classes": ["a"], "splits": {"train": ["a/1.jpg"]}}
+        ),
         **kwargs,
     }
 
@@ -62,7 +64,7 @@ def refused(path: Path) -> str:
 
 
 def test_the_contents_come_back_as_they_were(path):
-    told = ckpt.read(path)[ckpt.KEY]
+    told = ckpt.read(path)[ckpt.METADATA_KEY]
     assert told["format"] == ckpt.FORMAT
     assert told["config"] == CONFIG
     assert told["data"]["splits"] == {"train": ["a/1.jpg"]}
@@ -88,10 +90,10 @@ def test_fit_goes_on_with_everything_and_evaluation_with_net_data_and_precision(
 def test_nothing_pretrained_is_fetched_again():
     init_args = {"weights": "DEFAULT", "weights_backbone": "X", "pretrained": True, "depth": 8}
     model = {"backbone": {"class_path": "torchvision.models.resnet18", "init_args": init_args}, "weights": "a.pth"}
-    plain = ckpt.without_pretrained(model)["backbone"]["init_args"]
+    plain = ckpt.strip_pretrained_args(model)["backbone"]["init_args"]
     assert plain == {"weights": None, "weights_backbone": None, "pretrained": False, "depth": 8}
     assert init_args["weights"] == "DEFAULT"
-    assert ckpt.without_pretrained({"backbone": "resnet18"}) == {"backbone": "resnet18"}
+    assert ckpt.strip_pretrained_args({"backbone": "resnet18"}) == {"backbone": "resnet18"}
 
 
 def test_arguments_from_python_become_plain():
@@ -105,7 +107,7 @@ def test_arguments_from_python_become_plain():
         "weights": None,
     }
     plain = dict(arguments)
-    ckpt.make_plain(plain)
+    ckpt.to_plain_hparams(plain)
     assert plain["backbone"]["class_path"] == "resnet_pl.models.ResNet"
     assert plain["backbone"]["init_args"]["num_classes"] == 3
     assert plain["schedule"]["milestones"] == [1, 2]
@@ -141,8 +143,8 @@ def test_a_truncated_file(path, share):
         ("state_dict", {"weight": 1}, "its state_dict.weight is a int"),
         ("global_step", True, "its global_step is a bool"),
         ("loops", [], "its loops is a list"),
-        (ckpt.KEY, {"config": {}}, "its resnet_pl.format is not there"),
-        (ckpt.KEY, {"format": 1, "data": "photos"}, "its resnet_pl.data is a str"),
+        (ckpt.METADATA_KEY, {"config": {}}, "its resnet_pl.format is not there"),
+        (ckpt.METADATA_KEY, {"format": 1, "data": "photos"}, "its resnet_pl.data is a str"),
     ],
 )
 def test_a_sound_file_with_something_else_in_it(path, section, value, told):
@@ -241,7 +243,7 @@ def test_a_zip_of_something_else(tmp_path):
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
 def test_another_projects_checkpoint(tmp_path, subcommand):
     other = content()
-    del other[ckpt.KEY]
+    del other[ckpt.METADATA_KEY]
     with pytest.raises(UserError, match="not written by this project") as error:
         ckpt.config_of(other, tmp_path / "other.ckpt", subcommand)
     assert f"--model.weights {tmp_path / 'other.ckpt'}" in str(error.value)
@@ -250,7 +252,7 @@ def test_another_projects_checkpoint(tmp_path, subcommand):
 @pytest.mark.parametrize("number", [ckpt.FORMAT + 1, 0, -1])
 def test_an_unknown_format(tmp_path, number):
     later = content()
-    later[ckpt.KEY] |= {"format": number, "versions": {"resnet_pl": "9.9"}}
+    later[ckpt.METADATA_KEY] |= {"format": number, "versions": {"resnet_pl": "9.9"}}
     with pytest.raises(UserError, match=f"reads up to {ckpt.FORMAT}") as error:
         ckpt.config_of(later, tmp_path / "later.ckpt", "test")
     assert str(tmp_path / "later.ckpt") in str(error.value)
@@ -261,7 +263,7 @@ def test_an_unknown_format(tmp_path, number):
 
 
 def test_a_checkpoint_is_written_and_read_back(tmp_path):
-    ckpt.SafeCheckpointIO().save_checkpoint(content(), tmp_path / "runs" / "last.ckpt")
+    ckpt.AtomicCheckpointIO().save_checkpoint(content(), tmp_path / "runs" / "last.ckpt")
     assert torch.equal(ckpt.read(tmp_path / "runs" / "last.ckpt")["state_dict"]["weight"], torch.arange(1000.0))
     assert [file.name for file in (tmp_path / "runs").iterdir()] == ["last.ckpt"]
 
@@ -276,7 +278,7 @@ def test_a_failing_write_leaves_the_old_file(path, monkeypatch, error):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(type(error)):
-        ckpt.SafeCheckpointIO().save_checkpoint(content(), path)
+        ckpt.AtomicCheckpointIO().save_checkpoint(content(), path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
@@ -290,7 +292,7 @@ def test_a_reader_never_sees_half_a_file(path, monkeypatch):
         save(checkpoint, target)
 
     monkeypatch.setattr(torch, "save", slow)
-    ckpt.SafeCheckpointIO().save_checkpoint(content(state_dict={"bias": torch.zeros(3)}), path)
+    ckpt.AtomicCheckpointIO().save_checkpoint(content(state_dict={"bias": torch.zeros(3)}), path)
     assert [*seen, ckpt.read(path)["state_dict"]["bias"].sum()] == [3, 0]
 
 

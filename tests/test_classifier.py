@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from resnet_pl import classifier as module_under_test
 from resnet_pl.callbacks import LastCheckpoint
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.models import cifar_resnet, find_head
+from resnet_pl.models import cifar_resnet, find_classifier
 from resnet_pl.optim import Schedule
 from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, optimizer, trainer
@@ -104,7 +104,7 @@ def test_a_head_that_fits_is_kept():
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_any_backbone_of_torchvision(name):
     module = fitted(ImageClassifier(torchvision.models.get_model(name)), Tiny(image_size=32), limit_train_batches=1)
-    assert find_head(module.backbone)[1].weight.shape[0] == 4
+    assert find_classifier(module.backbone)[1].weight.shape[0] == 4
     assert module.eval()(images(size=32)).shape == (3, 4)
 
 
@@ -130,7 +130,7 @@ def test_weights_are_not_read_where_a_checkpoint_is_given(tmp_path, monkeypatch)
     run = trainer(limit_train_batches=1)
     run.fit(trained, datamodule=Tiny())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    monkeypatch.setattr(module_under_test, "load_weights", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(module_under_test, "load_pretrained", lambda *args: pytest.fail("weights were read"))
     module, again = classifier(weights="DEFAULT"), trainer(max_epochs=2, limit_train_batches=1)
     again.ckpt_path = tmp_path / "a.ckpt"
     again.fit(module, datamodule=Tiny())
@@ -315,7 +315,7 @@ def test_averaged_weights_are_validated_saved_and_kept(tmp_path):
         assert torch.allclose(found, both.average, atol=1e-6)
     assert not torch.allclose(saved["current_model_state"]["backbone.conv1.weight"], both.average, atol=1e-4)
     assert torch.equal(saved["state_dict"]["normalize.mean"], data.statistics.mean_image)
-    assert find_head(module.backbone)[1].weight.shape[0] == 4
+    assert find_classifier(module.backbone)[1].weight.shape[0] == 4
 
 
 # ------------------------------------------------------------------------------------ checkpoints

@@ -54,7 +54,7 @@ class Seen(Callback):
             begin_next_epoch(trainer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.batches.append((batch.epoch, batch.number))
+        self.batches.append((batch.epoch, batch.batch_idx))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step == 4:

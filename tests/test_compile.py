@@ -129,8 +129,8 @@ def test_a_second_fit_does_not_compile_again(counting: Counting) -> None:
 
 
 def test_layers_that_thaw(counting: Counting) -> None:
-    plain, eager, _ = fitted(False, Freeze(up_to="bn", unfreeze_at_epoch=1))
-    losses, module, _ = fitted(True, Freeze(up_to="bn", unfreeze_at_epoch=1))
+    plain, eager, _ = fitted(False, Freeze(last_frozen="bn", unfreeze_at_epoch=1))
+    losses, module, _ = fitted(True, Freeze(last_frozen="bn", unfreeze_at_epoch=1))
     assert losses == plain
     assert equal_states(module, eager)
     assert counting.graphs == 2  # frozen and thawed

@@ -162,7 +162,7 @@ def learning() -> None:
         common = ["--data.eval_batch_size", "20", "--output"]
         for subcommand in ("validate", "test", "predict"):
             assert together(count, one, subcommand, "--ckpt_path", nets[0], *common, f"by{count}") == [0] * count
-        several = ["test", "--ensemble", *nets, "--views", "flip", *common, f"by{count}/several"]
+        several = ["test", "--ensemble", *nets, "--tta", "flip", *common, f"by{count}/several"]
         assert together(count, one, *several) == [0] * count
         folder = one / f"by{count}"
         files = ("results-val.json", "results.json", "several/results.json")
@@ -183,8 +183,8 @@ def stopping() -> None:
     """Two processes of which one fails, or which receive a signal, resume as if nothing had happened."""
     argv, whole = fit({"plain": False}, 6, epochs=3), Path("whole").resolve()
     assert together(2, whole, *argv) == [0, 0]
-    draws = [[drawn for *_, drawn in watched(whole, rank)] for rank in (0, 1)]
-    assert len({*draws[0], *draws[1]}) == 24, "two processes, or two steps, draw alike"
+    rng = [[drawn for *_, drawn in watched(whole, rank)] for rank in (0, 1)]
+    assert len({*rng[0], *rng[1]}) == 24, "two processes, or two steps, draw alike"
     own, other = 1, 2
     # An error saves nothing. After a signal the processes agree in the next step, which is the last of the epoch.
     cases = {

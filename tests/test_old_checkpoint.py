@@ -43,7 +43,7 @@ def losses(path: Path) -> dict[int, tuple[float, float]]:
 def test_it_resumes_as_if_nothing_had_changed(checkpoint: Path) -> None:
     assert main(["fit", "--ckpt_path", "last"]) == 0
     end = torch.load(checkpoint, weights_only=True)
-    assert end["global_step"] == 60 and end["resnet_pl"]["format"] == 2
+    assert end["global_step"] == 60 and end["resnet_pl"]["format"] == 3
     found, expected = losses(checkpoint.parents[1] / "metrics.csv"), losses(OLD / "metrics.csv")
     assert found.keys() == expected.keys()
     for step, values in expected.items():

@@ -83,7 +83,7 @@ def test_plateau_falls_at_the_validation_that_ends_the_patience():
     scheduler = scheduled(Schedule("plateau", patience=2, factor=0.5))
     found = []
     for top1 in (0.1, 0.5, 0.5, 0.4, 0.6, 0.6, 0.6, 0.2, 0.3):
-        scheduler.observe(top1)
+        scheduler.update_plateau(top1)
         found.append(rate(scheduler))
         rates(scheduler, 3)
     # 0.5 and 0.4 are no better than 0.5; the count then starts anew.
@@ -93,7 +93,7 @@ def test_plateau_falls_at_the_validation_that_ends_the_patience():
 def test_other_shapes_take_no_notice_of_validations():
     scheduler = scheduled(Schedule("constant", patience=1))
     for _ in range(5):
-        scheduler.observe(0.0)
+        scheduler.update_plateau(0.0)
     assert rates(scheduler, 2) == [1, 1]
 
 
@@ -123,7 +123,7 @@ def test_a_restored_schedule_goes_on_exactly(schedule, stop):
         for step in range(start, end):
             found += rates(scheduler, 1)
             if step % 2:
-                scheduler.observe(0.5)
+                scheduler.update_plateau(0.5)
         return found
 
     whole = train(scheduled(schedule), 0, 10)
@@ -137,7 +137,7 @@ def test_a_restored_schedule_goes_on_exactly(schedule, stop):
 def test_the_state_is_plain_and_small():
     state = scheduled(Schedule("plateau")).state_dict()
     assert all(isinstance(value, int | float) for value in state.values())
-    assert set(state) == {"last_epoch", "reductions", "best", "waited"}
+    assert set(state) == {"last_epoch", "num_decays", "best", "num_bad_validations"}
 
 
 def test_a_run_that_goes_on_for_longer_stretches_the_cosine():
@@ -364,7 +364,7 @@ def test_a_group_with_frozen_parameters_is_not_fused():
 def test_parts_of_the_run_fall_exactly(total):
     parts = [0.1, 0.29, 0.5, 0.7, 0.75]
     schedule = scheduled(Schedule("step", "run", milestones=parts, factor=0.5), total=total)
-    falls = [step for step in range(1, total + 1) if schedule.share(step) < schedule.share(step - 1)]
+    falls = [step for step in range(1, total + 1) if schedule.lr_factor(step) < schedule.lr_factor(step - 1)]
     # The first step that is no longer before the milestone, in whole numbers.
     expected = sorted({-(-round(part * 100) * total // 100) for part in parts})
     assert falls == expected

@@ -109,7 +109,7 @@ def test_optimiser(cifar: Recipe) -> None:
     assert isinstance(cifar.trainer.optimizers[0], torch.optim.SGD)
     assert (group["momentum"], group["weight_decay"], group["nesterov"], group["dampening"]) == (0.9, 1e-4, False, 0)
     assert len(group["params"]) == len(list(cifar.net.parameters()))
-    assert isinstance(cifar.net.loss, nn.CrossEntropyLoss) and cifar.net.loss.label_smoothing == 0
+    assert isinstance(cifar.net.criterion, nn.CrossEntropyLoss) and cifar.net.criterion.label_smoothing == 0
 
 
 def starts_as_he(net: nn.Module) -> None:

@@ -70,7 +70,7 @@ def nested(key: str, value: Any, init_args: bool = False) -> dict[str, Any]:
         ("resnet_pl.data.transforms.RandomFlip", "RandomFlip"),
         ("resnet_pl.data.cutout.Cutout", "Cutout"),
         ("resnet_pl.data.transforms.ScaleCrop", "ScaleCrop"),
-        ("resnet_pl.callbacks.whiten.WhitenStem", "WhitenStem"),
+        ("resnet_pl.callbacks.whiten.WhitenStem", "WhiteningInit"),
         ("resnet_pl.models.cifar.cifar_resnet", "cifar_resnet"),
         ("resnet_pl.models.resnet.ResNet", "ResNet"),
         ("resnet_pl.classifier.ImageClassifier", "ImageClassifier"),
@@ -183,8 +183,8 @@ def test_the_replacements_are_options(capsys: pytest.CaptureFixture[str]) -> Non
     words += ["--trainer.callbacks.factor", "0.2", "--trainer.callbacks.max_iterations", "7"]
     (callback,) = resolved(capsys, "--config", DIGITS, *words)["trainer"]["callbacks"]
     assert callback["init_args"] == {"error": 0.5, "factor": 0.2, "max_iterations": 7}
-    photos = ["--data", "ImageFolder", "--model.backbone", "resnet18", "--data.cache", "decoded"]
-    assert resolved(capsys, *photos)["data"]["init_args"]["cache"] == "decoded"
+    photos = ["--data", "ImageFolder", "--model.backbone", "resnet18", "--data.cache", "true"]
+    assert resolved(capsys, *photos)["data"]["init_args"]["cache"] is True
 
 
 # ------------------------------------------------------------------------------------ the warm-up by training error
@@ -268,7 +268,7 @@ def test_a_checkpoint_of_an_earlier_version_is_used(
         assert read_results(Path("results.json"))["images"] == 360
     if subcommand == "fit":
         last = torch.load("runs/old/version_0/checkpoints/last.ckpt", weights_only=True)
-        assert (last["resnet_pl"]["format"], last["global_step"]) == (2, 60)
+        assert (last["resnet_pl"]["format"], last["global_step"]) == (3, 60)
 
 
 def test_the_warm_up_of_a_checkpoint_goes_on(place: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "## mine: cifar_resnet 20 on CIFAR10" in page
     assert "The paper reports 91.25% after 64,000 iterations; this run made 20." in page
-    assert "looked at otherwise (`test --views`): 10-crop 92.00%.\n" in page
+    assert "looked at otherwise (`test --tta`): 10-crop 92.00%.\n" in page
     assert (tmp_path / "docs" / "images" / "mine_curves.png").exists()
     assert (
         "| cifar_resnet 20 on CIFAR10 | 2 epochs, 3 minutes, 1 × cpu | 90.00% |" in (tmp_path / "README.md").read_text()

@@ -24,22 +24,22 @@ def checkpoint(run: Path, which: str, when: float = 0) -> Path:
 
 
 def test_each_run_is_the_next_version(tmp_path):
-    made = [runs.new_run(tmp_path, "a") for _ in range(11)]
+    made = [runs.create_run_dir(tmp_path, "a") for _ in range(11)]
     assert made == [tmp_path / "a" / f"version_{i}" for i in range(11)]
     assert runs.versions(tmp_path, "a") == list(enumerate(made))
-    assert runs.new_run(tmp_path, "b").name == "version_0"
+    assert runs.create_run_dir(tmp_path, "b").name == "version_0"
 
 
 def test_a_gap_is_not_filled_and_other_names_do_not_count(tmp_path):
     for name in ("version_3", "version_x", "version_", "version_²", "notes"):
         (tmp_path / "a" / name).mkdir(parents=True)
     assert runs.versions(tmp_path, "a") == [(3, tmp_path / "a" / "version_3")]
-    assert runs.new_run(tmp_path, "a").name == "version_4"
+    assert runs.create_run_dir(tmp_path, "a").name == "version_4"
 
 
 def test_no_two_get_the_same_version(tmp_path):
     with ThreadPoolExecutor(16) as pool:
-        made = list(pool.map(lambda _: runs.new_run(tmp_path, "a"), range(64)))
+        made = list(pool.map(lambda _: runs.create_run_dir(tmp_path, "a"), range(64)))
     assert len(set(made)) == 64
     assert [number for number, _ in runs.versions(tmp_path, "a")] == list(range(64))
 
@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, obstacle, place):
     else:
         path.symlink_to(tmp_path / "a disk that is not there")
     with pytest.raises(UserError, match=r"trainer\.default_root_dir") as error:
-        runs.new_run(tmp_path / "runs", "a")
+        runs.create_run_dir(tmp_path / "runs", "a")
     assert str(tmp_path / "runs" / "a" / "version_0") in str(error.value)
 
 
@@ -98,18 +98,18 @@ def test_no_runs_at_all(tmp_path):
 
 def test_the_run_of_a_checkpoint(tmp_path, monkeypatch):
     path = checkpoint(tmp_path / "a" / "version_0", "best")
-    assert runs.run_of(path) == tmp_path / "a" / "version_0"
+    assert runs.run_dir_of(path) == tmp_path / "a" / "version_0"
     monkeypatch.chdir(path.parent)
-    assert runs.run_of(Path("best.ckpt")) == tmp_path / "a" / "version_0"
+    assert runs.run_dir_of(Path("best.ckpt")) == tmp_path / "a" / "version_0"
     monkeypatch.chdir(tmp_path)
-    assert runs.run_of(Path("a/version_0/checkpoints/best.ckpt")) == Path("a/version_0")
+    assert runs.run_dir_of(Path("a/version_0/checkpoints/best.ckpt")) == Path("a/version_0")
 
 
 def test_a_checkpoint_outside_a_run(tmp_path):
     path = checkpoint(tmp_path / "a", "best")
     (tmp_path / "a" / "config.yaml").unlink()
-    assert runs.run_of(path) is None
-    assert runs.run_of(tmp_path / "elsewhere" / "best.ckpt") is None
+    assert runs.run_dir_of(path) is None
+    assert runs.run_dir_of(tmp_path / "elsewhere" / "best.ckpt") is None
 
 
 def test_the_configuration_is_read_back_as_it_was(tmp_path):
@@ -135,7 +135,7 @@ def test_the_configuration_is_read_back_as_it_was(tmp_path):
     ],
 )
 def test_the_arguments_of_a_section(section, expected):
-    assert runs.arguments(section) == expected
+    assert runs.get_init_args(section) == expected
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_class_of_a_section(section, expected):
 
 def cut(tmp_path: Path, text: str, step: float) -> list[dict[str, str]]:
     (tmp_path / "metrics.csv").write_bytes(text.encode())
-    return runs.cut_metrics(tmp_path / "metrics.csv", step)
+    return runs.read_metrics_before(tmp_path / "metrics.csv", step)
 
 
 def test_rows_from_the_step_on_are_cut(tmp_path):
@@ -182,39 +182,42 @@ def test_the_reader_leaves_out_a_torn_line_alone(tmp_path):
     (tmp_path / "metrics.csv").write_bytes(b"step,loss\r\n1,0.5\r\n2\r\n3,1,2\r\n4,0.")
     rows = list(runs.metrics_reader(tmp_path / "metrics.csv"))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    assert [runs.is_whole(row) for row in rows] == [True, False, False]
+    assert [runs.is_complete_row(row) for row in rows] == [True, False, False]
 
 
 def test_no_file(tmp_path):
-    assert runs.cut_metrics(tmp_path / "metrics.csv", 5) == []
+    assert runs.read_metrics_before(tmp_path / "metrics.csv", 5) == []
 
 
 def test_a_launch_that_is_started_anew_finds_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
-    run = runs.new_run(tmp_path, "digits")
+    run = runs.create_run_dir(tmp_path, "digits")
     (run / "checkpoints").mkdir()
     (run / "checkpoints/last.ckpt").touch()
-    runs.write_session(run, {"launch": runs.launch(), "command": "fit x"})
-    assert runs.broken_off(tmp_path, "digits", "fit x") == run / "checkpoints/last.ckpt"
-    assert runs.broken_off(tmp_path, "digits", "fit y") is None and runs.broken_off(tmp_path, "other", "fit x") is None
+    runs.write_session(run, {"launch": runs.job_id(), "command": "fit x"})
+    assert runs.find_interrupted_run(tmp_path, "digits", "fit x") == run / "checkpoints/last.ckpt"
+    assert (
+        runs.find_interrupted_run(tmp_path, "digits", "fit y") is None
+        and runs.find_interrupted_run(tmp_path, "other", "fit x") is None
+    )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-8")
-    assert runs.broken_off(tmp_path, "digits", "fit x") is None
+    assert runs.find_interrupted_run(tmp_path, "digits", "fit x") is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert runs.launch() is None and runs.broken_off(tmp_path, "digits", "fit x") is None
+    assert runs.job_id() is None and runs.find_interrupted_run(tmp_path, "digits", "fit x") is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
     runs.write_session(run, {"ended": "now"}, new=False)
-    assert runs.broken_off(tmp_path, "digits", "fit x") is None
+    assert runs.find_interrupted_run(tmp_path, "digits", "fit x") is None
     assert len(runs.read_sessions(run)) == 1
 
 
 def test_a_slurm_job_finds_its_run_where_it_was_queued_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     last = checkpoint(tmp_path / "a/version_0", "last")
-    runs.write_session(tmp_path / "a/version_0", {"launch": runs.launch(), "command": "fit x"})
-    assert runs.broken_off(tmp_path, "a", "fit x") is None, "the same command, twice in one job"
+    runs.write_session(tmp_path / "a/version_0", {"launch": runs.job_id(), "command": "fit x"})
+    assert runs.find_interrupted_run(tmp_path, "a", "fit x") is None, "the same command, twice in one job"
     for turn in ("1", "2"):
         monkeypatch.setenv("SLURM_RESTART_COUNT", turn)
-        assert runs.broken_off(tmp_path, "a", "fit x") == last
-        runs.write_session(tmp_path / "a/version_0", {"launch": runs.launch(), "command": "fit x"})
+        assert runs.find_interrupted_run(tmp_path, "a", "fit x") == last
+        runs.write_session(tmp_path / "a/version_0", {"launch": runs.job_id(), "command": "fit x"})
     monkeypatch.setenv("SLURM_JOB_ID", "78")
-    assert runs.broken_off(tmp_path, "a", "fit x") is None
+    assert runs.find_interrupted_run(tmp_path, "a", "fit x") is None

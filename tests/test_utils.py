@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.utils import UserError, command_line, importing, program, progress, replacing, similar
+from resnet_pl.utils import UserError, atomic_write, gc_paused, prog_name, progress, shell_command, similar
 
 # ------------------------------------------------------------------------------------ the terminal
 
@@ -44,8 +44,8 @@ def test_a_bar_on_a_terminal(
 )
 def test_the_program_is_called_as_it_was_started(started: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [started, "fit"])
-    assert program() == name
-    assert command_line(["fit", "a b"]) == f"{name} fit 'a b'"
+    assert prog_name() == name
+    assert shell_command(["fit", "a b"]) == f"{name} fit 'a b'"
 
 
 def test_the_most_similar_name_is_found() -> None:
@@ -59,7 +59,7 @@ def test_the_most_similar_name_is_found() -> None:
 def test_the_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -70,7 +70,7 @@ def test_the_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> Non
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as partial:
+    with pytest.raises(error), atomic_write(path) as partial:
         partial.write_text("half")
         raise error
     assert path.read_text() == "old"
@@ -78,13 +78,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: ty
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a" / "b" / "c.txt") as partial:
+    with atomic_write(tmp_path / "a" / "b" / "c.txt") as partial:
         partial.write_text("text")
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "text"
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a.txt") as one, replacing(tmp_path / "a.txt") as two:
+    with atomic_write(tmp_path / "a.txt") as one, atomic_write(tmp_path / "a.txt") as two:
         one.write_text("one")
         two.write_text("two")
     assert (tmp_path / "a.txt").read_text() == "one"  # the block that ends last
@@ -95,7 +95,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     path = tmp_path / place
-    with pytest.raises(UserError) as error, replacing(path):
+    with pytest.raises(UserError) as error, atomic_write(path):
         pass
     assert str(path) in str(error.value)
 
@@ -124,6 +124,6 @@ def test_with_torch_there_already_nothing_is_changed() -> None:
     import torch  # noqa: F401
 
     before = gc.get_freeze_count()
-    with importing():
+    with gc_paused():
         assert gc.isenabled()
     assert (gc.get_freeze_count(), gc.isenabled()) == (before, True)

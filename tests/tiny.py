@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import TensorDataModule
-from resnet_pl.data.tensors import TensorImages
+from resnet_pl.data.tensors import TensorImageDataset
 from resnet_pl.models import cifar_resnet
 
 
@@ -25,13 +25,13 @@ class Tiny(TensorDataModule):
         super().__init__(**settings)
         self.count, self.number = count, classes
 
-    def read(self) -> dict[str, TensorImages]:
+    def read(self) -> dict[str, TensorImageDataset]:
         self.classes = [f"class {i}" for i in range(self.number)]
         labels = torch.arange(self.count) % self.number
         shape = (self.count, 3, self.image_size, self.image_size)
         noise = torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(0))
         images = (noise + labels[:, None, None, None] * 150 // self.number).to(torch.uint8)
-        return {"train": TensorImages(images, labels, [f"image/{i:03d}" for i in range(self.count)])}
+        return {"train": TensorImageDataset(images, labels, [f"image/{i:03d}" for i in range(self.count)])}
 
 
 def classifier(**kwargs: Any) -> ImageClassifier:

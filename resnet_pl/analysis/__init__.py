@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from resnet_pl.utils import UserError, command_line, importing, program, shorten_help
+from resnet_pl.utils import UserError, gc_paused, prog_name, shell_command, shorten_help
 
 # Read before torch is imported: no module of a command may be imported for it.
 COMMANDS = {
@@ -48,9 +48,9 @@ def run(args: Sequence[str]) -> int:
 
 def _studies() -> str:
     """The help of `paper`."""
-    head = f"usage: {program()} paper NAME [options]\n\nstudies of the ResNet paper (arXiv:1512.03385):"
+    head = f"usage: {prog_name()} paper NAME [options]\n\nstudies of the ResNet paper (arXiv:1512.03385):"
     lines = [f"  {name:<12}{COMMANDS[f'paper {name}']}" for name in STUDIES]
-    return "\n".join([head, *lines, "", f"`{program()} paper NAME --help` lists the options of one."])
+    return "\n".join([head, *lines, "", f"`{prog_name()} paper NAME --help` lists the options of one."])
 
 
 def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
@@ -61,14 +61,14 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
         def format_help(self) -> str:
             return shorten_help(super().format_help())
 
-    with importing():
+    with gc_paused():
         command = import_module(f"{__name__}.{name.split()[-1].replace('-', '_')}")
-    parser = Parser(prog=f"{program()} {name}", description=command.__doc__, exit_on_error=False)
+    parser = Parser(prog=f"{prog_name()} {name}", description=command.__doc__, exit_on_error=False)
     command.add_arguments(parser)
     try:
         settings = getattr(command, "parse", ArgumentParser.parse_args)(parser, options)
     except ArgumentError as error:
         message = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"{name}: {message}\nsee {program()} {name} --help") from error
-    settings.command_line = command_line(args)
+        raise UserError(f"{name}: {message}\nsee {prog_name()} {name} --help") from error
+    settings.command_line = shell_command(args)
     return command.run(settings) or 0

@@ -23,14 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.decode import IMAGE_EXTENSIONS, BadImage, read_image, scan_image, shown
+from resnet_pl.data.decode import IMAGE_EXTENSIONS, BadImage, printable_path, read_image, verify_image
 from resnet_pl.data.digests import content_digest
-from resnet_pl.data.loader import spare_cores
+from resnet_pl.data.loader import default_num_workers
 from resnet_pl.reports.tables import print_report
-from resnet_pl.utils import UserError, progress, replacing
+from resnet_pl.utils import UserError, atomic_write, progress
 
-MOST_CLASSES = 40
-MOST_LINES = 20
+MAX_CLASSES = 40
+MAX_LINES = 20
 
 
 @dataclass
@@ -68,19 +68,22 @@ def run(settings: Namespace) -> int:
     root = Path(settings.folder)
     data = ImageFolder(str(root))
     if not root.is_dir():
-        raise UserError(f"check-data: there is no folder {root}\n{data.where_to_get()}")
-    listed = data.list_parts()
+        raise UserError(f"check-data: there is no folder {root}\n{data.download_hint()}")
+    listed = data.list_splits()
     files = [File(name, split, label) for split, listing in listed.items() for name, label in listing.items()]
-    look = partial(_look, root, settings.decode)
+    look = partial(_inspect_file, root, settings.decode)
     # Decoding and reading leave Python's lock alone.
-    with ThreadPool(settings.threads or spare_cores(1)) as pool, progress("checking images", len(files)) as advance:
+    with (
+        ThreadPool(settings.threads or default_num_workers(1)) as pool,
+        progress("checking images", len(files)) as advance,
+    ):
         for _ in pool.imap_unordered(look, files, chunksize=16):
             advance(1)
-    copies = _copies(files)
+    copies = _find_duplicates(files)
     table, balance = _table(files, list(listed))
     print_report(table)
     print(balance)
-    for line in [*_sizes(files, copies), *_others(root, {file.name for file in files})]:
+    for line in [*_sizes(files, copies), *_unused_files(root, {file.name for file in files})]:
         print(line)
     problems = _problems(files, copies)
     for title, lines in problems.items():
@@ -92,10 +95,10 @@ def run(settings: Namespace) -> int:
     return int(bool(problems))
 
 
-def _look(root: Path, decode: bool, file: File) -> None:
+def _inspect_file(root: Path, decode: bool, file: File) -> None:
     path = root / file.name
     try:
-        file.size = scan_image(path)
+        file.size = verify_image(path)
         if decode:
             read_image(path)
         file.length, file.digest = path.stat().st_size, content_digest(path)
@@ -105,7 +108,7 @@ def _look(root: Path, decode: bool, file: File) -> None:
         file.broken = error.strerror
 
 
-def _copies(files: Sequence[File]) -> list[list[File]]:
+def _find_duplicates(files: Sequence[File]) -> list[list[File]]:
     """Files of the same content, where there are several."""
     same: dict[str, list[File]] = defaultdict(list)
     for file in files:
@@ -122,24 +125,30 @@ def _problems(files: Sequence[File], copies: Sequence[Sequence[File]]) -> dict[s
     trained = {file.label for file in files if file.split in ("train", "all")}
     unknown = Counter((file.split, file.label) for file in files if file.label not in trained)
     found = {
-        "broken files": [f"{shown(file.name)}: {file.broken}" for file in files if file.broken],
-        "the same image in several splits": [_told(group) for group in copies if len({f.split for f in group}) > 1],
-        "the same image in several classes": [_told(group) for group in copies if len({f.label for f in group}) > 1],
-        "classes that train has not": [f"{split}/{shown(label)}: {n} images" for (split, label), n in unknown.items()],
+        "broken files": [f"{printable_path(file.name)}: {file.broken}" for file in files if file.broken],
+        "the same image in several splits": [
+            _join_names(group) for group in copies if len({f.split for f in group}) > 1
+        ],
+        "the same image in several classes": [
+            _join_names(group) for group in copies if len({f.label for f in group}) > 1
+        ],
+        "classes that train has not": [
+            f"{split}/{printable_path(label)}: {n} images" for (split, label), n in unknown.items()
+        ],
     }
     return {title: lines for title, lines in found.items() if lines}
 
 
-def _told(group: Iterable[File]) -> str:
-    return " = ".join(shown(file.name) for file in group)
+def _join_names(group: Iterable[File]) -> str:
+    return " = ".join(printable_path(file.name) for file in group)
 
 
 def _print_list(title: str, lines: Sequence[str], output: str | None) -> None:
     print(f"\n{title}: {len(lines)}")
-    for line in lines[:MOST_LINES]:
+    for line in lines[:MAX_LINES]:
         print(f"  {line}")
-    if len(lines) > MOST_LINES:
-        print(f"  … and {len(lines) - MOST_LINES} more: {output or 'see them all with --output FILE.csv'}")
+    if len(lines) > MAX_LINES:
+        print(f"  … and {len(lines) - MAX_LINES} more: {output or 'see them all with --output FILE.csv'}")
 
 
 def _table(files: Sequence[File], splits: Sequence[str]) -> tuple[Table, str]:
@@ -149,22 +158,20 @@ def _table(files: Sequence[File], splits: Sequence[str]) -> tuple[Table, str]:
         counts[file.label][file.split] += 1
     ranked = sorted(counts, key=lambda label: (-counts[label].total(), label))
     chosen = sorted(counts)
-    if len(ranked) > MOST_CLASSES:
-        chosen = [*ranked[: MOST_CLASSES // 2], *ranked[-MOST_CLASSES // 2 :]]
+    if len(ranked) > MAX_CLASSES:
+        chosen = [*ranked[: MAX_CLASSES // 2], *ranked[-MAX_CLASSES // 2 :]]
     table = Table("class", box=SIMPLE_HEAD)
     for name in [*splits, *(["together"] if len(splits) > 1 else [])]:
         table.add_column("images" if name == "all" else name, justify="right")
     for label in chosen:
-        table.add_row(Text(shown(label)), *_cells(counts[label], splits))
+        table.add_row(Text(printable_path(label)), *_cells(counts[label], splits))
     table.add_section()
     totals = sum(counts.values(), Counter())
     table.add_row("total", *_cells(totals, splits), style="bold")
     most, least = ranked[0], ranked[-1]
     ratio = counts[most].total() / counts[least].total()
-    words = (
-        f" {len(counts)} classes; the largest, {shown(most)}, has {ratio:.1f} times as many images as the smallest, "
-        f"{shown(least)}"
-    )
+    words = f" {len(counts)} classes; largest: {printable_path(most)}, {ratio:.1f} times the size of the smallest, "
+    words += printable_path(least)
     left = f"; {len(ranked) - len(chosen)} in between are not shown" if len(ranked) > len(chosen) else ""
     return table, words + left
 
@@ -184,7 +191,7 @@ def _sizes(files: Sequence[File], copies: Sequence[Sequence[File]]) -> Iterable[
         yield f" {sum(map(len, copies)) - len(copies):,} of {len(files):,} files are exact copies of others"
 
 
-def _others(root: Path, known: set[str]) -> Iterable[str]:
+def _unused_files(root: Path, known: set[str]) -> Iterable[str]:
     """What lies in the folder and is not trained on."""
     paths = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).as_posix() not in known)
     kinds = Counter(path.suffix.lower() or path.name for path in paths)
@@ -197,7 +204,7 @@ def _others(root: Path, known: set[str]) -> Iterable[str]:
 
 def _write(path: Path, files: Sequence[File]) -> None:
     how = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with replacing(path) as unfinished, unfinished.open("w", **how) as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", **how) as file:
         table = csv.writer(file)
         table.writerow(["file", "split", "class", "width", "height", "bytes", "broken", "same_as"])
         for one in files:

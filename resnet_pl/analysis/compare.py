@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from resnet_pl.reports.comparison import comparison_table, error_over_depth, grouped, markdown
-from resnet_pl.reports.records import read_runs
+from resnet_pl.reports.comparison import comparison_table, error_over_depth, group_runs, markdown
+from resnet_pl.reports.run_reader import read_runs
 from resnet_pl.reports.tables import print_report, write_csv
-from resnet_pl.utils import replacing
+from resnet_pl.utils import atomic_write
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,14 +29,14 @@ def run(settings: Namespace) -> None:
 def compare(paths: Sequence[Path], output: Path | None = None) -> None:
     """Prints the table of the runs among and below the paths, and writes it to a folder as CSV, markdown and PNG."""
     runs, lines = read_runs(paths)
-    groups = grouped(runs)
+    groups = group_runs(runs)
     output = output or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     print_report(comparison_table(groups))
     for line in lines:
         print(line)
     rows = [group.row() for group in groups]
     write_csv(output / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
-    with replacing(output / "comparison.md") as partial:
+    with atomic_write(output / "comparison.md") as partial:
         partial.write_text(markdown(groups), encoding="utf-8")
     error_over_depth(groups, output / "comparison.png")
     print(f"written to {output / 'comparison.csv'}, comparison.md and comparison.png beside it")

@@ -16,7 +16,7 @@ BATCH = 2
 
 
 @dataclass(frozen=True)
-class Layer:
+class ModuleCost:
     """A module of a net, or one with all that is in it.
 
     Args:
@@ -35,13 +35,13 @@ class Layer:
     multiply_adds: int = 0
     activations: int = 0
 
-    def __add__(self, other: Layer) -> Layer:
+    def __add__(self, other: ModuleCost) -> ModuleCost:
         """Both together, under the first one's name."""
         counts = ("parameters", "multiply_adds", "activations")
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in counts})
 
 
-def count(net: nn.Module, image_size: int) -> list[Layer]:
+def count_costs(net: nn.Module, image_size: int) -> list[ModuleCost]:
     """Counts what each module does itself, apart from the modules in it; in the order of `net.named_modules()`.
 
     The net runs twice, in evaluation and in training mode, and stays in the latter; on the meta device this takes no
@@ -63,7 +63,7 @@ def count(net: nn.Module, image_size: int) -> list[Layer]:
     for name, parameter in net.named_parameters():
         parameters[name.rpartition(".")[0]] += parameter.numel()
     return [
-        Layer(
+        ModuleCost(
             name,
             type(module).__name__,
             evaluation.shapes.get(name),
@@ -75,12 +75,12 @@ def count(net: nn.Module, image_size: int) -> list[Layer]:
     ]
 
 
-def fold(layers: list[Layer], depth: int) -> list[Layer]:
+def group_by_depth(layers: list[ModuleCost], depth: int) -> list[ModuleCost]:
     """Sums modules into those of at most `depth` words in their names, such as 2 for `layer1.0`.
 
     Modules that do nothing themselves are left out.
     """
-    rows: dict[str, Layer] = {}
+    rows: dict[str, ModuleCost] = {}
     for layer in layers:
         name = ".".join(layer.name.split(".")[:depth])
         # A module comes before what is in it.

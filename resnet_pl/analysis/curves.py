@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from resnet_pl.reports.comparison import grouped, named
-from resnet_pl.reports.pictures import MUTED, add_legend, dress, new_figure, render, save_png
-from resnet_pl.reports.records import Run, Series, read_runs
+from resnet_pl.reports.comparison import group_runs, label_groups
+from resnet_pl.reports.plots import MUTED, add_legend, new_figure, render, save_png, style_axes
+from resnet_pl.reports.run_reader import Run, Series, read_runs
 from resnet_pl.reports.tables import write_csv
 from resnet_pl.utils import UserError
 
@@ -40,7 +40,7 @@ def run(settings: Namespace) -> None:
     if picture.suffix != ".png":
         raise UserError(f"--output: {picture} is no PNG\ngive a name that ends in .png, such as curves.png")
     runs, lines = read_runs(map(Path, settings.runs), tested=False)
-    training_curves(named(grouped(runs)), picture)
+    training_curves(label_groups(group_runs(runs)), picture)
     write_curves(runs, picture.with_suffix(".csv"))
     for line in lines:
         print(line)
@@ -67,7 +67,7 @@ def training_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     for axes, panel in zip(axes_of_panels, panels, strict=True):
         _draw(axes, panel, title)
     for axes in axes_of_panels:
-        dress(axes, "iterations", "error (%)" if axes is axes_of_panels[0] else "")
+        style_axes(axes, "iterations", "error (%)" if axes is axes_of_panels[0] else "")
         _limit(axes, np.concatenate([means for own in bands.values() for _, means, _, _ in own.values()]))
     save_png(render(figure), path)
 

@@ -15,37 +15,37 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from resnet_pl.analysis.layers import Measured, Subject, add_nets, gradients_picture, measure_nets
+from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, gradients_picture, measure_models
 from resnet_pl.data import ImageDataModule
-from resnet_pl.utils import progress, tell
+from resnet_pl.utils import progress, rank_zero_print
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's options."""
-    add_nets(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument("--batches", type=PositiveInt, default=8, help="training batches to average over")
 
 
 def run(settings: Namespace) -> None:
     """Measures one net after another."""
-    measure_nets(settings, "gradients", _measure, gradients_picture)
+    measure_models(settings, "gradients", _measure, gradients_picture)
 
 
-def _measure(net: Subject, settings: Namespace) -> Measured:
+def _measure(net: LoadedRun, settings: Namespace) -> Measured:
     data = net.data
     data.split("train")
     data.setup("fit")
     count = min(settings.batches, len(data.train_dataloader()))
-    measured_on = f"{count} batches of {data.batch_size}, {data.told('train')}"
-    tell(f"{net.run.net}: {measured_on}; {net.run.path}")
+    measured_on = f"{count} batches of {data.batch_size}, {data.describe_split('train')}"
+    rank_zero_print(f"{net.run.net}: {measured_on}; {net.run.path}")
     if net.model.weights is not None:
-        tell("note: the run started from pretrained weights; initialisation is at random here")
+        rank_zero_print("note: the run started from pretrained weights; initialisation is at random here")
     norms = {}
     for when, model in {"initial": net.initial(), "trained": net.model}.items():
         batches = _batches(data, count, net.model.device, f"{net.run.net}, {when}")
-        own = gradient_norms(model.to(net.model.device), batches, model.loss)
+        own = gradient_norms(model.to(net.model.device), batches, model.criterion)
         norms[when] = {layer.removeprefix("backbone."): norm for layer, norm in own.items()}
     return measured_on, norms
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_pl import run_dir as runs
-from resnet_pl.reports.records import Run, read_run
+from resnet_pl.reports.run_reader import Run, read_run
 from resnet_pl.utils import UserError
 
 # What the sweep says itself.
-OWN = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--config", "-c")
+RESERVED_OPTIONS = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--config", "-c")
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepRun:
     """One combination of the grid.
 
     Args:
@@ -29,7 +29,7 @@ class Cell:
     """
 
     name: str
-    like: str
+    group_key: str
     args: list[str]
     root: Path
 
@@ -43,7 +43,7 @@ class Cell:
                     found.append(path)
         return found
 
-    def done(self) -> Run | None:
+    def finished_run(self) -> Run | None:
         """The run if it is trained and tested."""
         for path in self._started():
             with suppress(UserError):
@@ -59,11 +59,11 @@ class Cell:
         return [self.args, ["test", "--ckpt_path", str(self.root / self.name / f"version_{version}")]]
 
 
-def grid_cells(grid: list[str], configs: list[str], options: list[str], folder: Path) -> list[Cell]:
+def grid_runs(grid: list[str], configs: list[str], options: list[str], folder: Path) -> list[SweepRun]:
     """Every combination, the first key varying slowest; raises UserError where the grid is none."""
     if not grid:
         raise UserError("sweep: the grid is empty\ngive --grid KEY=VALUE,VALUE, such as --grid seed_everything=0,1,2")
-    if own := [word for word in options if word.split("=")[0] in OWN]:
+    if own := [word for word in options if word.split("=")[0] in RESERVED_OPTIONS]:
         raise UserError(f"sweep: {own[0]} cannot stand after --: each run gets its own\nleave it out")
     values = dict(map(_key_values, grid))
     if len(values) < len(grid):
@@ -71,14 +71,14 @@ def grid_cells(grid: list[str], configs: list[str], options: list[str], folder: 
     cells = []
     for chosen in itertools.product(*values.values()):
         pairs = dict(zip(values, chosen, strict=True))
-        name = "-".join(_word(*pair) for pair in pairs.items())
-        like = "-".join(_word(*pair) for pair in pairs.items() if pair[0] != "seed_everything")
+        name = "-".join(_value_slug(*pair) for pair in pairs.items())
+        group_key = "-".join(_value_slug(*pair) for pair in pairs.items() if pair[0] != "seed_everything")
         # A class comes before its arguments: fewer dots first.
         ordered = sorted(pairs.items(), key=lambda pair: pair[0].count("."))
         files = [word for path in configs for word in ("--config", path)]
         words = [word for key, value in ordered for word in (f"--{key}", value)]
         own = ["--name", name, "--trainer.default_root_dir", str(folder)]
-        cells.append(Cell(name, like, ["fit", *files, *options, *words, *own], folder))
+        cells.append(SweepRun(name, group_key, ["fit", *files, *options, *words, *own], folder))
     names = [cell.name for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"sweep: two runs of the grid would be called {twice[0]}\nleave out the value that comes twice")
@@ -94,7 +94,7 @@ def _key_values(text: str) -> tuple[str, list[str]]:
     return key.removeprefix("--"), listed
 
 
-def _word(key: str, value: str) -> str:
+def _value_slug(key: str, value: str) -> str:
     """A value as part of a name: a class or a file by its own, anything else after the last word of its key."""
     last = key.rsplit(".", 1)[-1]
     if last in ("model", "backbone", "data", "config"):

@@ -17,8 +17,8 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
 from resnet_pl.load import build, load_run
-from resnet_pl.reports.pictures import MUTED, add_legend, dress, new_figure, render, save_png
-from resnet_pl.reports.records import Run
+from resnet_pl.reports.plots import MUTED, add_legend, new_figure, render, save_png, style_axes
+from resnet_pl.reports.run_reader import Run
 from resnet_pl.reports.tables import write_csv
 from resnet_pl.run_dir import find_checkpoint
 
@@ -30,7 +30,7 @@ Measured = tuple[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedRun:
     """The net of a checkpoint, with its data.
 
     Attributes:
@@ -48,7 +48,7 @@ class Subject:
     initial: Callable[[], ImageClassifier]
 
 
-def load(checkpoint: str | Path, options: Sequence[str] = ()) -> Subject:
+def load(checkpoint: str | Path, options: Sequence[str] = ()) -> LoadedRun:
     """Loads a checkpoint: a file, a run folder, `best` or `last`; takes the options of `test`, such as --data.root."""
     file = find_checkpoint(checkpoint)
     trained, data = load_run(file, options=options)
@@ -64,11 +64,11 @@ def load(checkpoint: str | Path, options: Sequence[str] = ()) -> Subject:
         model.normalize = trained.normalize
         return model
 
-    return Subject(Run(file, config), stored["global_step"], trained, data, initial)
+    return LoadedRun(Run(file, config), stored["global_step"], trained, data, initial)
 
 
 @dataclass(frozen=True)
-class NetLayers:
+class LayerMeasurements:
     """Numbers of the layers of one net.
 
     Attributes:
@@ -89,7 +89,7 @@ class NetLayers:
         return list(next(iter(self.columns.values())))
 
 
-def add_nets(parser: ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: ArgumentParser) -> None:
     """Options that say which nets to look at."""
     parser.add_argument("checkpoints", type=str, nargs="+", help="files, run folders, best or last")
     parser.add_argument("--output", type=str, default=".", help="folder to write into")
@@ -97,16 +97,16 @@ def add_nets(parser: ArgumentParser) -> None:
     parser.add_argument("--data.root", type=str | None, default=None, help=root)
 
 
-def measure_nets(
+def measure_models(
     settings: Namespace,
     study: str,
-    measure: Callable[[Subject, Namespace], Measured],
-    draw: Callable[[Sequence[NetLayers]], np.ndarray],
+    measure: Callable[[LoadedRun, Namespace], Measured],
+    draw: Callable[[Sequence[LayerMeasurements]], np.ndarray],
 ) -> None:
     """Measures one net after another, and writes STUDY.csv and STUDY.png.
 
     Args:
-        settings: what `add_nets` reads, among others.
+        settings: what `add_checkpoint_arguments` reads, among others.
         study: name of the two files.
         measure: of a net, on a GPU if there is one, and the settings.
         draw: the picture, (H, W, 3) uint8.
@@ -115,14 +115,14 @@ def measure_nets(
     for checkpoint in settings.checkpoints:
         net = load(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
         net.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        nets.append(NetLayers(net.run, net.step, *measure(net, settings)))
+        nets.append(LayerMeasurements(net.run, net.step, *measure(net, settings)))
     table, picture = (Path(settings.output) / f"{study}.{kind}" for kind in ("csv", "png"))
     write_layers(nets, table)
     save_png(draw(nets), picture)
     print(f"written to {table} and {picture}")
 
 
-def write_layers(nets: Sequence[NetLayers], path: Path) -> None:
+def write_layers(nets: Sequence[LayerMeasurements], path: Path) -> None:
     """Write a row for each layer as CSV; raises UserError if nothing can be written at `path`."""
     rows = []
     for net in nets:
@@ -132,7 +132,7 @@ def write_layers(nets: Sequence[NetLayers], path: Path) -> None:
     write_csv(path, ["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns], rows)
 
 
-def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
+def responses_picture(nets: Sequence[LayerMeasurements]) -> np.ndarray:
     """The `std` of the layers as Fig. 7 has it, above in their order, below sorted, one color a depth; (H, W, 3)."""
     figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
@@ -140,8 +140,8 @@ def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
         std = np.array(list(net.columns["std"].values()))
         for axes, values in ((above, std), (below, np.sort(std)[::-1])):
             _line(axes, net, values, color=color, linewidth=1.6, label=label)
-    dress(above, "layer index", "std")
-    dress(below, "layer index, sorted by magnitude", "std")
+    style_axes(above, "layer index", "std")
+    style_axes(below, "layer index, sorted by magnitude", "std")
     above.set_ylim(bottom=0)
     above.tick_params(labelbottom=True)
     above.set_title("response of each 3×3 layer, after BN", loc="left", fontsize=10, color=MUTED)
@@ -149,7 +149,7 @@ def responses_picture(nets: Sequence[NetLayers]) -> np.ndarray:
     return render(figure)
 
 
-def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
+def gradients_picture(nets: Sequence[LayerMeasurements]) -> np.ndarray:
     """`initial` thin and `trained` bold over the layers, on a logarithmic axis, one color a net; (H, W, 3)."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -161,7 +161,7 @@ def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
         initial, trained = (list(net.columns[when].values()) for when in ("initial", "trained"))
         _line(axes, net, initial, color=f"C{index}", linewidth=0.9, alpha=0.75)
         _line(axes, net, trained, color=f"C{index}", linewidth=1.9, label=f"{label}, step {net.step:,}")
-    dress(axes, "layer index", "L2 norm of the gradient")
+    style_axes(axes, "layer index", "L2 norm of the gradient")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -170,7 +170,7 @@ def gradients_picture(nets: Sequence[NetLayers]) -> np.ndarray:
     return render(figure)
 
 
-def _labels(nets: Sequence[NetLayers]) -> list[str]:
+def _labels(nets: Sequence[LayerMeasurements]) -> list[str]:
     """The nets' names, with run and checkpoint where several have the same."""
     count = Counter(net.run.net for net in nets)
     parts = [[part for part in net.run.path.with_suffix("").parts if part != "checkpoints"][-3:] for net in nets]
@@ -178,7 +178,7 @@ def _labels(nets: Sequence[NetLayers]) -> list[str]:
     return [name if count[name] == 1 else f"{name}, {place}" for name, place in names]
 
 
-def _colors(nets: Sequence[NetLayers]) -> list[str]:
+def _colors(nets: Sequence[LayerMeasurements]) -> list[str]:
     """One color for a plain and a residual net of the same depth; another for the next pair of that depth."""
     kinds = [(len(net.layers), net.run.plain) for net in nets]
     pairs = [(kind[0], kinds[:place].count(kind)) for place, kind in enumerate(kinds)]
@@ -186,7 +186,7 @@ def _colors(nets: Sequence[NetLayers]) -> list[str]:
     return [f"C{order.index(pair)}" for pair in pairs]
 
 
-def _line(axes: Axes, net: NetLayers, values: Sequence[float] | np.ndarray, **style: object) -> None:
+def _line(axes: Axes, net: LayerMeasurements, values: Sequence[float] | np.ndarray, **style: object) -> None:
     from matplotlib.ticker import MaxNLocator
 
     dashes = {"linestyle": (0, (4, 1.5))} if net.run.plain else {}

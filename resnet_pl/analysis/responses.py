@@ -10,17 +10,17 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
-from resnet_pl.analysis.layers import Measured, Subject, add_nets, measure_nets, responses_picture
+from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, responses_picture
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.dataset import Photos
-from resnet_pl.data.loader import EpochSampler
+from resnet_pl.data.dataset import ImageFileDataset
+from resnet_pl.data.loader import ShardedEpochSampler
 from resnet_pl.models.normalize import BATCH_NORMS
-from resnet_pl.utils import UserError, progress, tell
+from resnet_pl.utils import UserError, progress, rank_zero_print
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's options."""
-    add_nets(parser)
+    add_checkpoint_arguments(parser)
     split = "images to run; val where there is one, else test, if not given"
     parser.add_argument("--split", choices=["train", "val", "test"], help=split)
     number = "how many of them, evenly spread over the split; all if not given"
@@ -29,17 +29,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(settings: Namespace) -> None:
     """Measures one net after another."""
-    measure_nets(settings, "responses", _measure, responses_picture)
+    measure_models(settings, "responses", _measure, responses_picture)
 
 
-def _measure(net: Subject, settings: Namespace) -> Measured:
+def _measure(net: LoadedRun, settings: Namespace) -> Measured:
     data, model, name = net.data, net.model, net.run.net
     split = settings.split or ("val" if "val" in data.splits else "test")
     images = data.split(split)
     count = min(settings.images or len(images), len(images))
     share = "" if count == len(images) else f"{count:,} of "
-    measured_on = f"{share}{len(images):,} images, {data.told(split)}"
-    tell(f"{name}: {measured_on}; {net.run.path}")
+    measured_on = f"{share}{len(images):,} images, {data.describe_split(split)}"
+    rank_zero_print(f"{name}: {measured_on}; {net.run.path}")
     batches = (batch.to(model.device) for batch in _evenly(data, images, count, name))
     stds = response_stds(model.backbone, batches, model)
     if not stds:
@@ -52,9 +52,9 @@ def _measure(net: Subject, settings: Namespace) -> Measured:
 
 def _evenly(data: ImageDataModule, images: object, count: int, name: str) -> Iterator[Tensor]:
     """Batches of evaluation's view of `count` images, evenly spread, for photos may lie sorted by class."""
-    if isinstance(images, Photos):
-        images = Photos(images.root, images.names, images.labels, data.image_size)
-    loader = data.loader(images, EpochSampler(len(images)), data.eval_batch_size)
+    if isinstance(images, ImageFileDataset):
+        images = ImageFileDataset(images.root, images.names, images.labels, data.image_size)
+    loader = data.loader(images, ShardedEpochSampler(len(images)), data.eval_batch_size)
     chosen = torch.arange(count) * len(images) // count
     with progress(name, count) as advance:
         for batch, _, indices in loader.read(chosen.split(data.eval_batch_size), epoch=0):

@@ -26,15 +26,15 @@ from torch import nn
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import models
-from resnet_pl.analysis.complexity import Layer, count, fold
+from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
+from resnet_pl.command_line import read_config, split_option
 from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
-from resnet_pl.models.pretrained import set_num_classes
+from resnet_pl.models.pretrained import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
-from resnet_pl.request import read_config, split_option
-from resnet_pl.run_dir import arguments, class_name, find_checkpoint
+from resnet_pl.run_dir import class_name, find_checkpoint, get_init_args
 from resnet_pl.utils import UserError, similar
 
-MOST_ROWS = 40
+MAX_ROWS = 40
 NO_NET = "summary: there is no net\ngive --backbone resnet50, --config configs/cifar10.yaml or --ckpt_path best"
 
 
@@ -48,10 +48,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--num_classes", type=PositiveInt | None, default=None, help="fit the last layer to them")
     size = "pixels a side; the training's own if there is one, else 224, and 32 for a CIFAR stem"
     parser.add_argument("--image_size", type=PositiveInt | None, default=None, help=size)
-    depth = f"how deep to look into the net; as deep as {MOST_ROWS} lines show if not given"
+    depth = f"how deep to look into the net; as deep as {MAX_ROWS} lines show if not given"
     parser.add_argument("--depth", type=PositiveInt | Literal["all"] | None, default=None, help=depth)
     beside = "nets to compare with, ours or torchvision's, such as vgg19 plain34"
-    parser.add_argument("--beside", type=str, nargs="+", default=[], help=beside)
+    parser.add_argument("--compare", type=str, nargs="+", default=[], help=beside)
     parser.add_argument("--output", type=str | None, default=None, help="CSV file to write as well")
 
 
@@ -74,7 +74,7 @@ def _net_of(file: str) -> list[str]:
     else:
         path = find_checkpoint(file)
         config = ckpt.config_of(ckpt.read(path), path, "test")
-    model, data = arguments(config.get("model")), arguments(config.get("data"))
+    model, data = get_init_args(config.get("model")), get_init_args(config.get("data"))
     values = {name: model.get(name) for name in ("backbone", "num_classes")} | {"image_size": data.get("image_size")}
     told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value}
     return [f"--{key}={text}" for key, text in told.items()]
@@ -86,13 +86,13 @@ def run(settings: Namespace) -> None:
         raise UserError(NO_NET)
     name = _title(settings.backbone)
     layers, size = _count(name, partial(_build, settings.backbone, settings.num_classes), settings.image_size)
-    rows = fold(layers, _depth(layers, settings.depth))
+    rows = group_by_depth(layers, _depth(layers, settings.depth))
     totals = {name: reduce(add, layers)}
-    for other in settings.beside:
+    for other in settings.compare:
         build = partial(_build, _named(other), settings.num_classes)
         totals[other] = reduce(add, _count(other, build, size)[0])
     note = Text(f" One image of {size} × {size} pixels; activations: what training keeps of it.", style="dim")
-    tables = [_layer_table(rows, totals[name]), *([_net_table(totals)] if settings.beside else [])]
+    tables = [_layer_table(rows, totals[name]), *([_net_table(totals)] if settings.compare else [])]
     print_report(Group(Text(f" {name}", style="bold"), *tables, note))
     if settings.output:
         _write(Path(settings.output), name, rows, totals)
@@ -131,23 +131,23 @@ def _build(backbone: Namespace, num_classes: int | None) -> nn.Module:
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"summary: backbone: {parser_message(str(error))}") from error
     if num_classes is not None:
-        set_num_classes(net, num_classes)
+        reset_classifier(net, num_classes)
     return net
 
 
-def _count(name: str, build: Callable[[], nn.Module], image_size: int | None) -> tuple[list[Layer], int]:
+def _count(name: str, build: Callable[[], nn.Module], image_size: int | None) -> tuple[list[ModuleCost], int]:
     """What the layers cost, and the image size."""
     try:
         with torch.device("meta"):
             net = build()
             size = image_size or _image_size(net)
-            return count(net, size), size
+            return count_costs(net, size), size
     # Some nets read values, which are not there on the meta device; what else is wrong shows again.
     except Exception:
         net = build()
     size = image_size or _image_size(net)
     try:
-        return count(net, size), size
+        return count_costs(net, size), size
     # Other people's nets raise anything.
     except Exception as error:
         what = next(iter(str(error).splitlines()), type(error).__name__)
@@ -158,14 +158,14 @@ def _image_size(net: nn.Module) -> int:
     return 32 if getattr(net, "init_args", {}).get("stem") == "cifar" else 224
 
 
-def _depth(layers: list[Layer], asked: int | str | None) -> int:
+def _depth(layers: list[ModuleCost], asked: int | str | None) -> int:
     deepest = max(layer.name.count(".") + 1 for layer in layers)
     if asked is not None:
         return deepest if asked == "all" else int(asked)
-    return next((depth for depth in range(deepest, 1, -1) if len(fold(layers, depth)) <= MOST_ROWS), 1)
+    return next((depth for depth in range(deepest, 1, -1) if len(group_by_depth(layers, depth)) <= MAX_ROWS), 1)
 
 
-def _layer_table(rows: list[Layer], total: Layer) -> Table:
+def _layer_table(rows: list[ModuleCost], total: ModuleCost) -> Table:
     table = _table("layer", "type", "output")
     for row in rows:
         shape = "×".join(map(str, row.shape)) if row.shape else "–"
@@ -175,7 +175,7 @@ def _layer_table(rows: list[Layer], total: Layer) -> Table:
     return table
 
 
-def _net_table(totals: dict[str, Layer]) -> Table:
+def _net_table(totals: dict[str, ModuleCost]) -> Table:
     table = _table("net")
     for name, total in totals.items():
         table.add_row(Text(name), *_costs(total))
@@ -190,11 +190,11 @@ def _table(*names: str) -> Table:
     return table
 
 
-def _costs(layer: Layer) -> tuple[str, str, str]:
+def _costs(layer: ModuleCost) -> tuple[str, str, str]:
     return f"{layer.parameters:,}", f"{layer.multiply_adds / 1e6:,.2f}", f"{layer.activations / 2**20:,.2f}"
 
 
-def _write(path: Path, name: str, rows: list[Layer], totals: dict[str, Layer]) -> None:
+def _write(path: Path, name: str, rows: list[ModuleCost], totals: dict[str, ModuleCost]) -> None:
     """CSV: a line for each layer shown, and one called `total` for each net."""
     named = [(name, row.name, row) for row in rows] + [(net, "total", total) for net, total in totals.items()]
     lines = (

@@ -24,10 +24,10 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from resnet_pl.analysis.compare import compare
-from resnet_pl.analysis.grid import Cell, grid_cells
-from resnet_pl.reports.records import duration
-from resnet_pl.request import Request
-from resnet_pl.utils import program
+from resnet_pl.analysis.grid import SweepRun, grid_runs
+from resnet_pl.command_line import CommandLine
+from resnet_pl.reports.run_reader import duration
+from resnet_pl.utils import prog_name
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -48,24 +48,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(settings: Namespace) -> int:
     """Runs what is not done yet; 1 if a run failed."""
     folder = Path("runs") / settings.name
-    cells = grid_cells(settings.grid, settings.config, settings.options, folder)
+    cells = grid_runs(settings.grid, settings.config, settings.options, folder)
     for cell in cells:
         # What is wrong with its command line is told before anything starts.
-        Request(cell.args)
-    found = [(cell, cell.done()) for cell in cells]
+        CommandLine(cell.args)
+    found = [(cell, cell.finished_run()) for cell in cells]
     left = [cell for cell, done in found if done is None]
     if settings.print:
         for cell in left:
-            print(" && ".join(f"{program()} {shlex.join(args)}" for args in cell.steps()))
+            print(" && ".join(f"{prog_name()} {shlex.join(args)}" for args in cell.steps()))
         return 0
     sweep = Sweep(left, folder / "logs", settings.jobs)
     for cell, done in found:
-        sweep.note(cell, done.seconds if done else None)
-    sweep.tell(f"$ {settings.command_line}", shown=False)
+        sweep.record_duration(cell, done.seconds if done else None)
+    sweep.log(f"$ {settings.command_line}", shown=False)
     skipped = f", {len(cells) - len(left)} of them done" if len(left) < len(cells) else ""
-    sweep.tell(f"{len(cells)} runs{skipped}, {settings.jobs} at a time; {sweep.estimate()}")
+    sweep.log(f"{len(cells)} runs{skipped}, {settings.jobs} at a time; {sweep.estimate()}")
     failed = sweep.run()
-    if runs := [done.path for cell in cells if (done := cell.done())]:
+    if runs := [done.path for cell in cells if (done := cell.finished_run())]:
         compare(runs, folder)
     if failed:
         print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}; the same command tries them again")
@@ -81,27 +81,29 @@ class Sweep:
         jobs: how many run at a time.
     """
 
-    def __init__(self, cells: list[Cell], logs: Path, jobs: int) -> None:
+    def __init__(self, cells: list[SweepRun], logs: Path, jobs: int) -> None:
         self.cells, self.jobs, self._logs = cells, jobs, logs
-        self._left = [cell.like for cell in cells]
-        self._took: dict[str, list[float]] = {}
+        self._left = [cell.group_key for cell in cells]
+        self._durations: dict[str, list[float]] = {}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopping = threading.Lock(), False
         logs.mkdir(parents=True, exist_ok=True)
 
-    def note(self, cell: Cell, seconds: float | None) -> None:
+    def record_duration(self, cell: SweepRun, seconds: float | None) -> None:
         """Keeps how long a cell took, where that tells of others: neither None nor not a number."""
         if seconds and seconds > 0:
-            self._took.setdefault(cell.like, []).append(seconds)
+            self._durations.setdefault(cell.group_key, []).append(seconds)
 
     def estimate(self) -> str:
         """How long the rest takes, as far as finished runs tell."""
         if not self._left:
             return "nothing is left to do"
-        if not self._took:
+        if not self._durations:
             return f"{len(self._left)} left; the first to finish tells how long it takes"
-        known = list(chain(*self._took.values()))
-        seconds = sum(fmean(self._took.get(like, known)) for like in self._left) / min(self.jobs, len(self._left))
+        known = list(chain(*self._durations.values()))
+        seconds = sum(fmean(self._durations.get(group_key, known)) for group_key in self._left) / min(
+            self.jobs, len(self._left)
+        )
         return f"{len(self._left)} left, about {duration(seconds)} by those that are done"
 
     def run(self) -> list[str]:
@@ -118,23 +120,23 @@ class Sweep:
                 signal.signal(signal.SIGTERM, before)
         return [cell.name for cell, code in zip(self.cells, codes, strict=True) if code]
 
-    def _run(self, cell: Cell) -> int:
+    def _run(self, cell: SweepRun) -> int:
         """Trains and tests; returns the exit code of the first process that failed."""
         start, code, steps, log = time.monotonic(), 0, cell.steps(), self._logs / f"{cell.name}.log"
         resumed = steps[0] != cell.args
-        self.tell(f"{cell.name} {'goes on' if resumed else 'starts'}")
+        self.log(f"{cell.name} {'goes on' if resumed else 'starts'}")
         for args in steps:
             code = code or self._process(args, log)
         seconds = time.monotonic() - start
         with self._lock:
-            self._left.remove(cell.like)
-            self.note(cell, None if code or resumed else seconds)
+            self._left.remove(cell.group_key)
+            self.record_duration(cell, None if code or resumed else seconds)
             left = self.estimate()
         how = f"failed: {_reason(log, code)}" if code else f"finished in {duration(seconds)}"
-        self.tell(f"{cell.name} {how}; {left}")
+        self.log(f"{cell.name} {how}; {left}")
         return code
 
-    def tell(self, line: str, shown: bool = True) -> None:
+    def log(self, line: str, shown: bool = True) -> None:
         """Prints a line and keeps it in sweep.log."""
         with self._lock:
             if self._stopping:
@@ -151,7 +153,7 @@ class Sweep:
         if self.jobs > 1:
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         with log.open("ab") as file:
-            file.write(f"$ {program()} {shlex.join(args)}\n".encode())
+            file.write(f"$ {prog_name()} {shlex.join(args)}\n".encode())
             file.flush()
             with self._lock:
                 if self._stopping:
@@ -160,7 +162,7 @@ class Sweep:
                 command = [sys.executable, "-m", "resnet_pl", *args]
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env,
-                    start_new_session=True, preexec_fn=_dies_with_parent(),
+                    start_new_session=True, preexec_fn=_kill_with_parent(),
                 )  # fmt: skip
                 self._running.add(process)
             code = process.wait()
@@ -181,7 +183,7 @@ class Sweep:
             raise
 
 
-def _dies_with_parent() -> partial[int] | None:
+def _kill_with_parent() -> partial[int] | None:
     """What a new process calls so that the system ends it when the sweep is killed; two must not train one run."""
     # PR_SET_PDEATHSIG; looked up here, as little as possible may happen between fork and exec.
     return partial(ctypes.CDLL(None).prctl, 1, int(signal.SIGTERM)) if sys.platform == "linux" else None

@@ -7,17 +7,17 @@ from resnet_pl.callbacks.freeze import Freeze
 from resnet_pl.callbacks.graceful_stop import GracefulStop
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.predictions import PredictionWriter
-from resnet_pl.callbacks.progress import EpochLine, ProgressBar
-from resnet_pl.callbacks.start_report import StartReport
+from resnet_pl.callbacks.progress import EpochSummary, ProgressBar
+from resnet_pl.callbacks.run_summary import RunSummary
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.throughput import Throughput
 from resnet_pl.callbacks.train_log import TrainLog
-from resnet_pl.callbacks.whitening_init import WhitenStem
+from resnet_pl.callbacks.whitening_init import WhiteningInit
 
 __all__ = [
     "BestCheckpoint",
     "Dashboard",
-    "EpochLine",
+    "EpochSummary",
     "ErrorWarmup",
     "Freeze",
     "GracefulStop",
@@ -25,9 +25,9 @@ __all__ = [
     "MetricsCSV",
     "PredictionWriter",
     "ProgressBar",
-    "StartReport",
+    "RunSummary",
     "StopOnNaN",
     "Throughput",
     "TrainLog",
-    "WhitenStem",
+    "WhiteningInit",
 ]

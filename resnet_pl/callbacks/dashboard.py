@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from resnet_pl.data.loader import Batch
-from resnet_pl.reports.pictures import confusion_matrix, contact_sheet
+from resnet_pl.reports.plots import confusion_matrix, contact_sheet
 
 
 class Dashboard(Callback):
@@ -29,8 +29,10 @@ class Dashboard(Callback):
         graph: whether the net's graph is drawn.
     """
 
-    def __init__(self, images: NonNegativeInt = 16, every_seconds: NonNegativeFloat = 60, graph: bool = True) -> None:
-        self.images, self.every_seconds, self.graph = images, every_seconds, graph
+    def __init__(
+        self, images: NonNegativeInt = 16, min_interval_seconds: NonNegativeFloat = 60, graph: bool = True
+    ) -> None:
+        self.images, self.min_interval_seconds, self.graph = images, min_interval_seconds, graph
         self._drawn_at = -float("inf")
         self._worst: list[tuple[float, int, int, int]] = []
         self._drawing = False
@@ -68,7 +70,7 @@ class Dashboard(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decides whether this validation is drawn."""
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        due = last or time.monotonic() - self._drawn_at >= self.every_seconds
+        due = last or time.monotonic() - self._drawn_at >= self.min_interval_seconds
         self._drawing = due and not trainer.sanity_checking and trainer.state.fn == "fit"
         self._worst = []
 
@@ -108,7 +110,7 @@ class Dashboard(Callback):
         _draw(logger, "val/confusion", confusion_matrix(pl_module.results["confusion"].numpy(), names), step)
         if self._worst:
             images = trainer.datamodule.splits["val"]
-            pictures = [images.picture(index).permute(1, 2, 0).numpy() for _, index, _, _ in self._worst]
+            pictures = [images.load_full_image(index).permute(1, 2, 0).numpy() for _, index, _, _ in self._worst]
             captions = [f"{names[p]}\nis {names[t]} ({share:.0%})" for share, _, t, p in self._worst]
             _draw(logger, "val/worst_mistakes", contact_sheet(pictures, captions, ["wrong"] * len(pictures)), step)
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from resnet_pl.callbacks.train_log import stepped
-from resnet_pl.optim import Share
+from resnet_pl.optim import UnitInterval
 from resnet_pl.utils import UserError
 
 # Iterations over which the training error is averaged: a single batch is below a threshold by chance.
-WINDOW = 100
+ERROR_WINDOW = 100
 
 
 class ErrorWarmup(Callback):
@@ -29,7 +29,9 @@ class ErrorWarmup(Callback):
         max_iterations: the run stops if the error is not below by then.
     """
 
-    def __init__(self, error: Share = 0.8, factor: PositiveFloat = 0.1, max_iterations: PositiveInt = 4000) -> None:
+    def __init__(
+        self, error: UnitInterval = 0.8, factor: PositiveFloat = 0.1, max_iterations: PositiveInt = 4000
+    ) -> None:
         self.error, self.factor, self.max_iterations = error, factor, max_iterations
         self.errors: list[float] | None = []
         self._counts: Tensor | None = None  # wrong images and images since the last step
@@ -69,6 +71,6 @@ class ErrorWarmup(Callback):
         if stepped(trainer, batch_idx):
             wrong_images, images = trainer.strategy.reduce(self._counts, reduce_op="sum").tolist()
             self._counts = None
-            self.errors = [*self.errors, wrong_images / images][-WINDOW:]
-            if len(self.errors) == WINDOW and sum(self.errors) / WINDOW < self.error:
+            self.errors = [*self.errors, wrong_images / images][-ERROR_WINDOW:]
+            if len(self.errors) == ERROR_WINDOW and sum(self.errors) / ERROR_WINDOW < self.error:
                 self.errors = None

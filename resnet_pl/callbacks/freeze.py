@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
-from resnet_pl.models.pretrained import find_head
+from resnet_pl.models.pretrained import find_classifier
 from resnet_pl.utils import UserError
 
 
@@ -17,25 +17,25 @@ class Freeze(BaseFinetuning):
     """Freezes the backbone, but never its head; frozen BatchNorm layers keep their statistics.
 
     Args:
-        up_to: the last stage that is frozen, such as `layer2`; the whole backbone if not given.
+        last_frozen: the last stage that is frozen, such as `layer2`; the whole backbone if not given.
         unfreeze_at_epoch: epoch, from 0, at which everything is trained; never if not given.
     """
 
-    def __init__(self, up_to: str | None = None, unfreeze_at_epoch: NonNegativeInt | None = None) -> None:
+    def __init__(self, last_frozen: str | None = None, unfreeze_at_epoch: NonNegativeInt | None = None) -> None:
         super().__init__()
-        self.up_to, self.unfreeze_at_epoch = up_to, unfreeze_at_epoch
+        self.last_frozen, self.unfreeze_at_epoch = last_frozen, unfreeze_at_epoch
 
     def _frozen(self, backbone: nn.Module) -> list[nn.Module]:
         """The children of the backbone that are frozen, without the head."""
         names = [name for name, _ in backbone.named_children()]
-        if self.up_to is not None and self.up_to not in names:
+        if self.last_frozen is not None and self.last_frozen not in names:
             raise UserError(
-                f"Freeze.up_to: {self.up_to} is no stage of the backbone\nits stages are {', '.join(names)}"
+                f"Freeze.last_frozen: {self.last_frozen} is no stage of the backbone\nits stages are {', '.join(names)}"
             )
-        head = find_head(backbone)[1]
-        last = names.index(self.up_to) if self.up_to is not None else len(names)
+        head = find_classifier(backbone)[1]
+        last = names.index(self.last_frozen) if self.last_frozen is not None else len(names)
         children = [child for _, child in backbone.named_children()][: last + 1]
-        return [part for child in children for part in _without(child, head)]
+        return [part for child in children for part in _modules_except(child, head)]
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         """See Lightning's BaseFinetuning."""
@@ -70,10 +70,10 @@ class Freeze(BaseFinetuning):
                 part.eval()
 
 
-def _without(module: nn.Module, head: nn.Module) -> list[nn.Module]:
+def _modules_except(module: nn.Module, head: nn.Module) -> list[nn.Module]:
     """The parts of a module, cut no finer than needed to leave the head out."""
     if module is head:
         return []
     if not any(part is head for part in module.modules()):
         return [module]
-    return [part for child in module.children() for part in _without(child, head)]
+    return [part for child in module.children() for part in _modules_except(child, head)]

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from resnet_pl.run_dir import cut_metrics
-from resnet_pl.utils import replacing
+from resnet_pl.run_dir import read_metrics_before
+from resnet_pl.utils import atomic_write
 
 
 class MetricsCSV(Logger):
@@ -52,20 +52,20 @@ class MetricsCSV(Logger):
         if row["epoch"] != "":
             row["epoch"] = int(row["epoch"])
         if self._columns is None:
-            rows = cut_metrics(self.path, self._start_step)
+            rows = read_metrics_before(self.path, self._start_step)
             self._columns = list(rows[0]) if rows else []
             self._rewrite(rows)
         new = [name for name in row if name not in self._columns]
         if new:
             # `inf` as the cut: every row stays, under a header that has the new columns too.
-            rows = cut_metrics(self.path, float("inf"))
+            rows = read_metrics_before(self.path, float("inf"))
             self._columns += new
             self._rewrite(rows)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        with replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns or [], restval="")
             writer.writeheader()
             writer.writerows(rows)

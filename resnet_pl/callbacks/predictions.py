@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from resnet_pl.reports.pictures import contact_sheet, save_png
+from resnet_pl.reports.plots import contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
 
 
@@ -57,7 +57,7 @@ class PredictionWriter(Callback):
         images, names = trainer.datamodule.predict_images, pl_module.class_names
         self.rows = [
             {
-                "path": _shown(images, index),
+                "path": _display_path(images, index),
                 "truth": names[label] if label >= 0 else None,
                 "classes": [names[i] for i in classes],
                 "probabilities": probabilities,
@@ -66,30 +66,30 @@ class PredictionWriter(Callback):
         ]
         write_predictions(self.rows, self.folder / "predictions.csv")
         order = sorted(index for rows in found for index, *_ in rows)[: self.sheet]
-        pictures = [_small(images.picture(index)) for index in order]
+        pictures = [_thumbnail(images.load_full_image(index)) for index in order]
         if pictures:
             shown = self.rows[: len(pictures)]
-            sheet = contact_sheet(pictures, [_caption(row) for row in shown], [_mark(row) for row in shown])
+            sheet = contact_sheet(pictures, [_caption(row) for row in shown], [_verdict(row) for row in shown])
             save_png(sheet, self.folder / "contact_sheet.png")
 
 
-def _small(image: torch.Tensor) -> np.ndarray:
+def _thumbnail(image: torch.Tensor) -> np.ndarray:
     """A `(3, H, W)` photo as `(H, W, 3)`, thinned out and copied, so that many large ones fit into memory."""
     step = max(1, min(image.shape[1:]) // 320)
     return image[:, ::step, ::step].permute(1, 2, 0).numpy().copy()
 
 
-def _shown(images: Any, index: int) -> str:
+def _display_path(images: Any, index: int) -> str:
     root = getattr(images, "root", None)
     return str(root / images.names[index]) if root is not None else images.names[index]
 
 
 def _caption(row: dict[str, Any]) -> str:
     told = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
-    return told if _mark(row) != "wrong" else f"{told}\nis {row['truth']}"
+    return told if _verdict(row) != "wrong" else f"{told}\nis {row['truth']}"
 
 
-def _mark(row: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any]) -> str:
     if row["truth"] is None:
         return "none"
     return "right" if row["truth"] == row["classes"][0] else "wrong"

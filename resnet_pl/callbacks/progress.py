@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from resnet_pl.utils import tell
+from resnet_pl.utils import rank_zero_print
 
 
 class ProgressBar(RichProgressBar):
@@ -34,7 +34,7 @@ class ProgressBar(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
-class EpochLine(Callback):
+class EpochSummary(Callback):
     """A line after each epoch, where there is no terminal to show a bar."""
 
     def __init__(self) -> None:
@@ -69,4 +69,4 @@ class EpochLine(Callback):
         if trainer.max_epochs not in (None, -1):
             of = f"/{trainer.max_epochs}"
             left = f", {minutes / (done - self._first) * (trainer.max_epochs - done):.1f} min left"
-        tell(f"epoch {done}{of}: {', '.join(told)}, {minutes:.1f} min{left}")
+        rank_zero_print(f"epoch {done}{of}: {', '.join(told)}, {minutes:.1f} min{left}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resnet_pl.callbacks.train_log import stepped
 from resnet_pl.data.loader import Batch
-from resnet_pl.utils import Diverged
+from resnet_pl.utils import DivergenceError
 
 # Losses that are kept until the next logging step.
 HISTORY = 1000
@@ -24,7 +24,7 @@ MIN_SCALE = 2.0**-10
 
 
 class StopOnNaN(Callback):
-    """Ends training with `Diverged` when a loss or a weight is NaN or infinite, and saves no checkpoint of that state.
+    """Ends training with `DivergenceError` at a NaN or infinite loss or weight; no checkpoint of that state is saved.
 
     Losses are read at logging steps only, so nothing is synchronized in between. The message names the step, the
     learning rate and the images of the first bad batch; all of them are listed in bad_batches.csv of the run folder.
@@ -60,7 +60,7 @@ class StopOnNaN(Callback):
             self.check(trainer, pl_module, saved=[checkpoint["state_dict"], checkpoint.get("optimizer_states")])
 
     def check(self, trainer: Trainer, pl_module: LightningModule, saved: Any = ()) -> None:
-        """Raises `Diverged`, in all processes, if one of them has seen a loss or holds a value that is not finite.
+        """Raises `DivergenceError` on all ranks if a loss or a value is not finite on one of them.
 
         Args:
             trainer: the running trainer.
@@ -73,7 +73,7 @@ class StopOnNaN(Callback):
         if trainer.strategy.reduce(flag, reduce_op="sum") == 0:
             self.history.clear()
             return
-        raise Diverged(self._message(trainer, pl_module, bad))
+        raise DivergenceError(self._message(trainer, pl_module, bad))
 
     def _first_bad(self) -> tuple[Tensor, int, float, Batch] | None:
         """The first kept loss that is not finite, with its step, learning rate and batch."""
@@ -109,7 +109,7 @@ class StopOnNaN(Callback):
             table = csv.writer(file)
             if not file.tell():
                 table.writerow(["step", "epoch", "batch", "process", "loss", "learning_rate", "images"])
-            table.writerow([step, batch.epoch, batch.number, trainer.global_rank, loss, lr, ";".join(names)])
+            table.writerow([step, batch.epoch, batch.batch_idx, trainer.global_rank, loss, lr, ";".join(names)])
         return f", images {names[0]} and {len(names) - 1} more, see {path}"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from resnet_pl.utils import tell
+from resnet_pl.utils import rank_zero_print
 
 # So long, and such a share of the time, that a word on it helps.
-MUCH_WAITING, MUCH = 60, 1 / 3
+MIN_WAIT_SECONDS, MIN_WAIT_FRACTION = 60, 1 / 3
 
 
 class Throughput(Callback):
@@ -56,18 +56,18 @@ class Throughput(Callback):
         """See Lightning's Callback."""
         seconds = max(self._end - self._start, 1e-9)
         self._training += seconds
-        pl_module.log("epoch_seconds", seconds)
-        pl_module.log("images_per_second", self._images * trainer.world_size / seconds)
+        pl_module.log("throughput/epoch_seconds", seconds)
+        pl_module.log("throughput/images_per_second", self._images * trainer.world_size / seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's Callback."""
-        waited = getattr(trainer.train_dataloader, "waited", 0.0)
+        waited = getattr(trainer.train_dataloader, "wait_seconds", 0.0)
         # Data without such a cache, or in one already, has to wait.
-        could = getattr(trainer.datamodule, "cache", "decoded") is None
-        if could and waited > max(MUCH_WAITING, MUCH * self._training):
+        could = getattr(trainer.datamodule, "cache", True) is False
+        if could and waited > max(MIN_WAIT_SECONDS, MIN_WAIT_FRACTION * self._training):
             # Of an epoch that was broken off there is the waiting alone.
             share = waited / max(self._training, waited)
-            tell(
-                f"the net waited for photos in {share:.0%} of the time: --data.cache decoded decodes them once, "
+            rank_zero_print(
+                f"the net waited for photos in {share:.0%} of the time: --data.cache true decodes them once, "
                 "for all later epochs and runs"
             )

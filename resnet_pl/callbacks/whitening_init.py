@@ -12,11 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_pl.data.loader import EpochSampler
+from resnet_pl.data.loader import ShardedEpochSampler
 from resnet_pl.utils import UserError
 
 
-class WhitenStem(Callback):
+class WhiteningInit(Callback):
     """Starts the backbone's first convolution as whitening filters (Page, 2019; Jordan, 2024).
 
     They are the principal components of the training images' patches, each scaled to unit variance, once as they are
@@ -35,13 +35,13 @@ class WhitenStem(Callback):
         if trainer.ckpt_path is not None:
             return
         if pl_module.weights is not None:
-            raise UserError("WhitenStem is for nets from scratch\nleave it out, or give --model.weights null")
+            raise UserError("WhiteningInit is for nets from scratch\nleave it out, or give --model.weights null")
         stem = next((module for module in pl_module.backbone.modules() if isinstance(module, nn.Conv2d)), None)
         if stem is None or stem.groups > 1:
-            raise UserError("WhitenStem: the backbone does not start with a convolution of all channels\nleave it out")
+            raise UserError("WhiteningInit: the first convolution of the backbone must be dense (groups=1)\nremove it")
         data = trainer.datamodule
         images = data.split("train")
-        sampler = EpochSampler(len(images), data.seed, shuffle=True)
+        sampler = ShardedEpochSampler(len(images), data.seed, shuffle=True)
         batches = islice(data.loader(images, sampler, data.batch_size), math.ceil(self.images / data.batch_size))
         views = (pl_module.normalize(batch.images.to(pl_module.device)).float() for batch in batches)
         filters = whitening(F.unfold(view, stem.kernel_size, stride=stem.kernel_size) for view in views)

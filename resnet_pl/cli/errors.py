@@ -18,7 +18,7 @@ from resnet_pl.utils import UserError
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 # Type and message of an error, and what is said instead.
-COMMON = {
+MESSAGES = {
     r"out of memory|can't allocate memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED":
         "out of memory\nlower --data.batch_size and raise --trainer.accumulate_grad_batches by as much;"
         " in evaluation lower --data.eval_batch_size",
@@ -40,17 +40,17 @@ COMMON = {
 }  # fmt: skip
 
 # Warnings of Lightning that nobody can act on here.
-NOISE = [
+IGNORED_WARNINGS = [
     "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
     "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
     "callbacks used to create the checkpoint need",
 ]  # fmt: skip
 
 
-def common_message(error: Exception) -> str | None:
+def translate_exception(error: Exception) -> str | None:
     """What to say of an error of torch or Lightning; None for one that is not known."""
     place = getattr(error, "filename", None) or next(iter(getattr(error, "__notes__", [])), None)
-    for pattern, message in COMMON.items():
+    for pattern, message in MESSAGES.items():
         if re.search(pattern, f"{type(error).__name__}: {error}", re.DOTALL):
             return message.format(place=f": {place} cannot be written" if place else "")
     if isinstance(error, MisconfigurationException):
@@ -58,7 +58,7 @@ def common_message(error: Exception) -> str | None:
     return None
 
 
-def unexpected_message(error: Exception) -> str:
+def format_unexpected_error(error: Exception) -> str:
     """Two lines on any other error: what it is, and the innermost line that is not a library's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     what = f"{type(error).__name__}: {lines[0]}"
@@ -85,11 +85,11 @@ def check_trainer(settings: Namespace) -> None:
             raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or use -1 for no limit")
 
 
-def quiet() -> None:
+def silence_warnings() -> None:
     """Hides what Lightning says at every start and nobody can act on."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in NOISE:
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     # A thread, such as TensorBoard's writer at a full disk, hands its error to the main thread, which reports it.
     threading.excepthook = lambda args: print(f"note: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr)

@@ -20,29 +20,29 @@ from resnet_pl import run_dir
 from resnet_pl.analysis.ensemble import Ensemble, check_members
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.views import Mirrored, MultiScale, five_crops, single
+from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.load import load_run
 from resnet_pl.models.normalize import BATCH_NORMS
 from resnet_pl.models.pretrained import save_weights
-from resnet_pl.reports.pictures import confusion_matrix, save_png
+from resnet_pl.reports.plots import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import print_report, results_table
-from resnet_pl.utils import UserError, on_rank_zero, tell
+from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
-VIEWS = {"single": None, "flip": Mirrored(single), "10-crop": Mirrored(five_crops)}
+TTA = {"none": None, "flip": WithHorizontalFlip(single), "10-crop": WithHorizontalFlip(five_crops)}
 OUTPUT = "folder to write into; the checkpoint's run if not given"
 
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     """The options of `validate` and `test`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
-    views = "what is averaged: each image once, its mirror image too, ten crops, or the whole image at many sizes"
-    parser.add_argument("--views", type=Literal[(*VIEWS, "multi-scale")], default="single", help=views)
+    tta = "test-time augmentation: average over the image and its horizontal flip, ten crops, or several image sizes"
+    parser.add_argument("--tta", type=Literal[(*TTA, "multi-scale")], default="none", help=tta)
     scales = "shorter sides for multi-scale, pixels; 224 256 384 480 640 in proportion to the image size if not given"
     parser.add_argument("--scales", type=PositiveInt, nargs="+", help=scales)
     ensemble = "checkpoints whose class probabilities are averaged"
@@ -60,11 +60,11 @@ def callbacks(cli: ProjectCLI) -> list[Callback]:
 
 def run(cli: ProjectCLI) -> None:
     """Evaluates on the validation or the test images, prints and writes the results."""
-    name, settings, model, data = cli.request.subcommand, cli.config, cli.model, cli.datamodule
+    name, settings, model, data = cli.command_line.subcommand, cli.config, cli.model, cli.datamodule
     split = "val" if name == "validate" else "test"
     _check_options(settings)
-    prepare(cli, split)
-    members = [(tested(cli), model, data), *_other_members(cli)]
+    prepare_split(cli, split)
+    members = [(checkpoint_label(cli), model, data), *_ensemble_members(cli)]
     for _, network, own in members:
         _apply_options(settings, network, own)
     if settings["precise_bn"]:
@@ -73,7 +73,7 @@ def run(cli: ProjectCLI) -> None:
     start = time.perf_counter()
     evaluate = getattr(cli.trainer, name)
     if len(members) > 1:
-        results = _evaluate_together(cli, members, split)
+        results = _evaluate_ensemble(cli, members, split)
     else:
         evaluate(model, datamodule=data, verbose=False, weights_only=True)
         results = dict(model.results)
@@ -84,40 +84,42 @@ def run(cli: ProjectCLI) -> None:
         "protocol": _protocol(cli, results["images"], len(data.split(split)), [name for name, *_ in members[1:]]),
         "split": split,
         "data": data.describe(),
-        "tested_on": data.told(split),
-        "checkpoint": tested(cli),
+        "tested_on": data.describe_split(split),
+        "checkpoint": checkpoint_label(cli),
         "epoch": checkpoint.get("epoch"),
         "step": checkpoint.get("global_step"),
         "precision": str(cli.trainer.precision),
         "seconds": round(time.perf_counter() - start, 2),
         "versions": ckpt.versions(),
     }
-    on_rank_zero(_report, cli.output, results, confusion.numpy())
+    run_on_rank_zero(_report_results, cli.output, results, confusion.numpy())
     if settings["save_to"]:
-        on_rank_zero(_save, model, checkpoint, Path(settings["save_to"]))
+        run_on_rank_zero(_export, model, checkpoint, Path(settings["save_to"]))
 
 
-def prepare(cli: ProjectCLI, split: str) -> None:
+def prepare_split(cli: ProjectCLI, split: str) -> None:
     """Finds the images, and prints which they are."""
-    data, what = cli.datamodule, cli.request.checkpoint or tested(cli)
+    data, what = cli.datamodule, cli.command_line.checkpoint or checkpoint_label(cli)
     data.prepare_data()
-    data.setup(cli.request.subcommand)
-    tell(f"{cli.request.subcommand}: {len(data.split(split)):,} images, {data.told(split)}; {what}")
+    data.setup(cli.command_line.subcommand)
+    rank_zero_print(
+        f"{cli.command_line.subcommand}: {len(data.split(split)):,} images, {data.describe_split(split)}; {what}"
+    )
 
 
-def tested(cli: ProjectCLI) -> str:
+def checkpoint_label(cli: ProjectCLI) -> str:
     """What is evaluated: the checkpoint as its run names it, or published weights."""
-    path = cli.request.checkpoint
+    path = cli.command_line.checkpoint
     if path is None:
         return f"weights {cli.model.weights}"
-    run = run_dir.run_of(path)
+    run = run_dir.run_dir_of(path)
     return path.absolute().relative_to(run.absolute()).as_posix() if run else str(path)
 
 
 def _check_options(settings: Namespace) -> None:
     """Raises UserError where the options do not fit together."""
-    if settings["scales"] and settings["views"] != "multi-scale":
-        raise UserError("--scales are for --views multi-scale: add it, or remove --scales")
+    if settings["scales"] and settings["tta"] != "multi-scale":
+        raise UserError("--scales are for --tta multi-scale: add it, or remove --scales")
     path = settings["save_to"]
     if path and (settings["ensemble"] or not (settings["precise_bn"] or path.endswith(".safetensors"))):
         raise UserError(
@@ -129,37 +131,37 @@ def _check_options(settings: Namespace) -> None:
 def _apply_options(settings: Namespace, model: ImageClassifier, data: ImageDataModule) -> None:
     """Makes the data follow the options; raises UserError where the network does not allow them."""
     size = data.image_size
-    if settings["views"] == "multi-scale":
+    if settings["tta"] == "multi-scale":
         data.views = MultiScale(settings["scales"])
-        if (least := min(data.views.at(size))) < size:
+        if (least := min(data.views.scales_for(size))) < size:
             raise UserError(f"--scales: {least} is smaller than the image size {size}\ngive {size} or more")
     else:
-        data.views = VIEWS[settings["views"]]
+        data.views = TTA[settings["tta"]]
     if settings["precise_bn"] and not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         raise UserError("--precise_bn: the network has no BatchNorm\nremove the option")
 
 
 # ---------------------------------------------------------------------------------------- ensembles
-def _other_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, ImageDataModule]]:
+def _ensemble_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, ImageDataModule]]:
     """Name, network and data of an ensemble's other members; the command line's data options hold for all of them."""
-    words, options = [*cli.request.options, "--"], []
+    words, options = [*cli.command_line.options, "--"], []
     for word, following in pairwise(words):
         if word.startswith("--data"):
             options += [word] if "=" in word or following.startswith("--") else [word, following]
     members = []
     for path in cli.config["ensemble"] or []:
         file = run_dir.find_checkpoint(path)
-        if file.resolve() != cli.request.checkpoint.resolve():
+        if file.resolve() != cli.command_line.checkpoint.resolve():
             model, data = load_run(file, options=options)
             data.trainer = cli.trainer
             members.append((path, model, data))
     return members
 
 
-def _evaluate_together(cli: ProjectCLI, members: list[Any], split: str) -> dict[str, Any]:
+def _evaluate_ensemble(cli: ProjectCLI, members: list[Any], split: str) -> dict[str, Any]:
     """The results of the averaged probabilities."""
     _, model, data = members[0]
-    check_members([(str(cli.request.checkpoint), model, data), *members[1:]], split)
+    check_members([(str(cli.command_line.checkpoint), model, data), *members[1:]], split)
     model.configure_model()
     model.load_state_dict(cli.checkpoint["state_dict"])
     data.trainer = cli.trainer
@@ -167,7 +169,7 @@ def _evaluate_together(cli: ProjectCLI, members: list[Any], split: str) -> dict[
     loaders = [own.val_dataloader() if split == "val" else own.test_dataloader() for *_, own in members]
     ensemble = Ensemble([network for _, network, _ in members])
     cli.trainer.ckpt_path = None
-    evaluate = getattr(cli.trainer, cli.request.subcommand)
+    evaluate = getattr(cli.trainer, cli.command_line.subcommand)
     evaluate(ensemble, dataloaders=CombinedLoader(loaders, "min_size"), verbose=False)
     return dict(ensemble.results)
 
@@ -176,12 +178,12 @@ def _evaluate_together(cli: ProjectCLI, members: list[Any], split: str) -> dict[
 def _protocol(cli: ProjectCLI, evaluated: int, available: int, others: list[str]) -> str:
     """How it was evaluated, with what differs from the training's own way; the key of the result."""
     data, settings = cli.datamodule, cli.config
-    trained = (cli.checkpoint or {ckpt.KEY: {}})[ckpt.KEY].get("config") or {}
+    trained = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("config") or {}
     precision = settings["trainer"]["precision"]
-    size = run_dir.arguments(trained.get("data")).get("image_size", data.image_size)
-    words = {"single": "single view", "flip": "view and mirror image"}.get(settings["views"], settings["views"])
+    size = run_dir.get_init_args(trained.get("data")).get("image_size", data.image_size)
+    words = {"none": "single view", "flip": "horizontal flip"}.get(settings["tta"], settings["tta"])
     if isinstance(data.views, MultiScale):
-        words += " " + " ".join(str(scale) for scale in data.views.at(data.image_size))
+        words += " " + " ".join(str(scale) for scale in data.views.scales_for(data.image_size))
     parts = [words]
     parts += [f"precise BN over {settings['precise_bn']} images"] if settings["precise_bn"] else []
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
@@ -191,7 +193,7 @@ def _protocol(cli: ProjectCLI, evaluated: int, available: int, others: list[str]
     return ", ".join(parts)
 
 
-def _report(folder: Path, results: dict[str, Any], confusion: np.ndarray) -> None:
+def _report_results(folder: Path, results: dict[str, Any], confusion: np.ndarray) -> None:
     suffix = "" if results["split"] == "test" else "-val"
     place, picture = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
     print_report(results_table(results))
@@ -200,7 +202,7 @@ def _report(folder: Path, results: dict[str, Any], confusion: np.ndarray) -> Non
     print(f"written to {place} and {picture}")
 
 
-def _save(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
+def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
     """Writes what was evaluated: the checkpoint, or the weights of its network alone."""
     if path.suffix == ".safetensors":
         mean, std = (getattr(model.normalize, name).flatten().tolist() for name in ("mean", "std"))
@@ -208,5 +210,5 @@ def _save(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> Non
         save_weights(model.backbone, path, {name: json.dumps(each) for name, each in facts.items()})
     else:
         state = {key: value.cpu() for key, value in model.state_dict().items()}
-        ckpt.SafeCheckpointIO().save_checkpoint(checkpoint | {"state_dict": state}, path)
+        ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | {"state_dict": state}, path)
     print(f"kept as {path}")

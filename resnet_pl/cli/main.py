@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 from resnet_pl import __version__, analysis
+from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.analysis import COMMANDS
-from resnet_pl.request import Request
-from resnet_pl.utils import UserError, importing, program, similar
+from resnet_pl.command_line import CommandLine
+from resnet_pl.utils import UserError, gc_paused, prog_name, similar
 
 SUBCOMMANDS = {
     "fit": "train a network",
@@ -22,7 +23,7 @@ SUBCOMMANDS = {
 # The module of each in this package.
 MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict"}
 
-HELP = f"""usage: {program()} SUBCOMMAND [options]
+HELP = f"""usage: {prog_name()} SUBCOMMAND [options]
 
 resnet_pl {__version__}: train residual networks properly with PyTorch Lightning.
 
@@ -33,12 +34,12 @@ nets and finished runs:
 {chr(10).join(f"  {name:<17}{text}" for name, text in COMMANDS.items())}
 
 examples:
-  {program()} fit --config configs/digits.yaml
-  {program()} fit --config configs/flowers.yaml --data.root my/flowers --trainer.max_epochs 10
-  {program()} test --ckpt_path best
-  {program()} predict --ckpt_path runs/flowers/version_0/checkpoints/best.ckpt --images photos/*.jpg
+  {prog_name()} fit --config configs/digits.yaml
+  {prog_name()} fit --config configs/flowers.yaml --data.root my/flowers --trainer.max_epochs 10
+  {prog_name()} test --ckpt_path best
+  {prog_name()} predict --ckpt_path runs/flowers/version_0/checkpoints/best.ckpt --images photos/*.jpg
 
-`{program()} SUBCOMMAND --help` lists every option; --debug shows the traceback of an error."""
+`{prog_name()} SUBCOMMAND --help` lists every option; --debug shows the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,22 +98,23 @@ def _dispatch(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
+    args = upgrade_arguments(args)
     if args[0].split()[0] in COMMANDS:
         return analysis.run(args)
     if args[0] not in SUBCOMMANDS:
         raise UserError(_unknown_subcommand(args[0]))
-    request = Request(args)
-    with importing():
+    command_line = CommandLine(args)
+    with gc_paused():
         from resnet_pl.cli import parser
 
-        subcommand = import_module(f"resnet_pl.cli.{MODULES[request.subcommand]}")
-    return parser.run(request, subcommand)
+        subcommand = import_module(f"resnet_pl.cli.{MODULES[command_line.subcommand]}")
+    return parser.run(command_line, subcommand)
 
 
 def _unexpected(error: Exception) -> str:
-    from resnet_pl.cli.errors import unexpected_message
+    from resnet_pl.cli.errors import format_unexpected_error
 
-    return unexpected_message(error)
+    return format_unexpected_error(error)
 
 
 def _unknown_subcommand(word: str) -> str:

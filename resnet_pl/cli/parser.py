@@ -25,36 +25,36 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl import run_dir
 from resnet_pl.callbacks import (
     BestCheckpoint,
-    EpochLine,
+    EpochSummary,
     GracefulStop,
     LastCheckpoint,
     MetricsCSV,
     ProgressBar,
-    StartReport,
+    RunSummary,
     Throughput,
 )
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.errors import check_trainer, common_message, quiet
+from resnet_pl.cli.errors import check_trainer, silence_warnings, translate_exception
+from resnet_pl.command_line import CommandLine
 from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
 from resnet_pl.load import config_file
-from resnet_pl.request import Request
-from resnet_pl.utils import UserError, on_rank_zero, program, shorten_help
+from resnet_pl.utils import UserError, prog_name, run_on_rank_zero, shorten_help
 
 CKPT_PATH = "a checkpoint; a run folder, for its best; or best or last, of the newest run (called --name, if given)"
 TF32 = "whether a GPU may round factors of float32 products to 10 bits, which is several times faster; sums stay exact"
 
 
-def run(request: Request, subcommand: ModuleType) -> int:
+def run(command_line: CommandLine, subcommand: ModuleType) -> int:
     """Runs a subcommand; raises UserError where the user can put it right.
 
     Args:
-        request: the command line.
+        command_line: the command line.
         subcommand: its module, with `add_arguments(parser, name)` and `run(cli)`.
     """
-    quiet()
+    silence_warnings()
     try:
         # In a context of its own: jsonargparse would keep network, data and worker processes until the next command.
-        copy_context().run(lambda: subcommand.run(ProjectCLI(request, subcommand)))
+        copy_context().run(lambda: subcommand.run(ProjectCLI(command_line, subcommand)))
     except UserError:
         raise
     except SystemExit as end:
@@ -62,7 +62,7 @@ def run(request: Request, subcommand: ModuleType) -> int:
             raise KeyboardInterrupt from end
         raise
     except Exception as error:
-        if message := common_message(error):
+        if message := translate_exception(error):
             raise UserError(message) from error
         raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -72,7 +72,7 @@ def run(request: Request, subcommand: ModuleType) -> int:
     return 0
 
 
-class NoProfiler(PassThroughProfiler):
+class NullProfiler(PassThroughProfiler):
     """No profiler, at no cost: Lightning's own makes a generator for each of the 79 names of a step."""
 
     NOTHING = nullcontext()
@@ -97,20 +97,20 @@ class ProjectCLI(LightningCLI):
     values on the command line.
 
     Args:
-        request: the command line, its checkpoint found.
+        command_line: the command line, its checkpoint found.
         module: the subcommand's module.
 
     Attributes:
         run_folder: where a training writes.
     """
 
-    def __init__(self, request: Request, module: ModuleType) -> None:
-        self.request, self.module, self.run_folder = request, module, Path()
-        self.checkpoint = ckpt.read(request.checkpoint) if request.checkpoint else None
+    def __init__(self, command_line: CommandLine, module: ModuleType) -> None:
+        self.command_line, self.module, self.run_folder = command_line, module, Path()
+        self.checkpoint = ckpt.read(command_line.checkpoint) if command_line.checkpoint else None
         self._new_run = False
         # Any class can be the model, ours by default. The help lists the arguments of ours.
-        named = any(word.partition("=")[0] in ("--model", "--model.class_path") for word in request.args)
-        help_of_ours = request.help and not named
+        named = any(word.partition("=")[0] in ("--model", "--model.class_path") for word in command_line.args)
+        help_of_ours = command_line.help and not named
         try:
             super().__init__(
                 ImageClassifier if help_of_ours else LightningModule,
@@ -122,8 +122,8 @@ class ProjectCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 parser_kwargs={
-                    "prog": f"{program()} {request.subcommand}",
-                    "usage": f"{program()} {request.subcommand} [--config FILE ...] [--key value ...]",
+                    "prog": f"{prog_name()} {command_line.subcommand}",
+                    "usage": f"{prog_name()} {command_line.subcommand} [--config FILE ...] [--key value ...]",
                     "parser_mode": PARSER_MODE,
                     "exit_on_error": False,
                     "allow_abbrev": False,
@@ -136,12 +136,12 @@ class ProjectCLI(LightningCLI):
                     "enable_autolog_hparams": False,
                     "num_sanity_val_steps": 0,
                 },
-                args=request.args,
+                args=command_line.args,
                 run=False,
             )
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             # What a constructor refuses.
-            raise UserError(common_message(error) or parser_message(str(error))) from error
+            raise UserError(translate_exception(error) or parser_message(str(error))) from error
 
     def __deepcopy__(self, memo: Any) -> ProjectCLI:
         # A model refers to the parser by its optimizer, and averages of the weights copy the model.
@@ -155,25 +155,25 @@ class ProjectCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH)
         parser.add_argument("--name", type=str, default="resnet", help="name of the run: runs/NAME/version_N")
         parser.add_argument("--tf32", type=bool, default=True, help=TF32)
-        self.module.add_arguments(parser, self.request.subcommand)
+        self.module.add_arguments(parser, self.command_line.subcommand)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Puts the checkpoint's configuration below everything that is given."""
         stored = None
         if self.checkpoint is not None:
-            stored = ckpt.config_of(self.checkpoint, self.request.checkpoint, self.request.subcommand)
-            if self.request.data_class not in ("", run_dir.class_name(stored.get("data"))):
+            stored = ckpt.config_of(self.checkpoint, self.command_line.checkpoint, self.command_line.subcommand)
+            if self.command_line.data_class not in ("", run_dir.class_name(stored.get("data"))):
                 stored.pop("data", None)  # another class has other arguments
         # A file, because only `--config` merges arguments of classes; it comes first, so that others win.
         with config_file(stored) if stored is not None else nullcontext() as file:
-            files = [name for name in (file, *self.request.files) if name]
+            files = [name for name in (file, *self.command_line.files) if name]
             words = [word for name in files for word in ("--config", name)]
             try:
-                self.config = parser.parse_args([*words, *expand_arguments(self.request.options)])
+                self.config = parser.parse_args([*words, *expand_arguments(self.command_line.options)])
             except ArgumentError as error:
                 raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
         if self.checkpoint is not None:
-            self.config["ckpt_path"] = str(self.request.checkpoint)
+            self.config["ckpt_path"] = str(self.command_line.checkpoint)
 
     @property
     def plain_config(self) -> dict[str, Any]:
@@ -186,20 +186,20 @@ class ProjectCLI(LightningCLI):
         """Builds data, network and trainer."""
         super().instantiate_classes()
         self.model.config = self.plain_config
-        self.datamodule.notes = self.output
+        self.datamodule.bad_images_dir = self.output
         if self.checkpoint is not None:
             # The network does not download weights that are replaced by the checkpoint's.
-            self.trainer.ckpt_path = str(self.request.checkpoint)
+            self.trainer.ckpt_path = str(self.command_line.checkpoint)
             self._check_normalization()
-            if provenance := self.checkpoint[ckpt.KEY]["data"]:
+            if provenance := self.checkpoint[ckpt.METADATA_KEY]["data"]:
                 self.datamodule.use_provenance(provenance)
 
     def _check_normalization(self) -> None:
         """Refuses another normalization than the checkpoint's: its values are part of the network."""
-        stored = run_dir.arguments((self.checkpoint[ckpt.KEY].get("config") or {}).get("data"))
-        now = run_dir.arguments(self.plain_config["data"])
+        stored = run_dir.get_init_args((self.checkpoint[ckpt.METADATA_KEY].get("config") or {}).get("data"))
+        now = run_dir.get_init_args(self.plain_config["data"])
         for key in ("mean", "std"):
-            if self.request.setting(f"data.{key}") is not None and key in stored and now.get(key) != stored[key]:
+            if self.command_line.get(f"data.{key}") is not None and key in stored and now.get(key) != stored[key]:
                 raise UserError(
                     f"data.{key}: the checkpoint was trained with the {key} {stored[key]}, not {now.get(key)}\n"
                     "remove it: the normalization is part of the checkpoint's network"
@@ -213,13 +213,13 @@ class ProjectCLI(LightningCLI):
         if torch.cuda.is_available():
             torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
             torch.backends.cudnn.allow_tf32 = settings["tf32"]
-        own: dict[str, Any] = {"plugins": [*_listed(config["plugins"]), ckpt.SafeCheckpointIO()]}
-        own["profiler"] = config["profiler"] or NoProfiler()
-        callbacks = _listed(config["callbacks"])
-        if self.request.subcommand == "fit":
+        own: dict[str, Any] = {"plugins": [*_as_list(config["plugins"]), ckpt.AtomicCheckpointIO()]}
+        own["profiler"] = config["profiler"] or NullProfiler()
+        callbacks = _as_list(config["callbacks"])
+        if self.command_line.subcommand == "fit":
             self.run_folder = self._find_run_folder()
             own["logger"] = self._loggers(config["logger"])
-            callbacks += [StartReport(self.run_folder, self.request.args), Throughput()]
+            callbacks += [RunSummary(self.run_folder, self.command_line.args), Throughput()]
             if config["enable_checkpointing"] is not False:
                 folder = self.run_folder / "checkpoints"
                 callbacks += [BestCheckpoint(folder), LastCheckpoint(folder, **settings["checkpoint"])]
@@ -232,14 +232,14 @@ class ProjectCLI(LightningCLI):
             callbacks += [GracefulStop(self.output), *self.module.callbacks(self)]
         if config["enable_progress_bar"] is not False:
             # A bar is of no use in a file or a pipe; a line an epoch is.
-            callbacks.append(ProgressBar() if sys.stdout.isatty() else EpochLine())
+            callbacks.append(ProgressBar() if sys.stdout.isatty() else EpochSummary())
             own["enable_progress_bar"] = sys.stdout.isatty()
         with self.removing_new_run():
             return super().instantiate_trainer(**own, callbacks=callbacks, **kwargs)
 
     def _find_run_folder(self) -> Path:
         """The checkpoint's own run, or a new one."""
-        if self.request.checkpoint and (found := run_dir.run_of(self.request.checkpoint)):
+        if self.command_line.checkpoint and (found := run_dir.run_dir_of(self.command_line.checkpoint)):
             return found
         self._new_run = True
         return _new_run(Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"])
@@ -255,16 +255,16 @@ class ProjectCLI(LightningCLI):
             # Steps that were logged after the checkpoint are repeated; TensorBoard then ignores the old ones.
             purge_step=start or None,
         )
-        return [*([board] if given in (None, True) else _listed(given)), MetricsCSV(run, start)]
+        return [*([board] if given in (None, True) else _as_list(given)), MetricsCSV(run, start)]
 
     @property
     def output(self) -> Path:
         """Where a subcommand writes: the run folder; for evaluation as asked, else the checkpoint's run, else here."""
-        if self.request.subcommand == "fit":
+        if self.command_line.subcommand == "fit":
             return self.run_folder
         if asked := self.config["output"]:
             return Path(asked)
-        return (self.request.checkpoint and run_dir.run_of(self.request.checkpoint)) or Path()
+        return (self.command_line.checkpoint and run_dir.run_dir_of(self.command_line.checkpoint)) or Path()
 
     @contextmanager
     def removing_new_run(self) -> Iterator[None]:
@@ -273,7 +273,7 @@ class ProjectCLI(LightningCLI):
             yield
         except BaseException:
             if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
-                on_rank_zero(shutil.rmtree, self.run_folder)
+                run_on_rank_zero(shutil.rmtree, self.run_folder)
             raise
 
 
@@ -282,12 +282,12 @@ def _new_run(root: Path, name: str) -> Path:
     if rank_zero_only.rank != 0:
         # The same for processes that Lightning starts; those of torchrun and of other machines write nothing.
         return Path(os.environ.get("RESNET_PL_RUN", root / name / "version_of_the_first_process"))
-    run = run_dir.new_run(root, name)
+    run = run_dir.create_run_dir(root, name)
     os.environ["RESNET_PL_RUN"] = str(run)
     return run
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """What Lightning lets be one thing, several or none, as a list."""
     if value is None:
         return []

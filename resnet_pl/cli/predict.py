@@ -9,10 +9,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl.callbacks import PredictionWriter
-from resnet_pl.cli.evaluate import OUTPUT, prepare
+from resnet_pl.cli.evaluate import OUTPUT, prepare_split
 from resnet_pl.data.decode import find_images
 from resnet_pl.reports.tables import predictions_table, print_report
-from resnet_pl.utils import on_rank_zero
+from resnet_pl.utils import run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -33,11 +33,11 @@ def callbacks(cli: ProjectCLI) -> list[Callback]:
 def run(cli: ProjectCLI) -> None:
     """Classifies images, prints and writes the predictions."""
     if images := cli.config["images"]:
-        cli.datamodule.predict_on(find_images(images))
+        cli.datamodule.set_predict_files(find_images(images))
     else:
-        prepare(cli, "test")
+        prepare_split(cli, "test")
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False, weights_only=True)
-    on_rank_zero(_report, cli)
+    run_on_rank_zero(_report, cli)
 
 
 def _report(cli: ProjectCLI) -> None:

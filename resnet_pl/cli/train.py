@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import BestCheckpoint, Dashboard, GracefulStop, LastCheckpoint
-from resnet_pl.run_dir import arguments, class_name
-from resnet_pl.utils import UserError, on_rank_zero, program, tell
+from resnet_pl.run_dir import class_name, get_init_args
+from resnet_pl.utils import UserError, prog_name, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -48,14 +48,16 @@ def run(cli: ProjectCLI) -> None:
         received = stop.received if stop is not None else []
         last = cli.run_folder / "checkpoints" / "last.ckpt"
         if last.exists():
-            tell(f"stopped; resume with: {program()} fit --ckpt_path {shlex.quote(str(last))}")
+            rank_zero_print(f"stopped; resume with: {prog_name()} fit --ckpt_path {shlex.quote(str(last))}")
         if {*received} - {signal.SIGINT, signal.SIGTERM}:
-            on_rank_zero(_requeue)
+            run_on_rank_zero(_requeue)
         interrupted = signal.SIGINT in received or (not received and end.code)
         raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from end
     if trainer.global_step == start:
-        tell("nothing was trained: the run is already that long; raise --trainer.max_epochs or --trainer.max_steps")
-    on_rank_zero(_report, cli)
+        rank_zero_print(
+            "nothing was trained: the run is already that long; raise --trainer.max_epochs or --trainer.max_steps"
+        )
+    run_on_rank_zero(_report, cli)
 
 
 def _report(cli: ProjectCLI) -> None:
@@ -64,7 +66,7 @@ def _report(cli: ProjectCLI) -> None:
     if kept is not None and kept.score is not None:
         print(f"best validation top-1 {kept.score:.2%}")
     if best.exists() or last.exists():
-        print(f"test it:    {program()} test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
+        print(f"test it:    {prog_name()} test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
     print(f"look at it: tensorboard --logdir {cli.run_folder.parent.parent}")
 
 
@@ -90,8 +92,8 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     """
     if not checkpoint.get("optimizer_states"):
         raise UserError("the checkpoint holds weights alone, no training to resume\nuse it as --model.weights")
-    before = checkpoint[ckpt.KEY].get("config") or {}
-    model, model_now = arguments(before.get("model")), arguments(config.get("model"))
+    before = checkpoint[ckpt.METADATA_KEY].get("config") or {}
+    model, model_now = get_init_args(before.get("model")), get_init_args(config.get("model"))
     optimizer, optimizer_now = model.get("optimizer") or {}, model_now.get("optimizer") or {}
     data, data_now = before.get("data") or {}, config.get("data") or {}
     pairs = [
@@ -99,12 +101,12 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
         ("model.decay_norm_and_bias", model.get("decay_norm_and_bias"), model_now.get("decay_norm_and_bias")),
     ]
     pairs += [
-        (f"model.optimizer.{key}", was, arguments(optimizer_now).get(key, was))
-        for key, was in arguments(optimizer).items()
+        (f"model.optimizer.{key}", was, get_init_args(optimizer_now).get(key, was))
+        for key, was in get_init_args(optimizer).items()
         if key != "lr"
     ]
     if class_name(data) == class_name(data_now):
-        pairs += [(f"data.{key}", arguments(data).get(key), arguments(data_now).get(key)) for key in SPLIT]
+        pairs += [(f"data.{key}", get_init_args(data).get(key), get_init_args(data_now).get(key)) for key in SPLIT]
     for name, was, now in pairs if before else ():
         if was != now:
             raise UserError(

@@ -3,19 +3,18 @@
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import BatchTransform, Cutout, PadCrop, PCAColor, RandomFlip
 from resnet_pl.data.cifar import CIFAR10, CIFAR100
-from resnet_pl.data.crops import CentreCrop, Crop, RandomResizedCrop, ScaleCrop
+from resnet_pl.data.crops import Crop, RandomResizedCrop, ResizeCenterCrop, ScaleCrop
 from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
 from resnet_pl.data.imagenet import ImageNet
-from resnet_pl.data.mixing import CutMix, MixUp
+from resnet_pl.data.mixup import CutMix, MixUp
 from resnet_pl.data.tensors import TensorDataModule
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "BatchTransform",
-    "CentreCrop",
     "Crop",
     "CutMix",
     "Cutout",
@@ -29,6 +28,7 @@ __all__ = [
     "PadCrop",
     "RandomFlip",
     "RandomResizedCrop",
+    "ResizeCenterCrop",
     "ScaleCrop",
     "TensorDataModule",
 ]

@@ -14,14 +14,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from resnet_pl.data.batch_transforms import BatchTransform
-from resnet_pl.data.dataset import Photos
-from resnet_pl.data.loader import Batch, EpochSampler, Loader, PhotoLoader, spare_cores
+from resnet_pl.data.dataset import ImageFileDataset
+from resnet_pl.data.loader import Batch, ImageFileLoader, ResumableLoader, ShardedEpochSampler, default_num_workers
 from resnet_pl.data.provenance import Provenance
-from resnet_pl.data.rng import Draws, seed_generators
+from resnet_pl.data.rng import BatchRNG, seed_generators
 from resnet_pl.data.splits import make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.views import Views
-from resnet_pl.utils import UserError, tell
+from resnet_pl.utils import UserError, rank_zero_print
 
 
 class ImageDataModule(LightningDataModule):
@@ -77,25 +77,26 @@ class ImageDataModule(LightningDataModule):
         self.num_workers, self.on_bad_image = num_workers, on_bad_image
         self.splits: dict[str, Any] = {}
         self.classes: list[str] = []
-        self.origins: dict[str, str] = {}
+        self.split_sources: dict[str, str] = {}
         # Classes and splits of the checkpoint that is resumed or tested; empty without one.
-        self.stored = Provenance()
+        self.restored_provenance = Provenance()
         # Folder for bad_images.txt.
-        self.notes: Path | None = None
+        self.bad_images_dir: Path | None = None
         # Test-time augmentation: several views of each image.
         self.views: Views | None = None
         # Files that `predict` was given; the data set itself is then not needed.
         self.predict_paths: list[Path] | None = None
-        self._train_loader: Loader | None = None
+        self._train_loader: ResumableLoader | None = None
         self._position: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------------ what a subclass defines
     def find_splits(self) -> dict[str, Any]:
         """Sets `self.classes` and returns the splits that exist: `train`, `val`, `test`.
 
-        A split is `Photos(root, names, labels, image_size)`, for training with `crop` and `seed`, or `TensorImages` in
-        memory. If `self.stored` is true, a checkpoint is resumed or tested, and its splits must be used. `ImageFolder`
-        and `TensorDataModule` do all this: subclass those unless the images are neither files nor tensors.
+        A split is `ImageFileDataset(root, names, labels, image_size)`, for training with `crop` and `seed`, or
+        `TensorImageDataset` in memory. If `self.restored_provenance` is true, a checkpoint is resumed or tested, and
+        its splits must be used. `ImageFolder` and `TensorDataModule` do all this: subclass those unless the images are
+        neither files nor tensors.
         """
         raise NotImplementedError
 
@@ -109,14 +110,14 @@ class ImageDataModule(LightningDataModule):
         """Finds the splits, once; they need not exist where files are named to predict on."""
         if self.trainer is not None:
             # Only the first process knows its folder.
-            self.notes = self.trainer.strategy.broadcast(self.notes)
+            self.bad_images_dir = self.trainer.strategy.broadcast(self.bad_images_dir)
         if not self.splits and self.predict_paths is None:
             self.splits = self.find_splits()
         if stage == "fit":
             for transform in self.batch_transforms:
                 transform.fit(self)
 
-    def cut(
+    def split_indices(
         self, digests: Sequence[str], labels: Sequence[int], names: Sequence[str], test: int | float
     ) -> dict[str, list[int]]:
         """Cuts images that have no split of their own: name of the split to sorted positions."""
@@ -132,11 +133,11 @@ class ImageDataModule(LightningDataModule):
             class_names=self.classes,
         )
         for warning in split.warnings:
-            tell(f"note: {warning}")
+            rank_zero_print(f"note: {warning}")
         return {"train": split.train, "val": split.val, "test": split.test}
 
     # Whether the names in each split go into the checkpoint: not where the folders on disk say it.
-    stores_names = True
+    store_split_names = True
 
     def provenance(self) -> dict[str, Any]:
         """Where the images came from, for the checkpoint: what `Provenance` lists, plain types."""
@@ -144,13 +145,17 @@ class ImageDataModule(LightningDataModule):
             "root": None if self.root is None else str(self.root.resolve()),
             "classes": list(self.classes),
             "class_names": list(self.class_names),
-            "splits": {part: list(images.names) for part, images in self.splits.items()} if self.stores_names else None,
+            "splits": {part: list(images.names) for part, images in self.splits.items()}
+            if self.store_split_names
+            else None,
         }
 
     def use_provenance(self, provenance: dict[str, Any]) -> None:
         """Makes `setup` use the splits and classes of a checkpoint."""
         # Keys that this version does not know are ignored.
-        self.stored = Provenance(**{key: provenance[key] for key in vars(Provenance()) if key in provenance})
+        self.restored_provenance = Provenance(
+            **{key: provenance[key] for key in vars(Provenance()) if key in provenance}
+        )
 
     def split(self, name: str) -> Any:
         """Returns a split, or explains that there is none."""
@@ -165,9 +170,9 @@ class ImageDataModule(LightningDataModule):
         """The data in a few words."""
         return type(self).__name__ + (f" at {self.root}" if self.root is not None else "")
 
-    def told(self, part: str) -> str:
+    def describe_split(self, part: str) -> str:
         """Which images a split holds, in a few words."""
-        return f"{self.origins.get(part, f'the {part} split')}, {self.describe()}"
+        return f"{self.split_sources.get(part, f'the {part} split')}, {self.describe()}"
 
     # ------------------------------------------------------------------------------------ normalisation
     @cached_property
@@ -177,8 +182,8 @@ class ImageDataModule(LightningDataModule):
 
     def measure(self, images: Any) -> Statistics:
         """Measures a split in evaluation's view."""
-        plain = Photos(images.root, images.names, images.labels, self.image_size)
-        loader = self.loader(plain, EpochSampler(len(plain)), self.eval_batch_size)
+        plain = ImageFileDataset(images.root, images.names, images.labels, self.image_size)
+        loader = self.loader(plain, ShardedEpochSampler(len(plain)), self.eval_batch_size)
         return Statistics.of(batch.images for batch in loader)
 
     def normalization(self) -> tuple[Tensor, Tensor]:
@@ -197,19 +202,19 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     @property
-    def workers(self) -> int:
+    def resolved_num_workers(self) -> int:
         """Processes that read files for this process."""
         if self.num_workers is not None:
             return self.num_workers
-        return spare_cores(self.trainer.num_devices if self.trainer is not None else 1)
+        return default_num_workers(self.trainer.num_devices if self.trainer is not None else 1)
 
-    def loader(self, images: Any, sampler: EpochSampler, batch_size: int) -> Loader:
+    def loader(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> ResumableLoader:
         """A loader for one of the splits."""
-        workers = min(self.workers, len(sampler))
+        workers = min(self.resolved_num_workers, len(sampler))
         pin = self.device.type == "cuda"
-        return PhotoLoader(images, sampler, batch_size, workers, pin, self.on_bad_image, self.notes)
+        return ImageFileLoader(images, sampler, batch_size, workers, pin, self.on_bad_image, self.bad_images_dir)
 
-    def _make_loader(self, images: Any, training: bool) -> Loader:
+    def _make_loader(self, images: Any, training: bool) -> ResumableLoader:
         """A loader of the images that this process sees."""
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         if len(images) < processes:
@@ -217,12 +222,12 @@ class ImageDataModule(LightningDataModule):
                 f"{self.describe()}: {len(images)} images cannot be shared by {processes} processes\n"
                 "lower --trainer.devices or give more images"
             )
-        if not training and self.views is not None and isinstance(images, Photos):
-            images = images.through(self.views)
-        sampler = EpochSampler(len(images), self.seed, training, rank, processes)
+        if not training and self.views is not None and isinstance(images, ImageFileDataset):
+            images = images.with_views(self.views)
+        sampler = ShardedEpochSampler(len(images), self.seed, training, rank, processes)
         return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> ResumableLoader:
         """Training images, shuffled and cropped at random; the first epoch starts where a checkpoint left off."""
         self._train_loader = self._make_loader(self.split("train"), training=True)
         if self._position:
@@ -252,15 +257,15 @@ class ImageDataModule(LightningDataModule):
         """Shape of a complete training batch, `(N, C, H, W)`."""
         return self.batch_size, 3, self.image_size, self.image_size
 
-    def val_dataloader(self) -> Loader | list[Any]:
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Validation images; none where nothing is held out."""
         return self._make_loader(self.splits["val"], training=False) if "val" in self.splits else []
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> ResumableLoader:
         """Test images."""
         return self._make_loader(self.split("test"), training=False)
 
-    def predict_dataloader(self) -> Loader:
+    def predict_dataloader(self) -> ResumableLoader:
         """The images named on the command line, else the test images."""
         return self._make_loader(self.predict_images, training=False)
 
@@ -269,11 +274,11 @@ class ImageDataModule(LightningDataModule):
         """What `predict` reads."""
         if self.predict_paths is None:
             return self.split("test")
-        number = {name: index for index, name in enumerate(self.stored.classes or self.classes)}
+        number = {name: index for index, name in enumerate(self.restored_provenance.classes or self.classes)}
         labels = [number.get(path.parent.name, -1) for path in self.predict_paths]
-        return Photos(Path(), [str(path) for path in self.predict_paths], labels, self.image_size)
+        return ImageFileDataset(Path(), [str(path) for path in self.predict_paths], labels, self.image_size)
 
-    def predict_on(self, paths: Sequence[Path]) -> None:
+    def set_predict_files(self, paths: Sequence[Path]) -> None:
         """Makes `predict` read these files; a parent folder with a class's name gives the true label."""
         self.predict_paths = list(paths)
 
@@ -288,13 +293,13 @@ class ImageDataModule(LightningDataModule):
         """
         if not self.trainer.training:
             return batch
-        seed_generators(self.seed, batch.epoch, batch.number, self.trainer.global_rank)
+        seed_generators(self.seed, batch.epoch, batch.batch_idx, self.trainer.global_rank)
         return self.augment(batch)
 
     def augment(self, batch: Batch) -> Batch:
         """Applies `batch_transforms`: images `(N, C, H, W)` uint8 to float in [0, 1]."""
         images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
-        draws = Draws(self.seed, batch.epoch, batch.number, batch.indices)
+        rng = BatchRNG(self.seed, batch.epoch, batch.batch_idx, batch.indices)
         for transform in self.batch_transforms:
-            images, labels = transform(images, labels, draws)
+            images, labels = transform(images, labels, rng)
         return batch._replace(images=images, labels=labels)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_pl.data.rng import Draws
+from resnet_pl.data.rng import BatchRNG
 from resnet_pl.data.statistics import Statistics
 
 # Principal components of ImageNet's RGB pixels in [0, 1] (AlexNet's, as published with Torch's ImageNet example).
@@ -36,7 +36,7 @@ class BatchTransform:
     def fit(self, data: TrainingData) -> None:
         """Called once before training, for what depends on the training split; the default needs nothing."""
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         """Transforms a batch.
 
         Args:
@@ -50,7 +50,7 @@ class BatchTransform:
         raise NotImplementedError
 
 
-def checked_share(transform: BatchTransform, probability: float) -> float:
+def check_probability(transform: BatchTransform, probability: float) -> float:
     """Returns the probability, or raises ValueError if it is not from 0 to 1."""
     if not 0 <= probability <= 1:
         raise ValueError(f"{type(transform).__name__}: probability is {probability}, it must be from 0 to 1")
@@ -67,15 +67,15 @@ class RandomFlip(BatchTransform):
     """
 
     def __init__(self, probability: float = 0.5, alternate: bool = False) -> None:
-        self.probability, self.alternate = checked_share(self, probability), alternate
+        self.probability, self.alternate = check_probability(self, probability), alternate
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
-        flipped = draws.alternating() if self.alternate else draws.uniform() < self.probability
+        flipped = rng.alternating_mask() if self.alternate else rng.uniform() < self.probability
         return torch.where(flipped[:, None, None, None], images.flip(-1), images), labels
 
 
-class MeanFilled(BatchTransform):
+class MeanFillTransform(BatchTransform):
     """A transform that fills pixels with the mean, which the net sees as zero."""
 
     def __init__(self) -> None:
@@ -85,14 +85,14 @@ class MeanFilled(BatchTransform):
         """Takes the mean that is subtracted from the images."""
         self.mean = data.normalization()[0]
 
-    def mean_on(self, device: torch.device) -> Tensor:
+    def mean_to(self, device: torch.device) -> Tensor:
         """`(C, 1, 1)` or `(C, H, W)`; moved only once, because every transfer waits for the device."""
         if self.mean.device != device:
             self.mean = self.mean.to(device)
         return self.mean
 
 
-class PadCrop(MeanFilled):
+class PadCrop(MeanFillTransform):
     """The paper's CIFAR augmentation (§4.2): pad every side, then crop at random to the original size.
 
     The padding is zero *after* the mean is subtracted, as in the paper; images here still carry their mean, so it is
@@ -109,21 +109,21 @@ class PadCrop(MeanFilled):
         super().__init__()
         self.padding, self.mode = padding, mode
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
         n, _, height, width = images.shape
-        mean = self.mean_on(images.device)
+        mean = self.mean_to(images.device)
         padded = F.pad(images - mean, [self.padding] * 4, mode=self.mode)
         span = 2 * self.padding + 1
-        rows = draws.integers(span)[:, None] + torch.arange(height, device=images.device)
-        columns = draws.integers(span)[:, None] + torch.arange(width, device=images.device)
+        rows = rng.integers(span)[:, None] + torch.arange(height, device=images.device)
+        columns = rng.integers(span)[:, None] + torch.arange(width, device=images.device)
         picked = torch.arange(n, device=images.device)[:, None, None]
         # Advanced indexing puts the indexed axes first: (N, H, W, C), which is channels_last already.
         cropped = padded[picked, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return cropped + mean, labels
 
 
-class Cutout(MeanFilled):
+class Cutout(MeanFillTransform):
     """Puts the mean into a square of every image (DeVries and Taylor, 2017); its centre may be anywhere.
 
     Args:
@@ -136,15 +136,15 @@ class Cutout(MeanFilled):
         super().__init__()
         self.size = size
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
         inside = []
         for length in images.shape[-2:]:
-            first = draws.integers(length)[:, None] - self.size // 2
+            first = rng.integers(length)[:, None] - self.size // 2
             place = torch.arange(length, device=images.device)
             inside.append((place >= first) & (place < first + self.size))
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        return torch.where(hole, self.mean_on(images.device), images), labels
+        return torch.where(hole, self.mean_to(images.device), images), labels
 
 
 class PCAColor(BatchTransform):
@@ -167,9 +167,9 @@ class PCAColor(BatchTransform):
             values, vectors = torch.linalg.eigh(data.statistics.covariance)
             self.components = (vectors * values).float()
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
         if self.components.device != images.device:
             self.components = self.components.to(images.device)
-        amounts = torch.stack([draws.normal() for _ in range(3)], dim=1) * self.sigma
+        amounts = torch.stack([rng.normal() for _ in range(3)], dim=1) * self.sigma
         return images + (amounts @ self.components.T)[:, :, None, None], labels

@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.crops import no_line
+from resnet_pl.data.crops import limit_aspect_ratio
 from resnet_pl.data.decode import BadImage, read_image
 from resnet_pl.data.download import lock
-from resnet_pl.data.loader import spare_cores
-from resnet_pl.utils import UserError, progress, replacing
+from resnet_pl.data.loader import default_num_workers
+from resnet_pl.utils import UserError, atomic_write, progress
 
 GB = 10**9
 _FORMAT = 1  # of the two files
 _MEASURED = 1000  # headers read to estimate the size
 
 
-class DecodedPhotos:
+class DecodedImageCache:
     """Photos in a file of pixels, by position.
 
     Args:
@@ -40,7 +40,7 @@ class DecodedPhotos:
         self.path, self.index = path, index
         self._pixels = np.memmap(path, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
 
-    def __reduce__(self) -> tuple[type[DecodedPhotos], tuple[Path, np.ndarray]]:
+    def __reduce__(self) -> tuple[type[DecodedImageCache], tuple[Path, np.ndarray]]:
         return type(self), (self.path, self.index)
 
     def __getitem__(self, position: int) -> Tensor | None:
@@ -52,12 +52,14 @@ class DecodedPhotos:
         pixels = np.array(self._pixels[start : start + 3 * height * width])
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
-    def select(self, positions: Sequence[int]) -> DecodedPhotos:
+    def select(self, positions: Sequence[int]) -> DecodedImageCache:
         """The photos at these positions."""
-        return DecodedPhotos(self.path, self.index[list(positions)])
+        return DecodedImageCache(self.path, self.index[list(positions)])
 
 
-def decoded(root: Path, names: Sequence[str], side: int | None = None, folder: str | None = None) -> DecodedPhotos:
+def open_cache(
+    root: Path, names: Sequence[str], side: int | None = None, folder: str | None = None
+) -> DecodedImageCache:
     """Opens the cache of a folder's photos; decodes them first where there is none or the folder has changed.
 
     Of several processes one decodes while the others wait. A photo is another one when its size or time of change is.
@@ -73,7 +75,7 @@ def decoded(root: Path, names: Sequence[str], side: int | None = None, folder: s
     """
     place = Path(folder) if folder else default_folder()
     own = place / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side)}"
-    key = short_hash(torchvision.__version__, *((name, file_state(root / name)) for name in names))
+    key = short_hash(torchvision.__version__, *((name, stat_key(root / name)) for name in names))
     pixels, index = own / f"{key}.pixels", own / f"{key}.npy"
     try:
         # Written last: where it is, the pixels are whole.
@@ -89,7 +91,7 @@ def decoded(root: Path, names: Sequence[str], side: int | None = None, folder: s
             f"the cache of decoded photos cannot be written to {own}: {error.strerror}\n"
             "choose another place with --data.cache_dir, or go without with --data.cache null"
         ) from error
-    return DecodedPhotos(pixels, np.load(index))
+    return DecodedImageCache(pixels, np.load(index))
 
 
 def default_folder() -> Path:
@@ -105,7 +107,7 @@ def short_hash(*parts: object) -> str:
     return digest.hexdigest()
 
 
-def file_state(path: Path) -> tuple[int, int] | None:
+def stat_key(path: Path) -> tuple[int, int] | None:
     """Size in bytes and time of change in nanoseconds; None for a file that is not there."""
     try:
         found = path.stat()
@@ -129,7 +131,7 @@ def _decode(root: Path, names: Sequence[str], side: int | None, pixels: Path, in
 
     def keep(name: str) -> tuple[int, int, int]:
         try:
-            image = shrunk(read_image(root / name), side)
+            image = resize_shorter_side(read_image(root / name), side)
         except BadImage:  # read again, and reported, when it is asked for
             return 0, 0, 0
         data = image.permute(1, 2, 0).contiguous().numpy()
@@ -139,24 +141,24 @@ def _decode(root: Path, names: Sequence[str], side: int | None, pixels: Path, in
         return start, data.shape[0], data.shape[1]
 
     with (
-        replacing(pixels) as partial,
+        atomic_write(pixels) as partial,
         partial.open("wb") as file,
-        ThreadPool(spare_cores(1)) as pool,
+        ThreadPool(default_num_workers(1)) as pool,
         progress("decoding photos", len(names)) as advance,
     ):
         rows = []
         for row in pool.imap(keep, names, chunksize=8):
             rows.append(row)
             advance(1)
-    with replacing(index) as partial, partial.open("wb") as file:
+    with atomic_write(index) as partial, partial.open("wb") as file:
         np.save(file, np.array(rows, dtype=np.int64))
 
 
-def shrunk(image: Tensor, side: int | None) -> Tensor:
-    """`(3, H, W)` with a shorter side of at most `side`, resized as `CentreCrop` does it."""
+def resize_shorter_side(image: Tensor, side: int | None) -> Tensor:
+    """`(3, H, W)` with a shorter side of at most `side`, resized as `ResizeCenterCrop` does it."""
     if side is None or min(image.shape[-2:]) <= side:
         return image
-    return TF.resize(no_line(image), [side], antialias=True)
+    return TF.resize(limit_aspect_ratio(image), [side], antialias=True)
 
 
 def estimate(root: Path, names: Sequence[str], side: int | None) -> int:

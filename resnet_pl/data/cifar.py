@@ -10,15 +10,15 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from resnet_pl.data.batch_transforms import BatchTransform, PadCrop, RandomFlip
-from resnet_pl.data.download import Downloaded, extract
+from resnet_pl.data.download import DownloadMixin, extract
 from resnet_pl.data.statistics import Mean, Std
-from resnet_pl.data.tensors import TensorDataModule, TensorImages
+from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
 from resnet_pl.utils import UserError
 
 PIXELS = 3 * 32 * 32
 
 
-class _CIFAR(Downloaded, TensorDataModule):
+class _CIFAR(DownloadMixin, TensorDataModule):
     """What both sets share: the paper's augmentation and normalisation, 5,000 images held out for validation.
 
     Args:
@@ -73,22 +73,22 @@ class _CIFAR(Downloaded, TensorDataModule):
                 return paths
         return None
 
-    def is_there(self) -> bool:
-        """See `Downloaded.is_there`."""
+    def is_downloaded(self) -> bool:
+        """See `DownloadMixin.is_downloaded`."""
         return (self.root / self.npz).is_file() or all(self._binaries(part) for part in self.binaries)
 
     def unpack(self, archive: Path) -> None:
         """See `Downloaded.unpack`."""
         extract(archive, self.root)
 
-    def read(self) -> dict[str, TensorImages]:
+    def read(self) -> dict[str, TensorImageDataset]:
         """See `TensorDataModule.read`."""
         self.classes = list(self.names)
         if (self.root / self.npz).is_file():
             return self._read_npz(self.root / self.npz)
         return {part: self._read_binaries(part) for part in self.binaries}
 
-    def _read_npz(self, path: Path) -> dict[str, TensorImages]:
+    def _read_npz(self, path: Path) -> dict[str, TensorImageDataset]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {part: self._part(part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in self.binaries}
@@ -99,7 +99,7 @@ class _CIFAR(Downloaded, TensorDataModule):
                 "it must hold the uint8 arrays x_train, x_test (N, 32, 32, 3) and the labels y_train, y_test"
             ) from error
 
-    def _read_binaries(self, part: str) -> TensorImages:
+    def _read_binaries(self, part: str) -> TensorImageDataset:
         paths = self._binaries(part)
         if paths is None:
             raise UserError(
@@ -118,14 +118,14 @@ class _CIFAR(Downloaded, TensorDataModule):
         except ValueError as error:
             raise UserError(f"{paths[0].parent} holds no {type(self).__name__}: {error}\nunpack it again") from error
 
-    def _part(self, part: str, images: np.ndarray, labels: np.ndarray) -> TensorImages:
+    def _part(self, part: str, images: np.ndarray, labels: np.ndarray) -> TensorImageDataset:
         labels = labels.reshape(-1).astype(np.int64)
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise ValueError(f"x_{part} is {images.dtype} of shape {images.shape}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise ValueError(f"y_{part} has labels {labels.min()} to {labels.max()}, for {len(self.classes)} classes")
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return TensorImages(pixels, torch.from_numpy(labels), [f"{part}/{i:05d}" for i in range(len(labels))])
+        return TensorImageDataset(pixels, torch.from_numpy(labels), [f"{part}/{i:05d}" for i in range(len(labels))])
 
 
 class CIFAR10(_CIFAR):

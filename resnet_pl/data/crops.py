@@ -29,7 +29,7 @@ class Crop:
         # Not inherited: a subclass of one of our crops may draw from any generator.
         cls.draws_from_torch_only = vars(cls).get("draws_from_torch_only", False)
 
-    def box(self, height: int, width: int, size: int) -> Box:
+    def get_params(self, height: int, width: int, size: int) -> Box:
         """Returns (top, left, height, width) in the photo's own pixels, drawn with torch's global generator.
 
         Args:
@@ -41,9 +41,9 @@ class Crop:
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """`(3, H, W)` uint8 to `(3, size, size)` uint8: the box is cut first and then resized, which costs less."""
-        top, left, height, width = box = self.box(image.shape[-2], image.shape[-1], size)
+        top, left, height, width = box = self.get_params(image.shape[-2], image.shape[-1], size)
         if min(top, left) < 0 or top + height > image.shape[-2] or left + width > image.shape[-1]:
-            raise ValueError(f"{type(self).__name__}.box: {box} leaves a photo of {tuple(image.shape[-2:])}")
+            raise ValueError(f"{type(self).__name__}.get_params: {box} leaves a photo of {tuple(image.shape[-2:])}")
         view = image[None, :, top : top + height, left : left + width]
         # Resizing is a third faster in channels_last, the layout that decoders produce, than plane by plane.
         view = view.contiguous(memory_format=torch.channels_last)
@@ -72,8 +72,8 @@ class ScaleCrop(Crop):
             )
         self.min_side, self.max_side = min_side, max_side
 
-    def box(self, height: int, width: int, size: int) -> Box:
-        """See `Crop.box`."""
+    def get_params(self, height: int, width: int, size: int) -> Box:
+        """See `Crop.get_params`."""
         short = min(height, width)
         side = max(1, round(short * 224 / _integer(self.min_side, self.max_side)))
         return _integer(0, height - side), _integer(0, width - side), side, side
@@ -99,8 +99,8 @@ class RandomResizedCrop(Crop):
         self.area, self.ratio = (min_area, max_area), (min_ratio, max_ratio)
         self.log_ratio = torch.tensor(self.ratio).log().tolist()
 
-    def box(self, height: int, width: int, size: int) -> Box:
-        """See `Crop.box`; the draws are torchvision's, whose own `make_params` is much slower."""
+    def get_params(self, height: int, width: int, size: int) -> Box:
+        """See `Crop.get_params`; the draws are torchvision's, whose own `make_params` is much slower."""
         for _ in range(10):
             area = height * width * torch.empty(1).uniform_(*self.area).item()
             ratio = torch.empty(1).uniform_(*self.log_ratio).exp_().item()
@@ -112,7 +112,7 @@ class RandomResizedCrop(Crop):
         return (height - high) // 2, (width - wide) // 2, high, wide
 
 
-class CentreCrop(Crop):
+class ResizeCenterCrop(Crop):
     """Evaluation's view: shorter side resized to size × 256 / 224, then the centre square; used in training too, it
     switches random cropping off."""
 
@@ -120,11 +120,11 @@ class CentreCrop(Crop):
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """`(3, H, W)` uint8 to `(3, size, size)` uint8, resized before it is cut, as published accuracies are."""
-        image = TF.resize(no_line(image), [round(size * 256 / 224)], antialias=True)
+        image = TF.resize(limit_aspect_ratio(image), [round(size * 256 / 224)], antialias=True)
         return TF.center_crop(image, [size, size])
 
 
-def no_line(images: Tensor, ratio: int = 16) -> Tensor:
+def limit_aspect_ratio(images: Tensor, ratio: int = 16) -> Tensor:
     """Cuts `(…, H, W)` to at most `ratio` shorter sides: resizing a line of 10,000 pixels would take a gigabyte."""
     height, width = images.shape[-2:]
     longest = ratio * min(height, width)

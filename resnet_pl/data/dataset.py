@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from resnet_pl.data.cache import DecodedPhotos, file_state, short_hash
-from resnet_pl.data.crops import CentreCrop, Crop
+from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
+from resnet_pl.data.crops import Crop, ResizeCenterCrop
 from resnet_pl.data.decode import BadImage, read_image
-from resnet_pl.data.rng import keyed_rng
+from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
 
 
-class Photos(torch.utils.data.Dataset):
+class ImageFileDataset(torch.utils.data.Dataset):
     """Photos of one split, read when asked for.
 
     Args:
@@ -33,7 +33,7 @@ class Photos(torch.utils.data.Dataset):
         cache: the same photos decoded, which views are then cut from.
     """
 
-    cache: DecodedPhotos | None = None
+    cache: DecodedImageCache | None = None
 
     def __init__(
         self,
@@ -46,23 +46,28 @@ class Photos(torch.utils.data.Dataset):
         seed: int = 0,
     ) -> None:
         self.root, self.names, self.labels = root, list(names), list(labels)
-        self.image_size, self.crop, self.transforms, self.seed = image_size, crop or CentreCrop(), transforms, seed
+        self.image_size, self.crop, self.transforms, self.seed = (
+            image_size,
+            crop or ResizeCenterCrop(),
+            transforms,
+            seed,
+        )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def digest(self) -> str:
         """Tells these photos from others: by names, labels and sizes of the files, for contents take long to read."""
-        states = [file_state(self.root / name) for name in self.names]
+        states = [stat_key(self.root / name) for name in self.names]
         return short_hash(self.names, self.labels, [state and state[0] for state in states])
 
-    def picture(self, index: int) -> Tensor:
+    def load_full_image(self, index: int) -> Tensor:
         """`(3, H, W)` uint8, the whole photo as a person looks at it; grey where it has vanished since it was read."""
         with suppress(BadImage):
             return read_image(self.root / self.names[index])
         return torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
 
-    def through(self, views: Views) -> Photos:
+    def with_views(self, views: Views) -> ImageFileDataset:
         """These photos, each as a list of views instead of one."""
         photos = copy(self)
         photos.crop, photos.transforms, photos.cache = views, (), None
@@ -81,8 +86,8 @@ class Photos(torch.utils.data.Dataset):
         except BadImage as bad:
             return bad
         # A function, or views, may draw from any generator.
-        torch_alone = not self.transforms and getattr(self.crop, "draws_from_torch_only", False)
-        with keyed_rng(self.seed, epoch, index, torch_alone=torch_alone):
+        torch_only = not self.transforms and getattr(self.crop, "draws_from_torch_only", False)
+        with seeded_rng(self.seed, epoch, index, torch_only=torch_only):
             image = self.crop(image, self.image_size)
             for transform in self.transforms:
                 image = transform(image)

@@ -14,14 +14,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from resnet_pl.utils import UserError, program
+from resnet_pl.utils import UserError, prog_name
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte in RGB
 # More files than this that cannot be read are no accident: the disk has gone, or the data is another.
-MOST_BAD, FEW_BAD = 0.1, 10
+MAX_BAD_FRACTION, MIN_BAD_COUNT = 0.1, 10
 
 # Named, because Pillow would otherwise also try formats that run other programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -38,7 +38,7 @@ class BadImage(UserError):
 
     def __init__(self, path: Path | str, reason: str = "") -> None:
         # A DataLoader builds a worker's exception anew from one text, which is a whole message and no path.
-        told = f"cannot read image {shown(path)}: {reason}; replace or remove the file"
+        told = f"cannot read image {printable_path(path)}: {reason}; replace or remove the file"
         super().__init__(told if reason else str(path))
         self.path = path
         self.reason = reason
@@ -47,29 +47,29 @@ class BadImage(UserError):
         return type(self), (self.path, self.reason)
 
 
-def shown(path: Path | str) -> str:
+def printable_path(path: Path | str) -> str:
     """A path for a message, on one line whatever is in its name."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
-def list_bad(folder: Path | None, image: BadImage) -> None:
+def log_bad_image(folder: Path | None, image: BadImage) -> None:
     """Adds a file that is left out to bad_images.txt in a folder, unless it is listed there or there is no folder."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    line = f"{shown(image.path)}: {image.reason}"
+    line = f"{printable_path(image.path)}: {image.reason}"
     with (folder / "bad_images.txt").open("a+", encoding="utf-8") as file:
         file.seek(0)
         if line not in file.read().splitlines():
             file.write(f"{line}\n")
 
 
-def check_share(bad: Sequence[BadImage], of: int) -> None:
+def check_bad_fraction(bad: Sequence[BadImage], of: int) -> None:
     """Refuses to leave out more than a tenth of so many images, which is no accident; a few are always let through."""
-    if len(bad) > max(FEW_BAD, MOST_BAD * of):
+    if len(bad) > max(MIN_BAD_COUNT, MAX_BAD_FRACTION * of):
         raise UserError(
-            f"{len(bad)} of {of} images cannot be read, the last is {shown(bad[-1].path)}: {bad[-1].reason}\n"
-            f"that is too many to leave out; `{program()} check-data FOLDER` lists them all"
+            f"{len(bad)} of {of} images cannot be read, the last is {printable_path(bad[-1].path)}: {bad[-1].reason}\n"
+            f"that is too many to leave out; `{prog_name()} check-data FOLDER` lists them all"
         )
 
 
@@ -77,7 +77,7 @@ def list_images(folder: Path) -> list[Path]:
     """Finds all images below a folder, in sorted order.
 
     Symbolic links are followed, except one that leads back to a folder it lies in. Hidden files and folders are left
-    out. Only names are looked at, so a damaged image or a dangling link is listed, for `scan_image` to find.
+    out. Only names are looked at, so a damaged image or a dangling link is listed, for `verify_image` to find.
 
     Raises:
         UserError: the folder or one below it is missing or cannot be opened.
@@ -171,7 +171,7 @@ def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def scan_image(path: Path) -> tuple[int, int]:
+def verify_image(path: Path) -> tuple[int, int]:
     """Checks an image file quickly: the header is sound, the size sane, the end there.
 
     Only a file whose last bytes are not those of a complete JPEG or PNG is decoded.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from resnet_pl.data.batch_transforms import BatchTransform, PadCrop
 from resnet_pl.data.statistics import Mean, Std
-from resnet_pl.data.tensors import TensorDataModule, TensorImages
+from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
 
 
 class Digits(TensorDataModule):
@@ -47,7 +47,7 @@ class Digits(TensorDataModule):
             **kwargs,
         )
 
-    def read(self) -> dict[str, TensorImages]:
+    def read(self) -> dict[str, TensorImageDataset]:
         """See `TensorDataModule.read`."""
         from sklearn.datasets import load_digits
 
@@ -57,4 +57,4 @@ class Digits(TensorDataModule):
         images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
         images = images.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         names = [f"digits/{i:04d}" for i in range(len(images))]
-        return {"train": TensorImages(images, torch.from_numpy(scans.target).long(), names)}
+        return {"train": TensorImageDataset(images, torch.from_numpy(scans.target).long(), names)}

@@ -17,7 +17,7 @@ from urllib.request import Request, build_opener
 
 from filelock import FileLock, Timeout
 
-from resnet_pl.utils import UserError, progress, replacing
+from resnet_pl.utils import UserError, atomic_write, progress
 
 TIMEOUT = 20.0  # seconds to connect, and between two bytes
 ATTEMPTS = 3  # per address
@@ -56,7 +56,7 @@ def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: st
             for url in urls:
                 print(f"downloading {what} from {url}", file=sys.stderr)
                 try:
-                    with replacing(path) as temporary:
+                    with atomic_write(path) as temporary:
                         _download(url, temporary, checksum, what)
                     return path
                 except DownloadError as error:
@@ -158,7 +158,7 @@ def _unpack(archive: Path, folder: str) -> None:
         package.extractall(folder, **({} if is_zip else {"filter": "data"}))
 
 
-class Downloaded:
+class DownloadMixin:
     """Base of data modules whose images come in an archive; put it before the data module among the bases."""
 
     urls: list[str]  # of the archive
@@ -166,7 +166,7 @@ class Downloaded:
     root: Path  # folder of the images
     download: bool  # whether to fetch the archive when they are not there
 
-    def is_there(self) -> bool:
+    def is_downloaded(self) -> bool:
         """Whether the images need not be fetched."""
         raise NotImplementedError
 
@@ -176,12 +176,12 @@ class Downloaded:
 
     def prepare_data(self) -> None:
         """Downloads the images if they are needed and not there."""
-        if not self.download or self.predict_paths is not None or self.is_there():
+        if not self.download or self.predict_paths is not None or self.is_downloaded():
             return
         folder, name = self.root.parent, type(self).__name__
         try:
             with lock(folder / f"{self.root.name}.lock", name):
-                if not self.is_there():
+                if not self.is_downloaded():
                     hint = f"or give the folder of your copy with --data.root FOLDER (looked in {self.root})"
                     archive = fetch(self.urls, folder / Path(self.urls[0]).name, self.checksum, name, hint)
                     self.unpack(archive)

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from resnet_pl.data.download import Downloaded, extract
+from resnet_pl.data.download import DownloadMixin, extract
 from resnet_pl.data.folder import ImageFolder
 
 
-class Flowers(Downloaded, ImageFolder):
+class Flowers(DownloadMixin, ImageFolder):
     """The flower_photos data set, downloaded (229 MB) when it is not there; photos under Creative Commons BY 2.0.
 
     Args:
@@ -28,8 +28,8 @@ class Flowers(Downloaded, ImageFolder):
         super().__init__(root=root, **kwargs)
         self.download = download
 
-    def is_there(self) -> bool:
-        """See `Downloaded.is_there`."""
+    def is_downloaded(self) -> bool:
+        """See `DownloadMixin.is_downloaded`."""
         return self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir()))
 
     def unpack(self, archive: Path) -> None:
@@ -40,6 +40,6 @@ class Flowers(Downloaded, ImageFolder):
         (unpacked / "flower_photos").rename(self.root)
         shutil.rmtree(unpacked)
 
-    def where_to_get(self) -> str:
-        """See `ImageFolder.where_to_get`."""
+    def download_hint(self) -> str:
+        """See `ImageFolder.download_hint`."""
         return f"download it with --data.download true, or unpack {Path(self.urls[0]).name} from {self.urls[0]} there"

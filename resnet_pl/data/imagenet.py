@@ -23,21 +23,21 @@ class ImageNet(ImageFolder):
     def __init__(self, root: str = "data/imagenet", batch_size: int = 256, **kwargs: Any) -> None:
         super().__init__(root=root, batch_size=batch_size, **kwargs)
 
-    def where_to_get(self) -> str:
-        """See `ImageFolder.where_to_get`."""
+    def download_hint(self) -> str:
+        """See `ImageFolder.download_hint`."""
         return "download ILSVRC 2012 from image-net.org, unpack it to train/ and val/, and give it with --data.root"
 
-    def part_folder(self, part: str) -> Path | None:
-        """See `ImageFolder.part_folder`; the official test/ is a heap of images whose classes were never published."""
-        folder = super().part_folder(part)
+    def split_dir(self, part: str) -> Path | None:
+        """See `ImageFolder.split_dir`; the official test/ is a heap of images whose classes were never published."""
+        folder = super().split_dir(part)
         return folder if part != "test" or (folder and class_folders(folder)) else None
 
     @property
     def class_names(self) -> list[str]:
         """The first English word for each wordnet id; the id is added where two classes share it."""
         # The net's names are those it was trained under, also where another copy of the data has no list of them.
-        if self.stored.class_names:
-            return self.stored.class_names
+        if self.restored_provenance.class_names:
+            return self.restored_provenance.class_names
         words = self._words()
         names = [words.get(wordnet_id, wordnet_id) for wordnet_id in self.classes]
         count = Counter(names)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resnet_pl.data.decode import BadImage, check_share, list_bad, shown
-from resnet_pl.data.rng import mixed_seed
-from resnet_pl.data.views import View, grouped
-from resnet_pl.data.workers import PlannedReader
+from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, printable_path
+from resnet_pl.data.rng import hash_seed
+from resnet_pl.data.views import View, group_by_size
+from resnet_pl.data.workers import BatchReader
 from resnet_pl.utils import UserError
 
 
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: Tensor
     epoch: int
-    number: int
+    batch_idx: int
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
         """Returns the batch with its tensors on a device; Lightning calls it for every batch.
@@ -54,10 +54,10 @@ class Batch(NamedTuple):
             images: Tensor | list[View] = moved(self.images)
         else:
             images = [View(moved(view.images), moved(view.owners)) for view in self.images]
-        return Batch(images, moved(self.labels), moved(self.indices), self.epoch, self.number)
+        return Batch(images, moved(self.labels), moved(self.indices), self.epoch, self.batch_idx)
 
 
-class EpochSampler:
+class ShardedEpochSampler:
     """The images that one process sees in an epoch.
 
     Shuffled for training, when every process gets equally many (the remainder of an epoch's shuffle is left out); in
@@ -87,12 +87,12 @@ class EpochSampler:
         """`(len(self),)` int64."""
         if not self.shuffle:
             return torch.arange(self.length)[self.rank :: self.world_size]
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         return order[: len(self) * self.world_size][self.rank :: self.world_size]
 
 
-class Loader:
+class ResumableLoader:
     """Batches of a split in a sampler's order; Lightning saves and restores it in the middle of an epoch.
 
     Args:
@@ -104,7 +104,7 @@ class Loader:
     # Lightning asks for it wherever there is a `sampler`.
     batch_sampler = None
 
-    def __init__(self, images: Any, sampler: EpochSampler, batch_size: int) -> None:
+    def __init__(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> None:
         self.images, self.sampler, self.batch_size = images, sampler, batch_size
         # A short last batch is left out of training, unless it is all there is: BatchNorm fails on a single image.
         self.drop_last = sampler.shuffle and len(sampler) >= batch_size
@@ -122,10 +122,10 @@ class Loader:
         start, self._resume_from = state["done"] if state.get("epoch") == epoch else 0, {}
         self._reached = {"epoch": epoch, "done": start}
         plan = self.sampler.indices().split(self.batch_size)[: len(self)][start:]
-        for number, (images, labels, indices) in enumerate(self.read(plan, epoch), start):
-            self._reached = {"epoch": epoch, "done": number + 1}
+        for batch_idx, (images, labels, indices) in enumerate(self.read(plan, epoch), start):
+            self._reached = {"epoch": epoch, "done": batch_idx + 1}
             if len(indices):
-                yield Batch(images, labels, indices, epoch, number)
+                yield Batch(images, labels, indices, epoch, batch_idx)
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yields (images, labels, indices) for each batch of indices in the plan."""
@@ -140,8 +140,8 @@ class Loader:
         self._resume_from, self._reached = dict(state), dict(state)
 
 
-class PhotoLoader(Loader):
-    """Reads photos in worker processes; see `Loader`.
+class ImageFileLoader(ResumableLoader):
+    """Reads photos in worker processes; see `ResumableLoader`.
 
     Args:
         num_workers: processes that read; 0 reads in this one.
@@ -156,30 +156,34 @@ class PhotoLoader(Loader):
     def __init__(
         self,
         images: Any,
-        sampler: EpochSampler,
+        sampler: ShardedEpochSampler,
         batch_size: int,
         num_workers: int = 0,
         pin_memory: bool = False,
         on_bad_image: str = "error",
-        notes: Path | None = None,
+        bad_images_dir: Path | None = None,
     ) -> None:
         super().__init__(images, sampler, batch_size)
-        self.on_bad_image, self.notes = on_bad_image, notes
+        self.on_bad_image, self.bad_images_dir = on_bad_image, bad_images_dir
         self.skipped: dict[str, str] = {}
-        self.waited = 0.0
-        self._reader = PlannedReader(images, num_workers, pin_memory, _collate)
+        self.wait_seconds = 0.0
+        self._reader = BatchReader(images, num_workers, pin_memory, _collate)
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """See `Loader.read`."""
+        """See `ResumableLoader.read`."""
         bad: list[BadImage] = []
         keys = [[(epoch, index) for index in batch.tolist()] for batch in plan]
         for images, labels, indices, found in self._timed(keys):
             for image in found:
                 self._report(image)
             bad += found
-            check_share(bad, len(self.sampler))
+            check_bad_fraction(bad, len(self.sampler))
             # In training every batch is counted on: by Lightning for the validation after it, by other processes.
-            yield self._stand_in(epoch) if self.sampler.shuffle and not len(indices) else (images, labels, indices)
+            yield (
+                self._replacement_batch(epoch)
+                if self.sampler.shuffle and not len(indices)
+                else (images, labels, indices)
+            )
         if len(self.skipped) == len(self.images):
             raise _none_left(len(self.images))
 
@@ -188,23 +192,23 @@ class PhotoLoader(Loader):
         start = time.perf_counter()
         batches = self._reader.read(plan)
         while (read := next(batches, None)) is not None:
-            self.waited += time.perf_counter() - start
+            self.wait_seconds += time.perf_counter() - start
             yield read
             start = time.perf_counter()
 
     def _report(self, image: BadImage) -> None:
         if self.on_bad_image == "error":
             raise UserError(
-                f"cannot read the image {shown(image.path)}: {image.reason}\n"
+                f"cannot read the image {printable_path(image.path)}: {image.reason}\n"
                 "repair or remove it, or leave such files out with --data.on_bad_image skip"
             )
         if str(image.path) not in self.skipped:
             self.skipped[str(image.path)] = image.reason
             # Not by `tell`: each process meets other files.
-            print(f"left out, {len(self.skipped)} so far: {shown(image.path)}: {image.reason}", flush=True)
-            list_bad(self.notes, image)
+            print(f"left out, {len(self.skipped)} so far: {printable_path(image.path)}: {image.reason}", flush=True)
+            log_bad_image(self.bad_images_dir, image)
 
-    def _stand_in(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _replacement_batch(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """A batch for one in which no image can be read: the epoch's first that can be."""
         samples = (self.images[epoch, index] for index in self.sampler.indices().tolist())
         good = list(islice((sample for sample in samples if not isinstance(sample, BadImage)), self.batch_size))
@@ -222,7 +226,7 @@ def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tenso
     good = [sample for sample in samples if not isinstance(sample, BadImage)]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     if good and isinstance(good[0][0], list):
-        images: Any = grouped([views for views, _, _ in good])
+        images: Any = group_by_size([views for views, _, _ in good])
     else:
         images = _stacked([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
@@ -237,7 +241,7 @@ def _stacked(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def spare_cores(processes: int) -> int:
+def default_num_workers(processes: int) -> int:
     """Workers for each of so many training processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // processes))

@@ -55,7 +55,7 @@ class Provenance:
         return bool(wanted) and not missing
 
 
-def agree_on_classes(
+def resolve_classes(
     data: ImageDataModule | None, names: list[str] | None, number: int | None, rename: bool = False
 ) -> tuple[list[str] | None, int | None]:
     """Names and number of a network's classes, checked against those of the data that it is trained or tested on.

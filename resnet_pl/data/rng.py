@@ -22,7 +22,7 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >> 63 else number
 
 
-def _mix(x: Tensor) -> Tensor:
+def _splitmix64(x: Tensor) -> Tensor:
     """splitmix64's finaliser on int64: every bit of the result depends on every bit of the input."""
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
@@ -33,10 +33,10 @@ def _mix(x: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _base(seed: int, epoch: int) -> int:
     """What the keys of an epoch's images start from."""
-    return int(_mix(_mix(torch.tensor(_signed(seed))) + epoch))
+    return int(_splitmix64(_splitmix64(torch.tensor(_signed(seed))) + epoch))
 
 
-class Draws:
+class BatchRNG:
     """Random numbers for the images of one batch, a pure function of (seed, epoch, image).
 
     Args:
@@ -47,19 +47,19 @@ class Draws:
     """
 
     def __init__(self, seed: int, epoch: int, number: int, indices: Tensor) -> None:
-        self._keys = _mix(indices + _base(seed, epoch))
+        self._keys = _splitmix64(indices + _base(seed, epoch))
         self._indices, self._count = indices, 0
         self._for_batch = (seed & _MASK, epoch, number)
 
     def uniform(self) -> Tensor:
         """`(N,)` float32 in [0, 1)."""
         self._count += 1
-        return ((_mix(self._keys + self._count) >> 40) & 0xFFFFFF).float() / (1 << 24)
+        return ((_splitmix64(self._keys + self._count) >> 40) & 0xFFFFFF).float() / (1 << 24)
 
-    def alternating(self) -> Tensor:
+    def alternating_mask(self) -> Tensor:
         """`(N,)` bool: about half of the images, and the others in the epoch after."""
         seed, epoch, _ = self._for_batch
-        return ((_mix(self._indices + _base(seed, 0)) + epoch) & 1).bool()
+        return ((_splitmix64(self._indices + _base(seed, 0)) + epoch) & 1).bool()
 
     def integers(self, high: int) -> Tensor:
         """`(N,)` int64, uniform over 0 … high - 1."""
@@ -76,14 +76,14 @@ class Draws:
         return np.random.default_rng([*self._for_batch, self._count])
 
 
-def mixed_seed(*numbers: int) -> int:
+def hash_seed(*numbers: int) -> int:
     """A well-mixed 63-bit number from integers, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def seed_generators(*numbers: int) -> None:
     """Makes what is drawn from now on, from torch, numpy and Python, a pure function of the numbers."""
-    seed = mixed_seed(*numbers)
+    seed = hash_seed(*numbers)
     # What torch.manual_seed does, which takes a hundred times as long where there is no GPU.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -93,7 +93,7 @@ def seed_generators(*numbers: int) -> None:
 
 
 @contextmanager
-def keyed_rng(*numbers: int, torch_alone: bool = False) -> Iterator[None]:
+def seeded_rng(*numbers: int, torch_only: bool = False) -> Iterator[None]:
     """Inside the block what is drawn is a pure function of the numbers; torch's generator is afterwards as before.
 
     Args:
@@ -101,8 +101,8 @@ def keyed_rng(*numbers: int, torch_alone: bool = False) -> Iterator[None]:
         torch_alone: numpy and Python draw nothing in the block, and are left as they are.
     """
     state = torch.default_generator.get_state()
-    if torch_alone:
-        torch.default_generator.manual_seed(mixed_seed(*numbers))
+    if torch_only:
+        torch.default_generator.manual_seed(hash_seed(*numbers))
     else:
         seed_generators(*numbers)
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.crops import CentreCrop, no_line
+from resnet_pl.data.crops import ResizeCenterCrop, limit_aspect_ratio
 
 # Shorter sides of the paper's multi-scale test (§3.4), for a net of 224 pixels.
 SCALES = (224, 256, 384, 480, 640)
@@ -32,16 +32,16 @@ class View(NamedTuple):
 
 def five_crops(images: Tensor, size: int) -> list[Tensor]:
     """The four corners and the centre, after the shorter side is resized to size × 256 / 224 (AlexNet's test)."""
-    resized = TF.resize(no_line(images), [round(size * 256 / 224)], antialias=True)
+    resized = TF.resize(limit_aspect_ratio(images), [round(size * 256 / 224)], antialias=True)
     return list(TF.five_crop(resized, [size, size]))
 
 
 def single(images: Tensor, size: int) -> list[Tensor]:
     """Evaluation's usual view: the center crop of a photo; images in memory, `(N, 3, H, W)`, as they are."""
-    return [images if images.ndim == 4 else CentreCrop()(images, size)]
+    return [images if images.ndim == 4 else ResizeCenterCrop()(images, size)]
 
 
-class Mirrored:
+class WithHorizontalFlip:
     """Views, and the mirror image of each.
 
     Args:
@@ -67,16 +67,16 @@ class MultiScale:
     def __init__(self, scales: Sequence[int] | None = None) -> None:
         self.scales = scales
 
-    def at(self, size: int) -> list[int]:
+    def scales_for(self, size: int) -> list[int]:
         """The shorter sides for a net of so many pixels."""
         return list(self.scales or (round(scale * size / SCALES[0]) for scale in SCALES))
 
     def __call__(self, images: Tensor, size: int) -> list[Tensor]:
         """See `Views`."""
-        return [TF.resize(no_line(images), [scale], antialias=True) for scale in self.at(size)]
+        return [TF.resize(limit_aspect_ratio(images), [scale], antialias=True) for scale in self.scales_for(size)]
 
 
-def grouped(views: Sequence[Sequence[Tensor]]) -> list[View]:
+def group_by_size(views: Sequence[Sequence[Tensor]]) -> list[View]:
     """Stacks the views of a batch by size; photos of other shapes have views of other sizes.
 
     Args:

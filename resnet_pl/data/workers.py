@@ -19,7 +19,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 Key = tuple[int, int]  # (epoch, index)
 
 
-class PlannedReader:
+class BatchReader:
     """Reads the batches of an epoch, which are known before it begins.
 
     Args:
@@ -30,7 +30,7 @@ class PlannedReader:
     """
 
     def __init__(self, images: Any, num_workers: int, pin_memory: bool, collate: Callable[[list[Any]], Any]) -> None:
-        self._plan = _Plan()
+        self._plan = _BatchList()
         _DATA_LOADERS[self] = DataLoader(
             dataset=images,
             batch_sampler=self._plan,
@@ -46,7 +46,7 @@ class PlannedReader:
     def read(self, batches: list[list[Key]]) -> Iterator[Any]:
         """Yields these batches in order; as a generator it keeps the reader, and thus the workers, until it ends."""
         self._plan.batches = batches
-        with _signals_held():
+        with _signals_blocked():
             read = iter(_DATA_LOADERS[self])
         yield from read
 
@@ -54,10 +54,10 @@ class PlannedReader:
 # The DataLoader of each reader. Workers end when their DataLoader is freed. In a reference cycle, as in a Trainer, the
 # garbage collector would close the queues first, and torch would then wait five seconds for each worker. Only this
 # dictionary refers to the DataLoaders, so that none is part of a cycle.
-_DATA_LOADERS: WeakKeyDictionary[PlannedReader, DataLoader] = WeakKeyDictionary()
+_DATA_LOADERS: WeakKeyDictionary[BatchReader, DataLoader] = WeakKeyDictionary()
 
 
-class _Plan:
+class _BatchList:
     """The batches of the coming epoch, as torch's DataLoader asks for them."""
 
     batches: list[list[Key]] = []
@@ -93,7 +93,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Inside the block signals wait, so that none meets a worker that is not prepared for them yet."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING) if hasattr(signal, "pthread_sigmask") else None
     try:

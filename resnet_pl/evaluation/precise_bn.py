@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resnet_pl.data import ImageDataModule
 from resnet_pl.models.normalize import BATCH_NORMS
-from resnet_pl.utils import progress, tell
+from resnet_pl.utils import progress, rank_zero_print
 
 
 class PreciseBN(Callback):
@@ -33,8 +33,8 @@ class PreciseBN(Callback):
         for net, data in self.members:
             data.setup("fit")
             with trainer.precision_plugin.forward_context():
-                seen = average_statistics(net, self._batches(trainer, net, data), net)
-            tell(f"BatchNorm statistics averaged over {seen:,} training images")
+                seen = update_bn(net, self._batches(trainer, net, data), net)
+            rank_zero_print(f"BatchNorm statistics averaged over {seen:,} training images")
 
     on_validation_start = on_test_start
 
@@ -49,7 +49,7 @@ class PreciseBN(Callback):
 
 
 @torch.no_grad()
-def average_statistics(net: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], object]) -> int:
+def update_bn(net: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], object]) -> int:
     """Sets each BatchNorm's running mean and variance to those of its inputs over all batches, of all processes.
 
     Every layer sees what it saw in training: inputs normalised by the statistics of their batch.

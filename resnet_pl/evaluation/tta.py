@@ -10,7 +10,7 @@ from torch import Tensor
 from resnet_pl.data.views import View
 
 
-def average_scores(net: Callable[[Tensor], Tensor], images: Tensor | Sequence[View], count: int) -> Tensor:
+def predict_with_tta(net: Callable[[Tensor], Tensor], images: Tensor | Sequence[View], count: int) -> Tensor:
     """Class probabilities of a batch.
 
     Args:

@@ -1,7 +1,7 @@
 """Plain torch networks: what a YAML file names as `backbone`, and the weights they start from."""
 
 from resnet_pl.models.cifar_nets import cifar_plain, cifar_resnet
-from resnet_pl.models.pretrained import find_head, load_weights, read_state_dict, set_num_classes
+from resnet_pl.models.pretrained import find_classifier, load_pretrained, read_state_dict, reset_classifier
 from resnet_pl.models.resnet import (
     BasicBlock,
     Bottleneck,
@@ -21,17 +21,17 @@ __all__ = [
     "ResNet",
     "cifar_plain",
     "cifar_resnet",
-    "find_head",
-    "load_weights",
+    "find_classifier",
+    "load_pretrained",
     "plain18",
     "plain34",
     "read_state_dict",
+    "reset_classifier",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet101",
     "resnet152",
-    "set_num_classes",
 ]
 
 # What builds a network, by the name that `--model.backbone` takes.

@@ -17,9 +17,9 @@ from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_
 
 from resnet_pl.data.download import fetch
 from resnet_pl.models.resnet import ResNet
-from resnet_pl.utils import UserError, replacing, similar
+from resnet_pl.utils import UserError, atomic_write, similar
 
-NESTINGS = ("state_dict", "model", "model_state_dict", "net")
+STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 """Keys under which training programs keep a net's weights among other things."""
 
 WRAPPERS = r"(?:module\.|_orig_mod\.)*"
@@ -51,8 +51,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing, damaged, holds no weights, or cannot be read without running code from it.
     """
     content = _read(path)
-    while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in NESTINGS):
-        content = next(content[key] for key in NESTINGS if isinstance(content.get(key), dict))
+    while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in STATE_DICT_KEYS):
+        content = next(content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict))
     items = content.items() if isinstance(content, dict) else ()
     state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
@@ -97,11 +97,11 @@ def _safetensors(path: Path) -> ModuleType:
 def save_weights(net: nn.Module, path: Path, told: Mapping[str, str]) -> None:
     """Writes a net's weights alone, as `.safetensors`, with a few words beside them; raises UserError."""
     save = _safetensors(path).save_file
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         save({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, partial, dict(told))
 
 
-def load_weights(net: nn.Module, weights: str, fetch: Callable[[str], Path]) -> str:
+def load_pretrained(net: nn.Module, weights: str, fetch: Callable[[str], Path]) -> str:
     """Load weights into a net, matched by name; the head is left as it is where its shape differs.
 
     Args:
@@ -119,7 +119,7 @@ def load_weights(net: nn.Module, weights: str, fetch: Callable[[str], Path]) -> 
     source, path = _locate(net, weights, fetch)
     wanted = net.state_dict()
     state = {_renamed(key, wanted): value for key, value in read_state_dict(path).items()}
-    head, layer = find_head(net)
+    head, layer = find_classifier(net)
     file_head = state.get(f"{head}.weight", layer.weight)
     message = ""
     if file_head.shape != layer.weight.shape:
@@ -206,7 +206,7 @@ def _describe(net: nn.Module) -> str:
     return "ResNet({block}, {layers}, shortcut {shortcut}, {stem} stem, width {width})".format(**net.init_args)
 
 
-def find_head(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+def find_classifier(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     """The name and module of the last classifier layer of any classification net.
 
     That is the last `nn.Linear`; in a net without one, such as SqueezeNet, the last 1×1 convolution with a bias.
@@ -226,9 +226,9 @@ def find_head(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     return heads[-1]
 
 
-def set_num_classes(net: nn.Module, num_classes: int) -> bool:
+def reset_classifier(net: nn.Module, num_classes: int) -> bool:
     """Replace the classifier layer by a new one if it is not `num_classes` wide; whether it did."""
-    name, head = find_head(net)
+    name, head = find_classifier(net)
     if len(head.weight) == num_classes:
         return False
     like = {"bias": head.bias is not None, "device": head.weight.device, "dtype": head.weight.dtype}

@@ -177,7 +177,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        self._initialise(zero_init_residual)
+        self._init_weights(zero_init_residual)
 
     def _block(self, in_channels: int, width: int, stride: int) -> BasicBlock | Bottleneck:
         """One block with the shortcut of its net: identity wherever nothing asks for more."""
@@ -194,7 +194,7 @@ class ResNet(nn.Module):
             downsample = PadShortcut(in_channels, out_channels, stride, args["zero_pad"])
         return cls(in_channels, width, stride, downsample, args["variant"])
 
-    def _initialise(self, zero_init_residual: bool) -> None:
+    def _init_weights(self, zero_init_residual: bool) -> None:
         """He initialisation (arXiv 1502.01852, fan-out); BatchNorm and `fc` keep torch's own."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -248,11 +248,11 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         # A compiled graph recomputes values alone: it needs no guard, and cannot trace one.
         return checkpoint(block, x, use_reentrant=False)
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _buffers_kept(block)))
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _preserve_buffers(block)))
 
 
 @contextmanager
-def _buffers_kept(block: nn.Module) -> Iterator[None]:
+def _preserve_buffers(block: nn.Module) -> Iterator[None]:
     """Let what runs inside update copies of the buffers, so that the running statistics stay as they were."""
     kept = [(module, *item) for module in block.modules() for item in module.named_buffers(recurse=False)]
     for module, name, buffer in kept:

@@ -16,13 +16,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from resnet_pl.reports.pictures import INK, MUTED, dress, new_figure, render, save_png
-from resnet_pl.reports.records import Run
+from resnet_pl.reports.plots import INK, MUTED, new_figure, render, save_png, style_axes
+from resnet_pl.reports.run_reader import Run
 from resnet_pl.reports.tables import number
-from resnet_pl.run_dir import arguments, class_name
+from resnet_pl.run_dir import class_name, get_init_args
 
 # What may differ between runs that are repetitions of one another.
-INDIFFERENT = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "num_workers"}
+IGNORED_KEYS = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "num_workers"}
 # Columns that hold words, no numbers.
 WORDS = ("net", "data", "commit")
 
@@ -81,7 +81,7 @@ class Group:
         return {key: None if isinstance(cell, float) and math.isnan(cell) else cell for key, cell in row.items()}
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs with seeds taken together, by data, kind of net and depth."""
     alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -100,14 +100,14 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def _settings(run: Run) -> dict[str, Any]:
     """What the run was configured to, the same for both forms of the model: with a class path and without."""
     model = run.config["model"]
-    named = {"class_path": class_name(model) or "ImageClassifier"}
-    return _flat({**run.config, "model": named | arguments(model)})
+    label_groups = {"class_path": class_name(model) or "ImageClassifier"}
+    return _flat({**run.config, "model": label_groups | get_init_args(model)})
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every value under its dotted key, but for what repetitions may differ in."""
     flat: dict[str, Any] = {}
-    for key in config.keys() - INDIFFERENT:
+    for key in config.keys() - IGNORED_KEYS:
         value = config[key]
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
@@ -128,7 +128,7 @@ def _last(name: str) -> str:
     return words[-1] if words[-1].isidentifier() else name
 
 
-def named(groups: Sequence[Group]) -> dict[str, list[Run]]:
+def label_groups(groups: Sequence[Group]) -> dict[str, list[Run]]:
     """The groups' runs by their nets, with the data where it is not the same for all."""
     return {_with_data(group, group.net, groups): group.runs for group in groups}
 
@@ -207,7 +207,7 @@ def error_over_depth(groups: Sequence[Group], path: Path) -> None:
             style = {"color": f"C{index}", "linestyle": dashes if over_depth else "none", "linewidth": 1.4}
             axes.errorbar(*points, label=label, marker="o", markersize=4, capsize=3, **style)
         axes.set_title(f"{title} error (%)", loc="left", fontsize=11, color=INK)
-        dress(axes, "layers" if over_depth else "")
+        style_axes(axes, "layers" if over_depth else "")
         if over_depth:
             axes.set_xticks(sorted(set(places)))
         else:

@@ -8,7 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from resnet_pl.utils import UserError, replacing
+from resnet_pl.utils import UserError, atomic_write
 
 IDENTITY = ("protocol", "checkpoint", "data", "split")
 
@@ -39,7 +39,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     else:
         stored[_name(new, stored, others)] = new
     text = json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         # Half a character pair, as from a file name that is not UTF-8, becomes the escape that JSON has for it.
         partial.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 

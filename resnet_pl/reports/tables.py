@@ -14,11 +14,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from resnet_pl.utils import replacing
+from resnet_pl.utils import atomic_write
 
-MOST_CLASSES = 25
+MAX_CLASSES = 25
 WORST_CLASSES = 10
-MOST_IMAGES = 20
+MAX_IMAGES = 20
 
 
 def print_report(renderable: RenderableType) -> None:
@@ -49,7 +49,10 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
     What is not UTF-8, as the name of a file may be, is escaped, so that the rest can be read by anyone.
     """
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        atomic_write(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         table = writer(file)
         table.writerow(header)
         table.writerows(rows)
@@ -76,7 +79,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
     title = Text(" " + " · ".join(results[key] for key in ("data", "split", "protocol", "checkpoint")), style="bold")
     classes, note = results["per_class"], []
     shown = list(classes.items())
-    if len(shown) > MOST_CLASSES:
+    if len(shown) > MAX_CLASSES:
         tested = [(name, row) for name, row in shown if row["images"]]
         shown = sorted(tested, key=lambda item: item[1]["top1"])[:WORST_CLASSES]
         note = [Text(f" The {len(shown)} worst of {len(classes):,} classes.", style="dim")]
@@ -93,7 +96,7 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:
         rows: one for each image: `path`, `truth` (or None), `classes` and `probabilities`, the likeliest first.
         top_k: classes to show for each image.
     """
-    shown = rows[:MOST_IMAGES]
+    shown = rows[:MAX_IMAGES]
     # Said once: long ones would be broken over lines. Where the prefix ends inside a name, its folder does not.
     folder = os.path.dirname(os.path.commonprefix([row["path"] for row in shown]))  # noqa: PTH120, RUF071
     known = any(row["truth"] is not None for row in shown)

@@ -36,9 +36,7 @@ def test_a_sound_folder(photo_folder: Path, capsys: pytest.CaptureFixture[str]) 
         (photo_folder / "ant" / f"{number:04d}.jpg").unlink()
     lines = check(capsys, photo_folder)
     assert [row(lines, name) for name in ("ant", "bee", "cat", "total")] == [["4"], ["10"], ["10"], ["24"]]
-    assert any(
-        "3 classes; the largest, bee, has 2.5 times as many images as the smallest, ant" in line for line in lines
-    )
+    assert any("3 classes; largest: bee, 2.5 times the size of the smallest, ant" in line for line in lines)
     # Widths rise from 24 to 30 pixels and start anew with the eighth photo; of ant the last four are left.
     assert any("the smallest 24 × 24, the median 26 × 24, the largest 30 × 24" in line for line in lines)
     assert lines[-1] == "nothing is wrong"

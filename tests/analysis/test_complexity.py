@@ -11,12 +11,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnet_pl.analysis.complexity import Layer, count, fold
+from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
 from resnet_pl.models import cifar_resnet
 
 
-def total(net: nn.Module, size: int) -> Layer:
-    return reduce(add, count(net, size))
+def total(net: nn.Module, size: int) -> ModuleCost:
+    return reduce(add, count_costs(net, size))
 
 
 def small(**kwargs: bool) -> nn.Module:
@@ -31,13 +31,13 @@ def test_by_hand(device, inplace):
     # The linear layer's input is the ReLU's output: nothing is kept twice, nor the image for the convolution. BatchNorm
     # keeps its input, and a mean and a deviation a channel for the batch of two.
     net = small(inplace=inplace).to(device)
-    assert count(net, 6) == [
-        Layer("", "Sequential", (5,)),
-        Layer("0", "Conv2d", (4, 6, 6), 4 * 2 * 9, 4 * 2 * 9 * 36),
-        Layer("1", "BatchNorm2d", (4, 6, 6), 8, 0, 4 * 36 * 4 + 2 * 4 * 4 // 2),
-        Layer("2", "ReLU", (4, 6, 6), 0, 0, 4 * 36 * 4),
-        Layer("3", "Flatten", (144,)),
-        Layer("4", "Linear", (5,), 144 * 5 + 5, 144 * 5),
+    assert count_costs(net, 6) == [
+        ModuleCost("", "Sequential", (5,)),
+        ModuleCost("0", "Conv2d", (4, 6, 6), 4 * 2 * 9, 4 * 2 * 9 * 36),
+        ModuleCost("1", "BatchNorm2d", (4, 6, 6), 8, 0, 4 * 36 * 4 + 2 * 4 * 4 // 2),
+        ModuleCost("2", "ReLU", (4, 6, 6), 0, 0, 4 * 36 * 4),
+        ModuleCost("3", "Flatten", (144,)),
+        ModuleCost("4", "Linear", (5,), 144 * 5 + 5, 144 * 5),
     ]
 
 
@@ -56,7 +56,7 @@ class Twice(nn.Module):
 
 
 def test_what_runs_twice_counts_twice_and_is_owned_once():
-    own, first, unused, drop = count(Twice(), 4)
+    own, first, unused, drop = count_costs(Twice(), 4)
     assert (own.name, own.shape, own.parameters, own.multiply_adds) == ("", (3,), 9, 9)
     assert (first.name, first.parameters, first.multiply_adds) == ("first", 9, 2 * 9 * 16)
     assert (unused.name, unused.shape, unused.parameters, unused.multiply_adds) == ("unused", None, 28, 0)
@@ -71,25 +71,25 @@ class Nested(nn.Module):
 
 
 def test_the_shape_is_that_of_the_first_tensor_given():
-    assert count(Nested(), 4)[0].shape == (1, 4, 4)
-    assert count(nn.Sequential(nn.Identity(), Nested()), 4)[0].shape == (1, 4, 4)
+    assert count_costs(Nested(), 4)[0].shape == (1, 4, 4)
+    assert count_costs(nn.Sequential(nn.Identity(), Nested()), 4)[0].shape == (1, 4, 4)
 
 
 def test_fold_sums_what_is_deeper():
     layers = [
-        Layer("", "Net", (2,)),
-        Layer("a", "Sequential", (4,)),
-        Layer("a.0", "Linear", (4,), 1, 10, 100),
-        Layer("a.1", "Block", (4,), 2, 0, 0),
-        Layer("a.1.conv", "Conv2d", (4,), 3, 30, 300),
-        Layer("b", "Identity", (4,)),
-        Layer("c", "AvgPool2d", (4,)),
-        Layer("d", "Dropout"),
+        ModuleCost("", "Net", (2,)),
+        ModuleCost("a", "Sequential", (4,)),
+        ModuleCost("a.0", "Linear", (4,), 1, 10, 100),
+        ModuleCost("a.1", "Block", (4,), 2, 0, 0),
+        ModuleCost("a.1.conv", "Conv2d", (4,), 3, 30, 300),
+        ModuleCost("b", "Identity", (4,)),
+        ModuleCost("c", "AvgPool2d", (4,)),
+        ModuleCost("d", "Dropout"),
     ]
-    pool = Layer("c", "AvgPool2d", (4,))
-    assert fold(layers, 1) == [Layer("a", "Sequential", (4,), 6, 40, 400), pool]
-    assert fold(layers, 2) == [layers[2], Layer("a.1", "Block", (4,), 5, 30, 300), pool]
-    assert fold(layers, 3) == [*layers[2:5], pool]
+    pool = ModuleCost("c", "AvgPool2d", (4,))
+    assert group_by_depth(layers, 1) == [ModuleCost("a", "Sequential", (4,), 6, 40, 400), pool]
+    assert group_by_depth(layers, 2) == [layers[2], ModuleCost("a.1", "Block", (4,), 5, 30, 300), pool]
+    assert group_by_depth(layers, 3) == [*layers[2:5], pool]
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "vit_b_32", "mobilenet_v3_small", "squeezenet1_1"])

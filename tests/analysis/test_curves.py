@@ -9,7 +9,7 @@ from PIL import Image
 
 from resnet_pl.analysis.curves import _bands, training_curves
 from resnet_pl.cli.main import main
-from resnet_pl.reports.records import Run, read_metrics
+from resnet_pl.reports.run_reader import Run, read_metrics
 from resnet_pl.utils import UserError
 from tests.reports.made import write_metrics, write_run
 

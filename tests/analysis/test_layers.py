@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_pl.analysis.layers import NetLayers, gradients_picture, responses_picture, write_layers
-from resnet_pl.reports.records import Run
+from resnet_pl.analysis.layers import LayerMeasurements, gradients_picture, responses_picture, write_layers
+from resnet_pl.reports.run_reader import Run
 
 BLUE, ORANGE, GREEN = (31, 119, 180), (255, 127, 14), (44, 160, 44)
 
 
-def net(name: str, values: list[float], plain: bool = False, run: str = "a", **columns: list[float]) -> NetLayers:
+def net(
+    name: str, values: list[float], plain: bool = False, run: str = "a", **columns: list[float]
+) -> LayerMeasurements:
     backbone = {"class_path": name, "init_args": {"shortcut": "none" if plain else "A"}}
     made = Run(Path(f"runs/{run}/version_0/checkpoints/best.ckpt"), {"model": {"backbone": backbone}})
     named = {key: {f"layer{i}": v for i, v in enumerate(own)} for key, own in (columns or {"std": values}).items()}
-    return NetLayers(made, 1234, "5 images, val", named)
+    return LayerMeasurements(made, 1234, "5 images, val", named)
 
 
 def count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:

@@ -118,7 +118,7 @@ def test_photos_elsewhere(photo_folder: Path, make_photos, tmp_path: Path, capsy
     assert "24 images, the train split" in rows[0]["measured_on"]
     assert len(run(tmp_path, "gradients", checkpoint, *moved)) == len(rows) + 1
     # Training's crops are no part of it: other ones change nothing.
-    net = load(checkpoint, [*map(str, moved), "--data.crop", "CentreCrop"])
+    net = load(checkpoint, [*map(str, moved), "--data.crop", "ResizeCenterCrop"])
     images = torch.stack([net.data.split("train")[0, index][0] for index in range(24)])
     direct = response_stds(net.model.backbone, [images], net.model)
     assert [float(row["std"]) for row in rows] == pytest.approx(list(direct.values()), rel=1e-5)

@@ -49,7 +49,7 @@ def two_lines(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 
 def test_figure_3(tmp_path, capsys):
-    rows = summary(tmp_path, "--backbone", "plain34", "--beside", "resnet34", "vgg19", "vgg16")
+    rows = summary(tmp_path, "--backbone", "plain34", "--compare", "resnet34", "vgg19", "vgg16")
     assert totals(rows) == {
         "plain34": (21_623_848, 3.644),
         "resnet34": (21_797_672, 3.664),
@@ -149,7 +149,7 @@ def test_a_net_that_reads_values_runs_in_memory(tmp_path):
         (["--backbone", "resnet51"], ["there is no resnet51", "did you mean resnet50"]),
         (["--backbone", "resnet50", "--backbone.shotcut", "C"], ["shotcut", "did you mean shortcut"]),
         (["--backbone", "cifar_resnet", "--backbone.depth", "21"], ["depth=21", "20 and 26"]),
-        (["--backbone", "resnet18", "--beside", "vgg99"], ["there is no net vgg99", "did you mean vgg19"]),
+        (["--backbone", "resnet18", "--compare", "vgg99"], ["there is no net vgg99", "did you mean vgg19"]),
         (["--backbone", "resnet18", "--depht", "1"], ["--depht"]),
         (["--backbone", "torchvision.models.alexnet", "--image_size", "32"], ["alexnet", "32 pixels", "--image_size"]),
         (["--backbone", "torchvision.models.vit_b_32", "--image_size", "64"], ["Expected 224", "--image_size"]),
@@ -165,4 +165,4 @@ def test_errors_say_what_and_the_way_out(capsys, options, words):
 def test_help_is_a_page(capsys):
     assert main(["summary", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "--beside" in shown and "multiply-adds" in shown and len(shown.splitlines()) < 60
+    assert "--compare" in shown and "multiply-adds" in shown and len(shown.splitlines()) < 60

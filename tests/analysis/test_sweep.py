@@ -82,7 +82,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processes:
     return made
 
 
-def command_line(name: str, version: int = 0) -> list[list[str]]:
+def shell_command(name: str, version: int = 0) -> list[list[str]]:
     """What a cell of GRID starts."""
     seed, depth = name[4], name.split("-")[1].removeprefix("depth")
     # The class comes before its argument, wherever its --grid stands.
@@ -93,7 +93,7 @@ def command_line(name: str, version: int = 0) -> list[list[str]]:
 
 def test_every_cell_is_trained_and_tested_in_order(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started == [args for name in NAMES for args in command_line(name)]
+    assert processes.started == [args for name in NAMES for args in shell_command(name)]
     assert processes.at_once == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "4 runs, 1 at a time; 4 left; the first to finish tells how long it takes"
@@ -115,10 +115,10 @@ def test_what_is_done_is_skipped_and_its_time_tells_of_the_rest(
 ) -> None:
     done = [NAMES[0], NAMES[1]]
     for name in done:
-        fit = command_line(name)[0]
+        fit = shell_command(name)[0]
         write_run(Path("runs/s") / name / "version_0", command=shlex.join(["python", "cli.py", *fit]))
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started == [args for name in NAMES if name not in done for args in command_line(name)]
+    assert processes.started == [args for name in NAMES if name not in done for args in shell_command(name)]
     # The made runs took three minutes each.
     assert "4 runs, 2 of them done, 1 at a time; 2 left, about 6 minutes" in capsys.readouterr().out
     processes.started.clear()
@@ -136,17 +136,17 @@ def test_other_options_are_another_run(processes: Processes) -> None:
 
 
 def test_a_stopped_run_goes_on(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
-    fit, test = command_line(NAMES[0])
+    fit, test = shell_command(NAMES[0])
     run = write_run(
         Path("runs/s") / NAMES[0] / "version_0", tested=False, command=shlex.join(["python", "cli.py", *fit])
     )
     # Stopped before its first checkpoint: there is nothing to go on from.
     lost = Path("runs/s") / NAMES[1] / "version_0"
-    write_run(lost, tested=False, command=shlex.join(["python", "cli.py", *command_line(NAMES[1])[0]]))
+    write_run(lost, tested=False, command=shlex.join(["python", "cli.py", *shell_command(NAMES[1])[0]]))
     (lost / "checkpoints" / "last.ckpt").unlink()
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert processes.started[:2] == [["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")], test]
-    assert processes.started[2:4] == command_line(NAMES[1], version=1)
+    assert processes.started[2:4] == shell_command(NAMES[1], version=1)
     assert f"{NAMES[0]} goes on" in capsys.readouterr().out
 
 
@@ -155,8 +155,10 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
 ) -> None:
     processes.fails = {NAMES[1]}
     assert main(["sweep", *GRID, "--name", "s"]) == 1
-    fit = command_line(NAMES[1])[0]
-    assert processes.started == [args for name in NAMES for args in (command_line(name) if name != NAMES[1] else [fit])]
+    fit = shell_command(NAMES[1])[0]
+    assert processes.started == [
+        args for name in NAMES for args in (shell_command(name) if name != NAMES[1] else [fit])
+    ]
     out = capsys.readouterr().out
     assert f"{NAMES[1]} failed: the data is gone; see runs/s/logs/{NAMES[1]}.log; 2 left" in out
     assert f"1 of 4 runs failed: {NAMES[1]}; the same command tries them again" in out
@@ -164,7 +166,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     assert log.startswith(f"$ python cli.py {shlex.join(fit)}\n") and "error: the data is gone" in log
     processes.fails, processes.started = set(), []
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started == command_line(NAMES[1])
+    assert processes.started == shell_command(NAMES[1])
 
 
 def test_a_failed_test_is_all_that_is_left_to_do(processes: Processes) -> None:
@@ -173,7 +175,7 @@ def test_a_failed_test_is_all_that_is_left_to_do(processes: Processes) -> None:
     processes.fails, processes.started = set(), []
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     last = f"runs/s/{NAMES[0]}/version_0/checkpoints/last.ckpt"
-    assert processes.started == [["fit", "--ckpt_path", last], command_line(NAMES[0])[1]]
+    assert processes.started == [["fit", "--ckpt_path", last], shell_command(NAMES[0])[1]]
 
 
 def test_several_run_at_a_time_and_share_the_cores(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +186,7 @@ def test_several_run_at_a_time_and_share_the_cores(processes: Processes, monkeyp
     assert main(["sweep", *GRID, "--name", "s", "--jobs", "2"]) == 0
     assert processes.at_once == 2
     assert {env["OMP_NUM_THREADS"] for env in processes.environments} == {"4"}
-    assert sorted(args for args in processes.started) == sorted(args for name in NAMES for args in command_line(name))
+    assert sorted(args for args in processes.started) == sorted(args for name in NAMES for args in shell_command(name))
 
 
 def test_print_gives_command_lines_and_starts_nothing(
@@ -197,7 +199,7 @@ def test_print_gives_command_lines_and_starts_nothing(
     assert main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and processes.started == [] and not Path("runs/s/logs").exists()
-    fit, test = command_line(NAMES[0], version=1)
+    fit, test = shell_command(NAMES[0], version=1)
     words = ["fit", "--config", str(config), "--trainer.max_epochs", "-1", *fit[1:]]
     assert lines[0] == f"python cli.py {shlex.join(words)} && python cli.py {shlex.join(test)}"
 

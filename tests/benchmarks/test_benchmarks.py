@@ -97,7 +97,7 @@ def test_accuracy_over_seeds_and_going_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digits = str(Path(accuracy.__file__).parents[1] / "configs" / "digits.yaml")
-    line = ["--config", digits, "--state", str(tmp_path / "kept.json"), "--trainer.max_steps", "2", "--views", "flip"]
+    line = ["--config", digits, "--state", str(tmp_path / "kept.json"), "--trainer.max_steps", "2", "--tta", "flip"]
     accuracy.main([*line, "--seeds", "1"])
     measured, seeds = accuracy.measure, []
     monkeypatch.setattr(accuracy, "measure", lambda *args, **kw: seeds.append(kw["seed"]) or measured(*args, **kw))

@@ -85,15 +85,15 @@ def test_the_first_batch_is_what_the_net_sees(tmp_path):
 
 
 def test_drawings_are_throttled_but_the_last_is_always_made(tmp_path):
-    found = fit(tmp_path / "slow", Dashboard(graph=False, every_seconds=3600), max_epochs=4)
+    found = fit(tmp_path / "slow", Dashboard(graph=False, min_interval_seconds=3600), max_epochs=4)
     assert [step for step, _ in pictures(found, "val/confusion")] == [3, 15]
     assert len(found.Scalars("hp/best_val_top1")) == 5
-    found = fit(tmp_path / "fast", Dashboard(graph=False, every_seconds=0), max_epochs=4)
+    found = fit(tmp_path / "fast", Dashboard(graph=False, min_interval_seconds=0), max_epochs=4)
     assert [step for step, _ in pictures(found, "val/confusion")] == [3, 7, 11, 15]
 
 
 def test_the_last_validation_is_drawn_also_where_steps_set_the_end(tmp_path):
-    found = fit(tmp_path, Dashboard(graph=False, every_seconds=3600), max_epochs=-1, max_steps=12)
+    found = fit(tmp_path, Dashboard(graph=False, min_interval_seconds=3600), max_epochs=-1, max_steps=12)
     assert [step for step, _ in pictures(found, "val/confusion")] == [3, 11]
 
 
@@ -106,7 +106,7 @@ def test_the_worst_mistakes_come_first(monkeypatch):
     board = Dashboard(images=3)
     writer = SimpleNamespace(experiment=SimpleNamespace(add_scalar=lambda *args: None))
     monkeypatch.setattr(dashboard, "_tensorboard", lambda trainer: writer)
-    split = SimpleNamespace(picture=lambda index: torch.full((3, 1, 1), index, dtype=torch.uint8))
+    split = SimpleNamespace(load_full_image=lambda index: torch.full((3, 1, 1), index, dtype=torch.uint8))
     run = SimpleNamespace(
         max_epochs=1, max_steps=-1, current_epoch=0, global_step=4, sanity_checking=False, checkpoint_callbacks=[],
         state=SimpleNamespace(fn="fit"), datamodule=SimpleNamespace(splits={"val": split}),

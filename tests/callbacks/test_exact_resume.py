@@ -285,7 +285,7 @@ def test_killed_after_a_file_in_the_middle_of_an_epoch(
 @pytest.mark.parametrize("step", [4, 9])
 def test_in_the_middle_of_a_warm_up_by_training_error(step: int, tmp_path: Path, monkeypatch: Any) -> None:
     # Of these six iterations' errors the mean falls below the threshold in the second epoch.
-    monkeypatch.setattr("resnet_pl.callbacks.error_warmup.WINDOW", 6)
+    monkeypatch.setattr("resnet_pl.callbacks.error_warmup.ERROR_WINDOW", 6)
     settings = {"schedule": Schedule("constant"), "log_every_n_steps": 1}
     trained = run(tmp_path / "a", tiny(), ErrorWarmup(error=0.72), **settings)
     metrics = (tmp_path / "a" / "metrics.csv").read_text()

@@ -54,7 +54,7 @@ def test_head_only():
 
 
 def test_up_to_a_stage():
-    _, states = fit(Freeze(up_to="layer2"))
+    _, states = fit(Freeze(last_frozen="layer2"))
     after = changed(*states)
     assert {name.split(".")[0] for name in after} == {"layer3", "fc"}
     assert "layer3.0.bn1.running_mean" in after
@@ -83,8 +83,8 @@ def test_the_optimiser_holds_every_parameter_from_the_start():
 
 
 def test_an_unknown_stage():
-    with pytest.raises(UserError, match=r"Freeze\.up_to: layer9 is no stage") as error:
-        fit(Freeze(up_to="layer9"))
+    with pytest.raises(UserError, match=r"Freeze\.last_frozen: layer9 is no stage") as error:
+        fit(Freeze(last_frozen="layer9"))
     assert "layer1, layer2, layer3" in str(error.value)
 
 
@@ -117,7 +117,9 @@ def test_parameters_outside_of_layers_are_frozen_too():
 def test_dropout_of_frozen_layers_is_off():
     backbone = torchvision.models.get_model("mobilenet_v3_small")
     module = ImageClassifier(backbone)
-    trainer(callbacks=[Freeze(up_to="features")], limit_train_batches=1).fit(module, datamodule=Tiny(image_size=32))
+    trainer(callbacks=[Freeze(last_frozen="features")], limit_train_batches=1).fit(
+        module, datamodule=Tiny(image_size=32)
+    )
     assert not any(part.training for part in backbone.features.modules())
     assert backbone.classifier.training
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from resnet_pl.callbacks import PredictionWriter
-from resnet_pl.data.tensors import TensorImages
+from resnet_pl.data.tensors import TensorImageDataset
 from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, trainer
 
@@ -24,7 +24,9 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 def collected(writer: PredictionWriter, shares: list[list[int]], world: list[Any] | None = None) -> None:
     """Lets a writer see batches of images by position: image i is taken for class i % 3, its truth is class 0."""
-    images = TensorImages(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9), [f"{i}.png" for i in range(9)])
+    images = TensorImageDataset(
+        torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9), [f"{i}.png" for i in range(9)]
+    )
     run = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=SimpleNamespace(predict_images=images))
     module = SimpleNamespace(class_names=NAMES)
     writer.on_predict_start(run, module)

@@ -18,9 +18,9 @@ RUN = {
     "BestCheckpoint": "checkpoints/best.ckpt",
     "LastCheckpoint": "checkpoints/last.ckpt",
     "GracefulStop": None,
-    "StartReport": "config.yaml",
+    "RunSummary": "config.yaml",
     "Throughput": None,
-    "EpochLine": None,
+    "EpochSummary": None,
     "MetricsCSV": "metrics.csv",
     "Dashboard": None,
 }
@@ -50,7 +50,7 @@ def test_a_callback_of_the_command_line(name: str, tmp_path: Path, monkeypatch: 
     checkpoint = str(run / f"checkpoints/{which}.ckpt")
     written = RUN[name]
     assert written is None or not (run / written).exists()
-    if name == "StartReport":
+    if name == "RunSummary":
         # A run folder is known by its configuration.
         (run / "config.yaml").write_text("{}")
     assert main.main(["fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2"]) == 0

@@ -17,7 +17,7 @@ from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data.loader import Batch
 from resnet_pl.optim import Schedule
-from resnet_pl.utils import Diverged
+from resnet_pl.utils import DivergenceError
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
@@ -30,7 +30,7 @@ class Poisoned(Tiny):
 
     def augment(self, batch: Batch) -> Batch:
         batch = super().augment(batch)
-        bad = (batch.epoch, batch.number) in self.poisoned
+        bad = (batch.epoch, batch.batch_idx) in self.poisoned
         return batch._replace(images=batch.images * math.nan) if bad else batch
 
 
@@ -57,7 +57,7 @@ class Spoil(Callback):
 def kept(folder: Path, data: Tiny, *callbacks: Callback, every: int | None = None, **kwargs: Any) -> str:
     """Trains until it stops itself; returns what it says."""
     own = [*callbacks, BestCheckpoint(folder), LastCheckpoint(folder, every_n_steps=every)]
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(DivergenceError) as error:
         settings = {"max_epochs": 3, "folder": folder, "enable_checkpointing": True} | kwargs
         fitted(data, callbacks=own, **settings)
     return str(error.value)
@@ -76,7 +76,7 @@ def test_the_last_checkpoint_is_from_before_it_went_wrong(tmp_path: Path, every:
 def test_the_first_step_and_its_images_are_told(tmp_path: Path) -> None:
     data = Poisoned({(0, 1)})
     said = kept(tmp_path, data, log_every_n_steps=3)
-    batch = next(batch for batch in data.train_dataloader() if batch.number == 1)
+    batch = next(batch for batch in data.train_dataloader() if batch.batch_idx == 1)
     names = [data.splits["train"].names[i] for i in batch.indices]
     path = tmp_path / "bad_batches.csv"
     assert f"loss is nan at step 1, learning rate 0.05, images {names[0]} and 9 more, see {path}\n" in said

@@ -39,13 +39,13 @@ class Logged(Callback):
         self.epochs.append({name: float(value) for name, value in trainer.logged_metrics.items()})
 
 
-@pytest.mark.parametrize(("cache", "seconds", "told"), [(None, 0, True), ("decoded", 0, False), (None, 1e6, False)])
+@pytest.mark.parametrize(("cache", "seconds", "told"), [(False, 0, True), (True, 0, False), (False, 1e6, False)])
 def test_a_word_on_waiting_for_photos(photo_folder, tmp_path, monkeypatch, capsys, cache, seconds, told):
-    monkeypatch.setattr(throughput, "MUCH_WAITING", seconds)
-    monkeypatch.setattr(throughput, "MUCH", 0)
+    monkeypatch.setattr(throughput, "MIN_WAIT_SECONDS", seconds)
+    monkeypatch.setattr(throughput, "MIN_WAIT_FRACTION", 0)
     data = ImageFolder(photo_folder, image_size=16, batch_size=4, num_workers=0, cache=cache, cache_dir=tmp_path)
     trainer(callbacks=[Throughput()], max_epochs=1).fit(classifier(), datamodule=data)
-    assert ("--data.cache decoded" in capsys.readouterr().out) == told
+    assert ("--data.cache true" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("interval", [1.0, 2])
@@ -56,5 +56,5 @@ def test_the_speed_of_training_without_validation(monkeypatch, interval):
     run.fit(classifier(), datamodule=Tiny())
     assert len(logged.epochs) == 2
     for epoch in logged.epochs:
-        assert epoch["epoch_seconds"] == pytest.approx(2.0)
-        assert epoch["images_per_second"] == pytest.approx(20.0)
+        assert epoch["throughput/epoch_seconds"] == pytest.approx(2.0)
+        assert epoch["throughput/images_per_second"] == pytest.approx(20.0)

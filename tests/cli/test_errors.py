@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_pl.cli.errors import common_message, unexpected_message
+from resnet_pl.cli.errors import format_unexpected_error, translate_exception
 from resnet_pl.cli.main import main
 from tests.cli.commands import BARE, SMALL, failed, refused, run
 from tests.conftest import MakePhotos
@@ -87,7 +87,11 @@ BAD: dict[str, Sequence[str]] = {
     "--data.batch_siz 3": ["data: ", "batch_siz", "did you mean batch_size"],
     "--model.backbone.dpth 21": ["model.backbone: ", "dpth", "did you mean depth"],
     "--model.optimizer.lrr 1": ["model.optimizer: ", "lrr", "did you mean lr?"],
-    "--trainer.callbacks+=Freeze --trainer.callbacks.up_too layer1": ["trainer.callbacks: ", "up_too", "mean up_to?"],
+    "--trainer.callbacks+=Freeze --trainer.callbacks.last_frozn layer1": [
+        "trainer.callbacks: ",
+        "last_frozn",
+        "mean last_frozen?",
+    ],
     "--nmae x": ["--nmae", "did you mean name?"],
     "--trainer.max_epoks 1": ["--trainer.max_epoks", "did you mean max_epochs?"],
     "--dashboard.imagess 1": ["--dashboard.imagess", "did you mean images?"],
@@ -232,8 +236,8 @@ def test_what_a_library_refuses_is_told_in_its_words(
         ("trainer: {max_epoks: 3}\n", ["trainer", "max_epoks", "did you mean max_epochs?"]),
         ("trainer:\n  callbacks+:\n  - Freez\n", ["trainer.callbacks: ", "Freez", "did you mean Freeze?"]),
         (
-            "trainer:\n  callbacks:\n  - class_path: Freeze\n    init_args: {up_too: layer1}\n",
-            ["trainer.callbacks: ", "up_too", "did you mean up_to?"],
+            "trainer:\n  callbacks:\n  - class_path: Freeze\n    init_args: {last_frozn: layer1}\n",
+            ["trainer.callbacks: ", "last_frozn", "did you mean last_frozen?"],
         ),
         ("nme: x\n", ["nme", "did you mean name?"]),
         ("name: 3\n", ["name: ", "3"]),
@@ -348,14 +352,14 @@ def test_a_transform_of_the_user_that_fails_is_found(
     ],
 )
 def test_common_errors_come_with_the_way_out(error: Exception, words: str | None) -> None:
-    told = common_message(error)
+    told = translate_exception(error)
     assert told is None if words is None else words in (told or "") and len(told.splitlines()) == 2
 
 
 def test_an_error_of_a_worker_is_told_in_its_own_words() -> None:
     traceback = 'Original Traceback (most recent call last):\n  File "/models/a, b/net.py", line 7, in forward\n'
     error = RuntimeError(f"Caught KeyError in DataLoader worker process 0.\n{traceback}KeyError: 7\n")
-    assert unexpected_message(error).startswith("KeyError: 7 (net.py, line 7)\n")
+    assert format_unexpected_error(error).startswith("KeyError: 7 (net.py, line 7)\n")
 
 
 def test_an_unwritable_checkpoint_is_named(

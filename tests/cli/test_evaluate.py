@@ -263,11 +263,11 @@ def by_hand(folder: Path, mirror: bool = False) -> tuple[torch.Tensor, torch.Ten
 
 
 def test_each_protocol_has_a_key_of_its_own(copies: list[Path]) -> None:
-    for views in ("single", "flip", "10-crop", "multi-scale"):
-        run("test", "--ckpt_path", copies[0], "--views", views)
+    for views in ("none", "flip", "10-crop", "multi-scale"):
+        run("test", "--ckpt_path", copies[0], "--tta", views)
     results = read_results(copies[0] / "results.json")
     assert results["protocol"] == "single view" and results["top1"] == top1(*by_hand(copies[0]))
-    flipped = results["view and mirror image"]
+    flipped = results["horizontal flip"]
     scores, labels = by_hand(copies[0], mirror=True)
     assert flipped["top1"] == top1(scores, labels)
     loss = -scores.gather(1, labels[:, None]).log().mean().item()
@@ -323,12 +323,12 @@ def test_published_weights_are_tested_without_a_checkpoint(place: Path) -> None:
 
 def test_what_does_not_fit_together_is_refused(copies: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     test = ["test", "--ckpt_path", copies[0]]
-    said = refused(capsys, *test, "--views", "multi-scale", "--scales", "16", "12")
+    said = refused(capsys, *test, "--tta", "multi-scale", "--scales", "16", "12")
     assert "--scales" in said and "12" in said and "16" in said
     assert "multi-scale" in refused(capsys, *test, "--scales", "16", "32")
     assert "--precise_bn" in refused(capsys, *test, "--save_to", "x.ckpt")
     assert "--ensemble" in refused(capsys, *test, "--save_to", "x.safetensors", "--ensemble", "x.ckpt")
-    assert "views" in refused(capsys, *test, "--views", "11-crop")
+    assert "tta" in refused(capsys, *test, "--tta", "11-crop")
     message = refused(capsys, *test, "--data.mean", "pixel")
     assert "data.mean" in message and "channel, not pixel" in message
     run(*test, "--data.mean", "channel")

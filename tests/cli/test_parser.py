@@ -14,8 +14,8 @@ import yaml
 from resnet_pl import ImageClassifier
 from resnet_pl.cli import train
 from resnet_pl.cli.parser import ProjectCLI
+from resnet_pl.command_line import CommandLine
 from resnet_pl.models import NETWORKS
-from resnet_pl.request import Request
 from resnet_pl.run_dir import class_name
 from tests.cli.commands import PROJECT, SMALL, printed, refused, run
 
@@ -42,7 +42,7 @@ def resolved(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any
 
 def build(folder: Path, *options: str) -> ProjectCLI:
     """Data, network and trainer of a small training, not run."""
-    return ProjectCLI(Request(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]), train)
+    return ProjectCLI(CommandLine(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]), train)
 
 
 # ------------------------------------------------------------------------------------ values
@@ -126,13 +126,13 @@ def test_a_later_file_changes_what_it_names(place: Path, capsys: pytest.CaptureF
 
 
 def test_callbacks_of_every_file_are_added(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("one.yaml").write_text("trainer: {callbacks: [{class_path: Freeze, init_args: {up_to: layer1}}]}\n")
+    Path("one.yaml").write_text("trainer: {callbacks: [{class_path: Freeze, init_args: {last_frozen: layer1}}]}\n")
     Path("two.yaml").write_text("trainer: {callbacks+: [LearningRateMonitor, {class_path: EMAWeightAveraging}]}\n")
     words = ["--config", "one.yaml", "--config", "two.yaml", "--trainer.callbacks+=ErrorWarmup"]
     callbacks = resolved(capsys, *SMALL, *words, "--trainer.callbacks.error", "0.5")["trainer"]["callbacks"]
     names = [each["class_path"].rpartition(".")[2] for each in callbacks]
     assert names == ["Freeze", "LearningRateMonitor", "EMAWeightAveraging", "ErrorWarmup"]
-    assert callbacks[0]["init_args"]["up_to"] == "layer1" and callbacks[3]["init_args"]["error"] == 0.5
+    assert callbacks[0]["init_args"]["last_frozen"] == "layer1" and callbacks[3]["init_args"]["error"] == 0.5
     assert callbacks[3]["class_path"] == "resnet_pl.callbacks.ErrorWarmup"
 
 
@@ -210,7 +210,7 @@ def test_help_lists_the_options_of_the_model(subcommand: str, capsys: pytest.Cap
     for option in ("--config", "--ckpt_path", "--name", "--data ", "--trainer.max_epochs", "--model.backbone",
                    "--model.label_smoothing", "--model.schedule.shape", "--model.optimizer"):  # fmt: skip
         assert option in text, option
-    own = {"fit": "--checkpoint.every_n_steps", "predict": "--images"}.get(subcommand, "--views")
+    own = {"fit": "--checkpoint.every_n_steps", "predict": "--images"}.get(subcommand, "--tta")
     assert own in text and f"{subcommand} [--config FILE ...]" in text
 
 
@@ -234,7 +234,7 @@ def test_help_is_short_and_describes_what_is_ours(
         (["--model.help", f"{__name__}.Other"], ["--model.width", "--model.label_smoothing"]),
         (["--model.backbone.help", "resnet_pl.models.ResNet"], ["backbone.block", "backbone.layers"]),
         (["--model.optimizer.help", "SGD"], ["momentum"]),
-        (["--trainer.callbacks.help", "Freeze"], ["--trainer.callbacks.up_to"]),
+        (["--trainer.callbacks.help", "Freeze"], ["--trainer.callbacks.last_frozen"]),
     ],
 )
 def test_help_of_a_class_lists_its_arguments(
@@ -319,10 +319,10 @@ def test_loggers_that_are_named_replace_tensorboard(options: list[str], names: l
 
 def test_checkpoints_and_progress_can_be_left_out(place: Path) -> None:
     names = {type(each).__name__ for each in build(place).trainer.callbacks}
-    assert names >= {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "Dashboard", "StartReport", "EpochLine"}
+    assert names >= {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "Dashboard", "RunSummary", "EpochSummary"}
     words = ["--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar", "false"]
     fewer = {type(each).__name__ for each in build(place, *words).trainer.callbacks}
-    assert names - fewer == {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "EpochLine"}
+    assert names - fewer == {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "EpochSummary"}
 
 
 def test_a_run_that_never_started_leaves_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,12 +103,12 @@ def test_augmentation_is_a_function_of_seed_epoch_and_image() -> None:
 def test_images_that_are_named_need_no_data_set(photo_folder: Path) -> None:
     data = ImageFolder("not there", image_size=16, num_workers=0)
     data.use_provenance({"root": "gone", "classes": ["bee", "cat", "dog"], "splits": {"train": ["bee/1.jpg"]}})
-    data.predict_on([photo_folder / name for name in ("cat/0001.jpg", "ant/0001.jpg", "bee/0002.jpg")])
+    data.set_predict_files([photo_folder / name for name in ("cat/0001.jpg", "ant/0001.jpg", "bee/0002.jpg")])
     data.prepare_data()
     data.setup("predict")
     (batch,) = data.predict_dataloader()
     assert batch.labels.tolist() == [1, -1, 0]
-    assert data.predict_images.picture(0).shape[0] == 3
+    assert data.predict_images.load_full_image(0).shape[0] == 3
 
 
 def test_predicts_the_test_split_otherwise() -> None:
@@ -125,7 +125,7 @@ def test_what_a_new_data_set_needs(photo_folder: Path) -> None:
     data = Mine(image_size=16)
     data.setup("fit")
     assert data.class_names == ["a", "b"]
-    assert data.told("train") == "the train split, Mine"
+    assert data.describe_split("train") == "the train split, Mine"
     assert data.provenance()["root"] is None
 
 
@@ -170,7 +170,7 @@ def test_a_trainer_augments_training_alone_and_names_the_epochs(trainer: Callabl
     watcher, data = Watcher(), Digits(batch_size=400, batch_transforms=[MixUp()])
     trainer().fit(watcher, datamodule=data)
     train, val = watcher.seen["train"], watcher.seen["val"]
-    assert [(batch.epoch, batch.number) for batch in train] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [(batch.epoch, batch.batch_idx) for batch in train] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert {batch.labels.shape for batch in train} == {(400, 10)}
     assert {batch.images.dtype for batch in train} == {torch.float32}
     assert {batch.images.dtype for batch in val} == {torch.uint8}

@@ -14,12 +14,12 @@ from resnet_pl.data.batch_transforms import (
     PCAColor,
     RandomFlip,
 )
-from resnet_pl.data.rng import Draws
+from resnet_pl.data.rng import BatchRNG
 from resnet_pl.data.statistics import Statistics
 
 
-def draws(count: int, epoch: int = 0) -> Draws:
-    return Draws(0, epoch, 0, torch.arange(count))
+def rng(count: int, epoch: int = 0) -> BatchRNG:
+    return BatchRNG(0, epoch, 0, torch.arange(count))
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,20 @@ def test_values_out_of_range_are_named(make: object, message: str) -> None:
 
 def test_half_are_mirrored_each_as_a_whole() -> None:
     images = torch.rand(20, 3, 4, 5).repeat(200, 1, 1, 1)
-    flipped, labels = RandomFlip()(images, torch.arange(4000), draws(4000))
+    flipped, labels = RandomFlip()(images, torch.arange(4000), rng(4000))
     mirrored = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(flipped, images, strict=True)])
     kept = torch.tensor([torch.equal(a, b) for a, b in zip(flipped, images, strict=True)])
     assert (mirrored ^ kept).all()
     assert int(mirrored.sum()) == pytest.approx(2000, abs=5 * 31.6)
     assert torch.equal(labels, torch.arange(4000))
     for probability, expected in ((0.0, images), (1.0, images.flip(-1))):
-        assert torch.equal(RandomFlip(probability)(images, labels, draws(4000))[0], expected)
+        assert torch.equal(RandomFlip(probability)(images, labels, rng(4000))[0], expected)
 
 
 def test_by_turns_each_image_is_mirrored_in_every_other_epoch() -> None:
     images, labels = torch.rand(4000, 3, 2, 3), torch.zeros(4000)
     first, second, third = (
-        (RandomFlip(alternate=True)(images, labels, draws(4000, epoch))[0] != images).flatten(1).any(1)
+        (RandomFlip(alternate=True)(images, labels, rng(4000, epoch))[0] != images).flatten(1).any(1)
         for epoch in range(3)
     )
     assert torch.equal(first, ~second) and torch.equal(first, third)
@@ -65,9 +65,9 @@ def test_pad_crop_is_the_plain_definition(padding: int, mode: str, mean_shape: t
     images, mean = torch.rand(300, 3, 6, 7), torch.rand(mean_shape)
     transform = PadCrop(padding, mode)
     transform.fit(SimpleNamespace(normalization=lambda: (mean, torch.ones(1, 1, 1))))
-    views = transform(images, torch.zeros(300), draws(300))[0] - mean
+    views = transform(images, torch.zeros(300), rng(300))[0] - mean
 
-    reference = draws(300)
+    reference = rng(300)
     tops, lefts = (reference.integers(2 * padding + 1).tolist() for _ in range(2))
     for image, view, top, left in zip(images, views, tops, lefts, strict=True):
         padded = np.pad((image - mean).numpy(), [(0, 0), (padding, padding), (padding, padding)], mode)
@@ -79,7 +79,7 @@ def test_pad_crop_offsets_are_even() -> None:
     # One bright pixel in the middle tells where the window lay.
     images = torch.zeros(16_200, 1, 9, 9)
     images[:, :, 4, 4] = 1
-    views = PadCrop(4)(images, torch.zeros(16_200), draws(16_200))[0]
+    views = PadCrop(4)(images, torch.zeros(16_200), rng(16_200))[0]
     assert (views.sum((1, 2, 3)) == 1).all()
     counts = views.sum(0).flatten()
     assert float(((counts - 200) ** 2 / 200).sum()) < 80 + 5 * 160**0.5
@@ -88,7 +88,7 @@ def test_pad_crop_offsets_are_even() -> None:
 def test_colours_move_as_alexnet_says() -> None:
     count = 50_000
     images = torch.rand(1, 3, 2, 2).expand(count, -1, -1, -1)
-    moved, _ = PCAColor(0.1)(images, torch.zeros(count), draws(count))
+    moved, _ = PCAColor(0.1)(images, torch.zeros(count), rng(count))
     shift = moved - images
     torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift), atol=1e-6, rtol=0)
     shift = shift[:, :, 0, 0].double()
@@ -109,7 +109,7 @@ def test_colours_fitted_to_the_data() -> None:
     covariance = mixture @ mixture.T
     transform = PCAColor(0.5, fitted=True)
     transform.fit(SimpleNamespace(statistics=Statistics(torch.zeros(3, 1, 1), covariance)))
-    shift = transform(torch.zeros(50_000, 3, 1, 1), torch.zeros(50_000), draws(50_000))[0].flatten(1)
+    shift = transform(torch.zeros(50_000, 3, 1, 1), torch.zeros(50_000), rng(50_000))[0].flatten(1)
     # Eigenvalues scale the amounts, so the shifts have the covariance of the pixels, squared.
     torch.testing.assert_close(shift.T.cov(), 0.25 * covariance @ covariance, atol=2e-4, rtol=0.05)
 
@@ -119,9 +119,9 @@ def test_cutout_makes_a_square_the_mean_and_the_rest_as_it_was(size: int) -> Non
     images, mean = torch.rand(200, 3, 6, 7), torch.full((3, 1, 1), -1.0)
     transform = Cutout(size)
     transform.fit(SimpleNamespace(normalization=lambda: (mean, torch.ones(3, 1, 1))))
-    cut, labels = transform(images, torch.arange(200), draws(200))
+    cut, labels = transform(images, torch.arange(200), rng(200))
     assert torch.equal(labels, torch.arange(200))
-    reference = draws(200)
+    reference = rng(200)
     rows, columns = reference.integers(6).tolist(), reference.integers(7).tolist()
     for image, found, row, column in zip(images, cut, rows, columns, strict=True):
         top, left = row - size // 2, column - size // 2

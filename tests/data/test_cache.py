@@ -18,10 +18,10 @@ from torchvision.transforms.v2 import functional as TF
 from resnet_pl.cli.main import main
 from resnet_pl.data import ImageFolder, download
 from resnet_pl.data import cache as module
-from resnet_pl.data.cache import decoded, default_folder, estimate
-from resnet_pl.data.crops import CentreCrop, RandomResizedCrop
+from resnet_pl.data.cache import default_folder, estimate, open_cache
+from resnet_pl.data.crops import RandomResizedCrop, ResizeCenterCrop
 from resnet_pl.data.decode import read_image
-from resnet_pl.data.loader import Loader
+from resnet_pl.data.loader import ResumableLoader
 from resnet_pl.utils import UserError
 
 
@@ -55,20 +55,20 @@ def names(root: Path) -> list[str]:
 
 
 def keep(root: Path, place: Path, side: int | None = None) -> list[torch.Tensor | None]:
-    photos = decoded(root, names(root), side, str(place))
+    photos = open_cache(root, names(root), side, str(place))
     return [photos[i] for i in range(len(photos.index))]
 
 
 def data(root: Path, place: Path | None = None, stage: str = "fit", **kwargs: Any) -> ImageFolder:
     settings = {"image_size": 16, "batch_size": 4, "num_workers": 0, "val_split": 0.2, "test_split": 0.2} | kwargs
     if place:
-        settings |= {"cache": "decoded", "cache_dir": str(place)}
+        settings |= {"cache": True, "cache_dir": str(place)}
     module = ImageFolder(str(root), **settings)
     module.setup(stage)
     return module
 
 
-def same(first: Loader, second: Loader) -> bool:
+def same(first: ResumableLoader, second: ResumableLoader) -> bool:
     pairs = list(zip(first, second, strict=True))
     return bool(pairs) and all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
 
@@ -93,8 +93,8 @@ def test_larger_photos_are_shrunk(root: Path, place: Path) -> None:
 def test_the_estimate(root: Path) -> None:
     images = [read_image(root / name) for name in names(root)]
     assert estimate(root, names(root), None) == sum(image.numel() for image in images)
-    shrunk = sum(module.shrunk(image, 40).numel() for image in images)
-    assert estimate(root, names(root), 40) == pytest.approx(shrunk, rel=0.02)
+    resize_shorter_side = sum(module.resize_shorter_side(image, 40).numel() for image in images)
+    assert estimate(root, names(root), 40) == pytest.approx(resize_shorter_side, rel=0.02)
 
 
 def test_bad_photos_are_left_to_the_reader(root: Path, place: Path) -> None:
@@ -115,13 +115,13 @@ def test_nothing_but_bad_photos(root: Path, place: Path) -> None:
 
 
 def test_a_transform_in_place_does_not_reach_it(root: Path, place: Path) -> None:
-    photos = decoded(root, names(root), None, str(place))
+    photos = open_cache(root, names(root), None, str(place))
     photos[5].zero_()
     assert torch.equal(photos[5], read_image(root / names(root)[5]))
 
 
 def test_it_travels_as_a_name(root: Path, place: Path) -> None:
-    photos = decoded(root, names(root), None, str(place)).select([7, 3])
+    photos = open_cache(root, names(root), None, str(place)).select([7, 3])
     message = pickle.dumps(photos)
     assert len(message) < 1000
     assert torch.equal(pickle.loads(message)[1], read_image(root / names(root)[3]))
@@ -248,14 +248,14 @@ def test_evaluation_is_the_same_at_any_side(root: Path, place: Path, side: int, 
     assert (cached.splits["val"].cache is not None) == used
     assert same(plain.val_dataloader(), cached.val_dataloader())
     assert cached.splits["train"].cache is not None
-    assert cached.splits["val"].through(lambda image, size: [image]).cache is None
+    assert cached.splits["val"].with_views(lambda image, size: [image]).cache is None
 
 
 def test_evaluation_of_a_line_is_the_same(root: Path, place: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 900, 3), dtype=np.uint8)).save(root / "ant/04.jpg")
     kept = dict(zip(names(root), keep(root, place, 18), strict=True))["ant/04.jpg"]
     assert kept.shape == (3, 18, 288)
-    assert torch.equal(CentreCrop()(kept, 16), CentreCrop()(read_image(root / "ant/04.jpg"), 16))
+    assert torch.equal(ResizeCenterCrop()(kept, 16), ResizeCenterCrop()(read_image(root / "ant/04.jpg"), 16))
 
 
 def test_views_of_shrunk_photos_have_the_statistics_of_whole_ones(root: Path, place: Path) -> None:
@@ -269,12 +269,12 @@ def test_views_of_shrunk_photos_have_the_statistics_of_whole_ones(root: Path, pl
         for epoch in range(20):
             loader.sampler.set_epoch(epoch)
             views[-1] += [batch.images.double() for batch in loader]
-    whole, shrunk = map(torch.cat, views)
-    assert not torch.equal(whole, shrunk)
+    whole, resize_shorter_side = map(torch.cat, views)
+    assert not torch.equal(whole, resize_shorter_side)
     # The same boxes to within a pixel of the smaller photo: paired, so that the crops' own spread does not count.
-    difference = (whole - shrunk).mean((1, 2, 3))
+    difference = (whole - resize_shorter_side).mean((1, 2, 3))
     assert difference.mean().abs() < 4 * difference.std() / len(difference) ** 0.5 + 0.5
-    assert shrunk.std() == pytest.approx(float(whole.std()), rel=0.05)
+    assert resize_shorter_side.std() == pytest.approx(float(whole.std()), rel=0.05)
 
 
 def test_a_run_learns_the_same_with_it(root: Path, place: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.crops import CentreCrop, Crop, RandomResizedCrop, ScaleCrop
-from resnet_pl.data.rng import keyed_rng
+from resnet_pl.data.crops import Crop, RandomResizedCrop, ResizeCenterCrop, ScaleCrop
+from resnet_pl.data.rng import seeded_rng
 
 SHAPES = [(300, 400), (400, 300), (224, 224), (50, 30), (1, 500), (500, 1), (1, 1), (1000, 40)]
 
@@ -21,7 +21,7 @@ def gradient(height: int, width: int) -> Tensor:
     return torch.stack([red, green, 255 - red]).round().to(torch.uint8)
 
 
-@pytest.mark.parametrize("crop", [ScaleCrop(), RandomResizedCrop(), CentreCrop()])
+@pytest.mark.parametrize("crop", [ScaleCrop(), RandomResizedCrop(), ResizeCenterCrop()])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [8, 32, 224])
 def test_any_photo_becomes_a_square(crop: Crop, shape: tuple[int, int], size: int) -> None:
@@ -33,8 +33,8 @@ def test_any_photo_becomes_a_square(crop: Crop, shape: tuple[int, int], size: in
 @pytest.mark.parametrize("crop", [ScaleCrop(), RandomResizedCrop()])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_boxes_lie_inside_and_reach_every_edge(crop: Crop, shape: tuple[int, int]) -> None:
-    with keyed_rng(0):
-        boxes = torch.tensor([crop.box(*shape, 224) for _ in range(1500)])
+    with seeded_rng(0):
+        boxes = torch.tensor([crop.get_params(*shape, 224) for _ in range(1500)])
     top, left, height, width = boxes.T
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] >= 1).all()
@@ -47,8 +47,8 @@ def test_boxes_lie_inside_and_reach_every_edge(crop: Crop, shape: tuple[int, int
 
 
 def test_scale_crop_draws_sides_in_proportion() -> None:
-    with keyed_rng(0):
-        boxes = [ScaleCrop().box(1000, 2000, 224) for _ in range(4000)]
+    with seeded_rng(0):
+        boxes = [ScaleCrop().get_params(1000, 2000, 224) for _ in range(4000)]
     assert all(height == width for _, _, height, width in boxes)
     resized = torch.tensor([1000 * 224 / side for *_, side in boxes])
     # Uniform over 256 … 480: mean 368, standard deviation 64.95.
@@ -61,9 +61,9 @@ def test_scale_crop_draws_sides_in_proportion() -> None:
 def test_scale_crop_shows_what_resizing_first_would_show() -> None:
     photo = gradient(375, 500)
     for seed in range(20):
-        with keyed_rng(seed):
-            top, left, side, _ = ScaleCrop().box(375, 500, 224)
-        with keyed_rng(seed):
+        with seeded_rng(seed):
+            top, left, side, _ = ScaleCrop().get_params(375, 500, 224)
+        with seeded_rng(seed):
             view = ScaleCrop()(photo, 224)
         scale = 224 / side
         resized = TF.resize(photo, [round(375 * scale), round(500 * scale)], antialias=True)
@@ -73,8 +73,8 @@ def test_scale_crop_shows_what_resizing_first_would_show() -> None:
 
 
 def test_scale_crop_positions_are_even() -> None:
-    with keyed_rng(0):
-        boxes = [ScaleCrop(224, 224).box(100, 110, 224) for _ in range(5500)]
+    with seeded_rng(0):
+        boxes = [ScaleCrop(224, 224).get_params(100, 110, 224) for _ in range(5500)]
     assert {box[::2] for box in boxes} == {(0, 100)}
     counts = torch.bincount(torch.tensor([left for _, left, _, _ in boxes]))
     assert len(counts) == 11
@@ -84,9 +84,9 @@ def test_scale_crop_positions_are_even() -> None:
 def test_random_resized_crop_is_torchvisions() -> None:
     crop = RandomResizedCrop(0.2, 0.9, 0.5, 2.0)
     for seed, (height, width) in enumerate(SHAPES * 5):
-        with keyed_rng(seed):
-            box = crop.box(height, width, 224)
-        with keyed_rng(seed):
+        with seeded_rng(seed):
+            box = crop.get_params(height, width, 224)
+        with seeded_rng(seed):
             drawn = v2.RandomResizedCrop(224, (0.2, 0.9), (0.5, 2.0)).make_params([torch.empty(3, height, width)])
         assert box == (drawn["top"], drawn["left"], drawn["height"], drawn["width"])
 
@@ -95,20 +95,20 @@ def test_random_resized_crop_is_torchvisions() -> None:
 def test_a_box_is_resized_as_torchvision_does(planar: bool) -> None:
     pixels = torch.randint(0, 256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     photo = pixels.permute(2, 0, 1).contiguous() if planar else pixels.permute(2, 0, 1)
-    with keyed_rng(1):
+    with seeded_rng(1):
         view = RandomResizedCrop()(photo, 32)
-    with keyed_rng(1):
-        box = RandomResizedCrop().box(90, 120, 32)
+    with seeded_rng(1):
+        box = RandomResizedCrop().get_params(90, 120, 32)
     assert torch.equal(view, TF.resized_crop(photo, *box, [32, 32], antialias=True))
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -1, 4, 4), (5, 0, 4, 4), (0, 7, 4, 4)])
 def test_a_box_outside_the_photo_is_named(box: tuple[int, int, int, int]) -> None:
     class Own(Crop):
-        def box(self, height: int, width: int, size: int) -> tuple[int, int, int, int]:
+        def get_params(self, height: int, width: int, size: int) -> tuple[int, int, int, int]:
             return box
 
-    with pytest.raises(ValueError, match=rf"Own.box: {re.escape(str(box))} leaves a photo of \(8, 10\)"):
+    with pytest.raises(ValueError, match=rf"Own.get_params: {re.escape(str(box))} leaves a photo of \(8, 10\)"):
         Own()(torch.zeros(3, 8, 10, dtype=torch.uint8), 4)
 
 
@@ -117,7 +117,7 @@ def test_a_box_outside_the_photo_is_named(box: tuple[int, int, int, int]) -> Non
 def test_centre_crop_is_torchvisions(shape: tuple[int, int], size: int) -> None:
     photo = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     published = v2.Compose([v2.Resize({224: 256, 32: 37}[size], antialias=True), v2.CenterCrop(size)])
-    assert torch.equal(CentreCrop()(photo, size), published(photo))
+    assert torch.equal(ResizeCenterCrop()(photo, size), published(photo))
 
 
 def test_centre_crop_of_a_line_needs_little_memory_and_keeps_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_centre_crop_of_a_line_needs_little_memory_and_keeps_the_middle(monkeypa
 
     monkeypatch.setattr(TF, "resize", watched)
     for photo in (gradient(1, 100_001), gradient(100_001, 1)):
-        view = CentreCrop()(photo, 224)
+        view = ResizeCenterCrop()(photo, 224)
         long_channel = 0 if photo.shape[-1] > 1 else 1
         assert (view[long_channel].int() - 127).abs().max() <= 1
     assert max(areas) <= 16 * 256 * 256

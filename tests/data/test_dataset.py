@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from resnet_pl.data.crops import CentreCrop, RandomResizedCrop, ScaleCrop
-from resnet_pl.data.dataset import Photos
+from resnet_pl.data.crops import RandomResizedCrop, ResizeCenterCrop, ScaleCrop
+from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import BadImage
 
 
@@ -18,18 +18,20 @@ def names(photo_folder: Path) -> list[str]:
 
 
 def test_view_label_and_picture(photo_folder: Path, names: list[str]) -> None:
-    photos = Photos(photo_folder, names, range(30), 16)
+    photos = ImageFileDataset(photo_folder, names, range(30), 16)
     assert len(photos) == 30
     view, label, index = photos[0, 13]
     assert (view.shape, view.dtype, label, index) == ((3, 16, 16), torch.uint8, 13, 13)
-    assert photos.picture(13).shape == (3, 24, 27)
+    assert photos.load_full_image(13).shape == (3, 24, 27)
     assert torch.equal(photos[5, 13][0], view), "evaluation's view changes with the epoch"
 
 
 def test_random_views_are_a_function_of_seed_epoch_and_index(photo_folder: Path, names: list[str]) -> None:
     def view(seed: int, epoch: int, index: int = 13) -> torch.Tensor:
         transforms = [v2.ColorJitter(0.5), v2.RandomErasing(0.5)]
-        return Photos(photo_folder, names, range(30), 16, RandomResizedCrop(), transforms, seed)[epoch, index][0]
+        return ImageFileDataset(photo_folder, names, range(30), 16, RandomResizedCrop(), transforms, seed)[
+            epoch, index
+        ][0]
 
     torch.manual_seed(0)
     first = view(1, 2)
@@ -46,7 +48,7 @@ def own_crop(image: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def test_views_of_a_crop_of_ones_own_too(photo_folder: Path, names: list[str]) -> None:
-    photos = Photos(photo_folder, names, range(30), 8, own_crop)
+    photos = ImageFileDataset(photo_folder, names, range(30), 8, own_crop)
     views = [photos[2, index][0] for index in range(30)]
     np.random.seed(0)
     assert all(torch.equal(photos[2, index][0], view) for index, view in enumerate(views))
@@ -58,7 +60,7 @@ def test_views_of_a_crop_that_adds_draws_to_ours(photo_folder: Path, names: list
         def __call__(self, image: torch.Tensor, size: int) -> torch.Tensor:
             return super().__call__(image, size) + random.randrange(100)
 
-    photos = Photos(photo_folder, names, range(30), 8, Brighter())
+    photos = ImageFileDataset(photo_folder, names, range(30), 8, Brighter())
     views = [photos[2, index][0] for index in range(30)]
     random.seed(0)
     assert all(torch.equal(photos[2, index][0], view) for index, view in enumerate(views))
@@ -66,14 +68,14 @@ def test_views_of_a_crop_that_adds_draws_to_ours(photo_folder: Path, names: list
 
 def test_our_crops_leave_other_generators_alone(photo_folder: Path, names: list[str]) -> None:
     states = random.getstate(), np.random.get_state()[1].tobytes()
-    for crop in (RandomResizedCrop(), ScaleCrop(), CentreCrop()):
-        Photos(photo_folder, names, range(30), 8, crop)[0, 0]
+    for crop in (RandomResizedCrop(), ScaleCrop(), ResizeCenterCrop()):
+        ImageFileDataset(photo_folder, names, range(30), 8, crop)[0, 0]
     assert (random.getstate(), np.random.get_state()[1].tobytes()) == states
 
 
 def test_a_bad_file_is_returned(photo_folder: Path, names: list[str]) -> None:
     (photo_folder / names[0]).write_bytes(b"")
-    bad = Photos(photo_folder, names, range(30), 16)[0, 0]
+    bad = ImageFileDataset(photo_folder, names, range(30), 16)[0, 0]
     assert isinstance(bad, BadImage)
     assert bad.path == photo_folder / names[0]
     assert bad.reason == "the file is empty"
@@ -81,7 +83,7 @@ def test_a_bad_file_is_returned(photo_folder: Path, names: list[str]) -> None:
 
 def test_photos_are_told_from_others(photo_folder: Path, names: list[str]) -> None:
     def digest(root: Path = photo_folder, names: list[str] = names, label: int = 0) -> str:
-        return Photos(root, names, [label] * len(names), 16).digest()
+        return ImageFileDataset(root, names, [label] * len(names), 16).digest()
 
     first = digest()
     assert len(first) == 16 and digest(Path(shutil.copytree(photo_folder, photo_folder.parent / "copy"))) == first

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import decode as images
-from resnet_pl.data.decode import BadImage, jpeg_shape, list_images, read_image, scan_image
-from resnet_pl.data.workers import PlannedReader
+from resnet_pl.data.decode import BadImage, jpeg_shape, list_images, read_image, verify_image
+from resnet_pl.data.workers import BatchReader
 from resnet_pl.utils import UserError
 
 RED, BLUE, WHITE = (220, 40, 30), (20, 60, 210), (255, 255, 255)
@@ -54,7 +54,7 @@ def test_colours_of_every_format_under_any_extension(kind: str, extension: str, 
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
     path = tmp_path / f"image{extension}"
     path.write_bytes(encoded(two_colours(), kind, **options.get(kind, {})))
-    scan_image(path)
+    verify_image(path)
     assert_halves(read_image(path), RED, BLUE)
 
 
@@ -218,7 +218,7 @@ def test_damaged_exif_spoils_nothing(tmp_path: Path) -> None:
     assert_halves(read_image(path), RED, BLUE)
 
 
-@pytest.mark.parametrize("check", [read_image, scan_image])
+@pytest.mark.parametrize("check", [read_image, verify_image])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -254,7 +254,7 @@ def test_pixels_without_a_range(value: float, tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("check", [read_image, scan_image])
+@pytest.mark.parametrize("check", [read_image, verify_image])
 def test_no_file(check: Check, tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="No such file"):
         check(tmp_path / "gone.jpg")
@@ -262,7 +262,7 @@ def test_no_file(check: Check, tmp_path: Path) -> None:
         check(tmp_path)
 
 
-@pytest.mark.parametrize("check", [read_image, scan_image])
+@pytest.mark.parametrize("check", [read_image, verify_image])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_decompression_bomb(check: Check, kind: str, tmp_path: Path) -> None:
     data = bytearray(encoded(noise(), kind))
@@ -278,7 +278,7 @@ def test_decompression_bomb(check: Check, kind: str, tmp_path: Path) -> None:
         check(path)
 
 
-@pytest.mark.parametrize("check", [read_image, scan_image])
+@pytest.mark.parametrize("check", [read_image, verify_image])
 def test_too_many_pixels(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 80 * 64 - 1)
     path = tmp_path / "image.jpg"
@@ -291,7 +291,7 @@ def test_too_many_pixels(check: Check, tmp_path: Path, monkeypatch: pytest.Monke
 def test_rubbish_after_the_end_is_no_damage(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(encoded(noise(), kind) + b"\0\0a film some phones append")
-    scan_image(path)
+    verify_image(path)
     assert read_image(path).shape == (3, 64, 80)
 
 
@@ -300,7 +300,7 @@ def test_scan_decodes_no_sound_image(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for kind in ("JPEG", "PNG"):
         path = tmp_path / kind
         path.write_bytes(encoded(noise(), kind))
-        scan_image(path)
+        verify_image(path)
 
 
 def test_bad_image_survives_the_way_between_processes() -> None:
@@ -319,7 +319,7 @@ class _BadData(torch.utils.data.Dataset):
 
 def test_bad_image_survives_a_worker() -> None:
     with pytest.raises(BadImage, match=r"a\.jpg: empty"):
-        list(PlannedReader(_BadData(), 1, False, list).read([[(0, 0)]]))
+        list(BatchReader(_BadData(), 1, False, list).read([[(0, 0)]]))
 
 
 def test_list_images(tmp_path: Path) -> None:

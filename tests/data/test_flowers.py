@@ -147,7 +147,7 @@ def test_nothing_is_fetched_where_it_is_not_wanted(server: object, tmp_path: Pat
     with pytest.raises(UserError, match=r"there is no folder .*flowers\ndownload it with --data.download true"):
         data.setup("fit")
     data = flowers(tmp_path / "data" / "flowers")
-    data.predict_on(sorted(photo_folder.glob("*/*.jpg")))
+    data.set_predict_files(sorted(photo_folder.glob("*/*.jpg")))
     data.prepare_data()
     data.setup("predict")
     assert sum(len(batch.images) for batch in data.predict_dataloader()) == 30

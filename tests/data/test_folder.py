@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.dataset import Photos
+from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.utils import UserError
 
 MakePhotos = Callable[..., Path]
@@ -61,7 +61,7 @@ def test_class_folders_are_cut(photo_folder: Path) -> None:
     assert right_labels(data)
     for photos in data.splits.values():
         assert len(set(Counter(photos.labels).values())) == 1
-    assert data.told("val") == f"the val split, ImageFolder at {photo_folder}"
+    assert data.describe_split("val") == f"the val split, ImageFolder at {photo_folder}"
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
@@ -75,7 +75,7 @@ def test_train_val_test(parts: Callable[..., Path], val: str) -> None:
 def test_train_val_is_reported_on_val(parts: Callable[..., Path]) -> None:
     data = folder(parts(train=5, val=2))
     assert data.splits["test"].names == data.splits["val"].names
-    assert data.told("test").startswith("val/, as there is no test/")
+    assert data.describe_split("test").startswith("val/, as there is no test/")
 
 
 def test_train_test_cuts_val_from_train(parts: Callable[..., Path]) -> None:
@@ -257,7 +257,7 @@ def test_provenance_survives_a_checkpoint_and_a_growing_folder(photo_folder: Pat
     assert names(again) == names(first)
     assert again.classes == CLASSES
     assert right_labels(again)
-    assert again.told("test") == f"the test split stored in the checkpoint, ImageFolder at {photo_folder}"
+    assert again.describe_split("test") == f"the test split stored in the checkpoint, ImageFolder at {photo_folder}"
 
 
 def test_moved_root(photo_folder: Path, tmp_path: Path) -> None:
@@ -291,7 +291,9 @@ def test_another_folder(photo_folder: Path, tmp_path: Path, make_photos: MakePho
     other = make_photos(tmp_path / "other", CLASSES[:2], count=4, first=500)
     data = folder(other, stored)
     assert sizes(data) == {"val": 8, "test": 8}
-    assert data.told("test") == f"every image of a folder other than the training data's, ImageFolder at {other}"
+    assert (
+        data.describe_split("test") == f"every image of a folder other than the training data's, ImageFolder at {other}"
+    )
     assert data.classes == CLASSES
     with pytest.raises(UserError, match="has no images for train\nto train on other data start a new run"):
         data.train_dataloader()
@@ -305,7 +307,7 @@ def test_another_folder_that_is_divided(
 ) -> None:
     data = folder(parts(**dict.fromkeys(given, 2)), folder(photo_folder).provenance())
     assert {name.split("/")[0] for photos in data.splits.values() for name in photos.names} == {part}
-    assert data.told("test").startswith(f"{part}/ of a folder other than the training data's")
+    assert data.describe_split("test").startswith(f"{part}/ of a folder other than the training data's")
 
 
 def test_divided_data_keep_their_parts_wherever_they_are(parts: Callable[..., Path], tmp_path: Path) -> None:
@@ -331,18 +333,18 @@ def spoil(root: Path) -> None:
 
 
 def test_scan_refuses_before_the_first_step(photo_folder: Path) -> None:
-    folder(photo_folder, scan=True)
+    folder(photo_folder, verify_images=True)
     spoil(photo_folder)
     folder(photo_folder)
     with pytest.raises(
         UserError, match=r"2 images cannot be read: .*ant/0003.jpg.*cat/0000.jpg.*\n.*on_bad_image skip"
     ):
-        folder(photo_folder, scan=True)
+        folder(photo_folder, verify_images=True)
 
 
 def test_scan_leaves_out(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(photo_folder)
-    data = folder(photo_folder, scan=True, on_bad_image="skip")
+    data = folder(photo_folder, verify_images=True, on_bad_image="skip")
     assert sum(sizes(data).values()) == 28
     assert capsys.readouterr().out.count("left out: ") == 2
     stored = data.provenance()["splits"]
@@ -353,7 +355,7 @@ def test_scan_shows_its_progress(
     photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    folder(photo_folder, scan=True)
+    folder(photo_folder, verify_images=True)
     shown = capsys.readouterr().err
     assert "checking images" in shown
     assert "30/30" in shown
@@ -366,13 +368,13 @@ def test_training_view_and_evaluation_view(photo_folder: Path) -> None:
     assert batch.images.dtype == torch.uint8
     train, val = data.splits["train"], data.splits["val"]
     assert type(train.crop).__name__ == "ScaleCrop"
-    assert type(val.crop).__name__ == "CentreCrop"
+    assert type(val.crop).__name__ == "ResizeCenterCrop"
 
 
 def test_measured_on_the_training_split_in_evaluations_view(photo_folder: Path) -> None:
     data = folder(photo_folder, mean="pixel", std="channel", val_split=0.3)
     train = data.splits["train"]
-    plain = Photos(data.root, train.names, train.labels, 16)
+    plain = ImageFileDataset(data.root, train.names, train.labels, 16)
     views = torch.stack([plain[0, index][0] for index in range(len(plain))]).double() / 255
     mean, std = data.normalization()
     torch.testing.assert_close(mean, views.mean(0).float())
@@ -391,4 +393,4 @@ def test_other_images_of_the_same_names_are_another_folder(tmp_path):
     again = ImageFolder(str(tmp_path / "other"))
     again.use_provenance(first.provenance())
     again.setup("test")
-    assert len(again.splits["test"]) == 20 and "every image" in again.told("test")
+    assert len(again.splits["test"]) == 20 and "every image" in again.describe_split("test")

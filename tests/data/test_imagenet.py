@@ -39,7 +39,7 @@ def test_reported_on_val(root: Path) -> None:
 
 def test_the_official_test_images_have_no_classes(root: Path, make_photos: Callable) -> None:
     make_photos(root, ["test"])
-    assert imagenet(root).told("test").startswith("val/, as there is no test/")
+    assert imagenet(root).describe_split("test").startswith("val/, as there is no test/")
 
 
 def test_names_from_the_mapping(root: Path) -> None:

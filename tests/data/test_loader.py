@@ -9,11 +9,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from resnet_pl.data.loader import Batch, EpochSampler, Loader, spare_cores
+from resnet_pl.data.loader import Batch, ResumableLoader, ShardedEpochSampler, default_num_workers
 from resnet_pl.data.views import View
 
 
-class IndexLoader(Loader):
+class IndexLoader(ResumableLoader):
     """Images that are their own indices."""
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -22,10 +22,10 @@ class IndexLoader(Loader):
 
 
 def index_loader(length: int, batch_size: int = 4, shuffle: bool = True, **kwargs: int) -> IndexLoader:
-    return IndexLoader(range(length), EpochSampler(length, 5, shuffle, **kwargs), batch_size)
+    return IndexLoader(range(length), ShardedEpochSampler(length, 5, shuffle, **kwargs), batch_size)
 
 
-def indices(batches: Iterator[Batch] | Loader) -> list[list[int]]:
+def indices(batches: Iterator[Batch] | ResumableLoader) -> list[list[int]]:
     return [batch.indices.tolist() for batch in batches]
 
 
@@ -33,15 +33,17 @@ def indices(batches: Iterator[Batch] | Loader) -> list[list[int]]:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_image_once_for_every_size(world: int) -> None:
     for length in range(1, 51):
-        evaluated = [EpochSampler(length, rank=rank, world_size=world).indices().tolist() for rank in range(world)]
+        evaluated = [
+            ShardedEpochSampler(length, rank=rank, world_size=world).indices().tolist() for rank in range(world)
+        ]
         assert sorted(chain(*evaluated)) == list(range(length))
         assert all(part == sorted(part) for part in evaluated)
-        samplers = [EpochSampler(length, 1, True, rank, world) for rank in range(world)]
+        samplers = [ShardedEpochSampler(length, 1, True, rank, world) for rank in range(world)]
         trained = [sampler.indices().tolist() for sampler in samplers]
         assert {len(part) for part in trained} == {length // world}
         assert len(set(chain(*trained))) == length // world * world
         for parts, kind in (
-            (evaluated, [EpochSampler(length, 0, False, r, world) for r in range(world)]),
+            (evaluated, [ShardedEpochSampler(length, 0, False, r, world) for r in range(world)]),
             (trained, samplers),
         ):
             assert [len(sampler) for sampler in kind] == [len(part) for part in parts]
@@ -49,7 +51,7 @@ def test_every_image_once_for_every_size(world: int) -> None:
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        sampler = EpochSampler(50, seed, True)
+        sampler = ShardedEpochSampler(50, seed, True)
         sampler.set_epoch(epoch)
         torch.manual_seed(seed * epoch + 99)
         return tuple(sampler.indices().tolist())
@@ -91,7 +93,7 @@ def test_resumes_with_exactly_the_remaining_batches(done: int) -> None:
     resumed.sampler.set_epoch(3)
     again = list(iterator)
     assert indices(again) == rest
-    assert [batch.number for batch in again] == list(range(done, 7))
+    assert [batch.batch_idx for batch in again] == list(range(done, 7))
     assert {batch.epoch for batch in begun + again} == {3}
     resumed.sampler.set_epoch(4)
     assert len(indices(resumed)) == 7
@@ -116,7 +118,7 @@ def test_the_next_epoch_starts_anew_where_the_last_was_cut_short() -> None:
     resumed = index_loader(30)
     resumed.load_state_dict(cut.state_dict())
     resumed.sampler.set_epoch(1)
-    assert [batch.number for batch in resumed] == list(range(7))
+    assert [batch.batch_idx for batch in resumed] == list(range(7))
 
 
 def test_epoch_is_read_at_the_first_batch() -> None:
@@ -129,8 +131,8 @@ def test_epoch_is_read_at_the_first_batch() -> None:
 
 # ------------------------------------------------------------------------------------ helpers
 def test_spare_cores() -> None:
-    assert spare_cores(10**6) == 1
-    assert 1 <= spare_cores(2) <= spare_cores(1) <= 16
+    assert default_num_workers(10**6) == 1
+    assert 1 <= default_num_workers(2) <= default_num_workers(1) <= 16
 
 
 # ------------------------------------------------------------------------------------ batches
@@ -139,7 +141,7 @@ def test_lightning_moves_batches_whole(views: bool) -> None:
     image, label = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
     batch = Batch([View(image, label), View(image, label)] if views else image, label, label, 5, 7)
     moved = move_data_to_device(batch, torch.device("meta"))
-    assert isinstance(moved, Batch) and (moved.epoch, moved.number) == (5, 7)
+    assert isinstance(moved, Batch) and (moved.epoch, moved.batch_idx) == (5, 7)
     parts = [part for view in moved.images for part in view] if views else [moved.images]
     assert len(parts) == (4 if views else 1) and isinstance(moved.images[0], View) == views
     assert {part.device.type for part in (*parts, moved.labels, moved.indices)} == {"meta"}

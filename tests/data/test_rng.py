@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_pl.data.rng import Draws, keyed_rng, mixed_seed, seed_generators
+from resnet_pl.data.rng import BatchRNG, hash_seed, seed_generators, seeded_rng
 
 N = 100_000
 
 
-def draws(seed: int = 0, epoch: int = 0, number: int = 0, indices: Tensor | None = None) -> Draws:
-    return Draws(seed, epoch, number, torch.arange(N) if indices is None else indices)
+def rng(seed: int = 0, epoch: int = 0, number: int = 0, indices: Tensor | None = None) -> BatchRNG:
+    return BatchRNG(seed, epoch, number, torch.arange(N) if indices is None else indices)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -21,7 +21,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, -5])
 def test_uniform(seed: int) -> None:
-    values = draws(seed).uniform()
+    values = rng(seed).uniform()
     assert values.dtype == torch.float32
     assert 0 <= float(values.min()) < float(values.max()) < 1
     # Chi-squared of 100 bins: mean 99, standard deviation 14.
@@ -31,7 +31,7 @@ def test_uniform(seed: int) -> None:
 
 def test_integers_are_even_and_in_range() -> None:
     for high in (1, 2, 9, 1000):
-        values = draws().integers(high)
+        values = rng().integers(high)
         assert values.dtype == torch.int64
         counts = torch.bincount(values, minlength=high)
         assert len(counts) == high
@@ -39,7 +39,7 @@ def test_integers_are_even_and_in_range() -> None:
 
 
 def test_normal() -> None:
-    values = draws().normal().double()
+    values = rng().normal().double()
     assert torch.isfinite(values).all()
     assert abs(values.mean()) < 5 / math.sqrt(N)
     assert abs(values.std() - 1) < 5 / math.sqrt(2 * N)
@@ -48,26 +48,26 @@ def test_normal() -> None:
 
 
 def test_independent_between_draws_epochs_seeds_and_neighbours() -> None:
-    one = draws()
+    one = rng()
     first, second = one.uniform(), one.uniform()
     others = [
         second,
-        draws(epoch=1).uniform(),
-        draws(seed=1).uniform(),
+        rng(epoch=1).uniform(),
+        rng(seed=1).uniform(),
         first.roll(1),
-        draws(seed=1, epoch=1).uniform(),
+        rng(seed=1, epoch=1).uniform(),
     ]
     for other in others:
         assert abs(correlation(first, other)) < 5 / math.sqrt(N)
         assert float((first == other).double().mean()) < 1e-4
-    assert abs(correlation(draws(seed=1).uniform(), draws(epoch=1).uniform())) < 5 / math.sqrt(N)
+    assert abs(correlation(rng(seed=1).uniform(), rng(epoch=1).uniform())) < 5 / math.sqrt(N)
     # Neither may the next epoch's first draw be this one's second.
-    assert abs(correlation(second, draws(epoch=1).uniform())) < 5 / math.sqrt(N)
+    assert abs(correlation(second, rng(epoch=1).uniform())) < 5 / math.sqrt(N)
 
 
 def test_an_image_draws_the_same_in_any_batch() -> None:
     def of(indices: list[int], number: int) -> dict[int, tuple[float, ...]]:
-        made = draws(7, 3, number, torch.tensor(indices))
+        made = rng(7, 3, number, torch.tensor(indices))
         drawn = made.uniform(), made.integers(9), made.normal()
         return dict(zip(indices, zip(*(values.tolist() for values in drawn), strict=True), strict=True))
 
@@ -78,22 +78,22 @@ def test_an_image_draws_the_same_in_any_batch() -> None:
 
 def test_batch_generator_is_a_function_of_seed_epoch_batch_and_turn() -> None:
     def of(*key: int) -> float:
-        return draws(*key, indices=torch.arange(2)).batch_generator().random()
+        return rng(*key, indices=torch.arange(2)).batch_generator().random()
 
     assert of(1, 2, 3) == of(1, 2, 3)
     assert len({of(1, 2, 3), of(0, 2, 3), of(1, 0, 3), of(1, 2, 0), of(-1, 2, 3)}) == 5
-    one = draws(indices=torch.arange(2))
+    one = rng(indices=torch.arange(2))
     assert one.batch_generator().random() != one.batch_generator().random()
 
 
 def test_keyed_rng() -> None:
     state = torch.random.get_rng_state()
-    with keyed_rng(1, 2):
+    with seeded_rng(1, 2):
         first = torch.rand(3)
-    with pytest.raises(KeyError), keyed_rng(1, 2):
+    with pytest.raises(KeyError), seeded_rng(1, 2):
         assert torch.equal(torch.rand(3), first)
         raise KeyError
-    with keyed_rng(2, 1):
+    with seeded_rng(2, 1):
         assert not torch.equal(torch.rand(3), first)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -108,5 +108,5 @@ def test_every_generator_is_seeded() -> None:
 
 
 def test_mixed_seed_is_the_same_everywhere() -> None:
-    assert mixed_seed(0, 0) == 5104172916443561106
-    assert len({mixed_seed(a, b) for a in range(30) for b in range(30)}) == 900
+    assert hash_seed(0, 0) == 5104172916443561106
+    assert len({hash_seed(a, b) for a in range(30) for b in range(30)}) == 900

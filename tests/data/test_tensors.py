@@ -2,28 +2,28 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_pl.data.loader import EpochSampler
-from resnet_pl.data.tensors import TensorDataModule, TensorImages, TensorLoader
+from resnet_pl.data.loader import ShardedEpochSampler
+from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset, TensorLoader
 from resnet_pl.utils import UserError
 
 
-def images(count: int, part: str = "train", first: int = 0) -> TensorImages:
+def images(count: int, part: str = "train", first: int = 0) -> TensorImageDataset:
     """Different images, three classes in turn."""
     pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(first)).to(torch.uint8)
-    return TensorImages(pixels, torch.arange(count) % 3, [f"{part}/{i}" for i in range(first, first + count)])
+    return TensorImageDataset(pixels, torch.arange(count) % 3, [f"{part}/{i}" for i in range(first, first + count)])
 
 
 class Toy(TensorDataModule):
-    def __init__(self, parts: dict[str, TensorImages], **kwargs: object) -> None:
+    def __init__(self, parts: dict[str, TensorImageDataset], **kwargs: object) -> None:
         super().__init__(image_size=8, **kwargs)
         self.parts = parts
 
-    def read(self) -> dict[str, TensorImages]:
+    def read(self) -> dict[str, TensorImageDataset]:
         self.classes = ["ant", "bee", "cat"]
         return dict(self.parts)
 
 
-def toy(parts: dict[str, TensorImages] | None = None, stored: dict | None = None, **kwargs: object) -> Toy:
+def toy(parts: dict[str, TensorImageDataset] | None = None, stored: dict | None = None, **kwargs: object) -> Toy:
     data = Toy(parts or {"train": images(60)}, **kwargs)
     if stored:
         data.use_provenance(stored)
@@ -31,7 +31,7 @@ def toy(parts: dict[str, TensorImages] | None = None, stored: dict | None = None
     return data
 
 
-def contents(part: TensorImages) -> set[bytes]:
+def contents(part: TensorImageDataset) -> set[bytes]:
     return {image.numpy().tobytes() for image in part.images}
 
 
@@ -64,7 +64,7 @@ def test_stored_split_wins_over_the_options() -> None:
     first = toy(val_split=0.2, test_split=0.2)
     again = toy(stored=first.provenance(), val_split=0.4, test_split=0.0, split_seed=9)
     assert {part: found.names for part, found in again.splits.items()} == first.provenance()["splits"]
-    assert again.told("test") == "the test split stored in the checkpoint, Toy"
+    assert again.describe_split("test") == "the test split stored in the checkpoint, Toy"
     assert torch.equal(again.splits["val"].images, first.splits["val"].images)
 
 
@@ -80,7 +80,7 @@ def test_other_data_than_the_checkpoints() -> None:
     assert {part: len(found) for part, found in other.splits.items()} == {"val": 7, "test": 7}
     whole = toy({"train": images(9, "other")}, stored)
     assert len(whole.splits["test"]) == 9
-    assert whole.told("test") == "every image of other data than the training's, Toy"
+    assert whole.describe_split("test") == "every image of other data than the training's, Toy"
     with pytest.raises(UserError, match=r"has no images for train\nto train on other data start a new run"):
         whole.train_dataloader()
 
@@ -97,12 +97,12 @@ def test_measures_the_training_split_alone(mean: str) -> None:
 
 def test_loader_takes_the_sampled_images() -> None:
     all_images = images(11)
-    batches = list(TensorLoader(all_images, EpochSampler(11, 3, True), 4))
+    batches = list(TensorLoader(all_images, ShardedEpochSampler(11, 3, True), 4))
     assert [len(batch.images) for batch in batches] == [4, 4]
     for batch in batches:
         assert torch.equal(batch.images, all_images.images[batch.indices])
         assert torch.equal(batch.labels, all_images.labels[batch.indices])
-    assert torch.equal(all_images.picture(3), all_images.images[3])
+    assert torch.equal(all_images.load_full_image(3), all_images.images[3])
 
 
 def test_images_are_told_from_others() -> None:

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.crops import CentreCrop
+from resnet_pl.data.crops import ResizeCenterCrop
 from resnet_pl.data.views import MultiScale, five_crops
 from tests.conftest import write_photos
 from tests.tiny import Tiny
@@ -20,12 +20,12 @@ def test_five_crops_are_the_corners_and_the_centre_of_the_resized_image() -> Non
     corners = [(0, 0), (0, width - 112), (16, 0), (16, width - 112)]
     for crop, (top, left) in zip(crops[:4], corners, strict=True):
         assert torch.equal(crop, resized[:, top : top + 112, left : left + 112])
-    assert torch.equal(crops[4], CentreCrop()(image, 112))
+    assert torch.equal(crops[4], ResizeCenterCrop()(image, 112))
 
 
 def test_scales_are_the_papers_in_proportion() -> None:
-    assert MultiScale().at(224) == [224, 256, 384, 480, 640]
-    assert MultiScale().at(32) == [32, 37, 55, 69, 91]
+    assert MultiScale().scales_for(224) == [224, 256, 384, 480, 640]
+    assert MultiScale().scales_for(32) == [32, 37, 55, 69, 91]
     views = MultiScale([40, 64])(torch.zeros(3, 50, 100, dtype=torch.uint8), 32)
     assert [tuple(view.shape[1:]) for view in views] == [(40, 80), (64, 128)]
 
@@ -41,7 +41,7 @@ def test_photos_of_other_shapes_come_in_groups(tmp_path: Path) -> None:
     photos = data.split("test")
     for group in batch.images:
         for view, owner in zip(group.images, group.owners.tolist(), strict=True):
-            whole = photos.picture(int(batch.indices[owner]))
+            whole = photos.load_full_image(int(batch.indices[owner]))
             assert torch.equal(view, TF.resize(whole, [min(view.shape[1:])], antialias=True))
     # Training is not concerned.
     assert next(iter(data.train_dataloader())).images.shape[1:] == (3, 16, 16)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from resnet_pl.data import workers
-from resnet_pl.data.workers import PlannedReader
+from resnet_pl.data.workers import BatchReader
 
 PROJECT = Path(__file__).parents[2]
 PLAN = [[(epoch, index) for index in range(start, start + 2)] for epoch in (0, 1) for start in (0, 2, 4, 6)]
@@ -22,9 +22,9 @@ PROGRAM = """
 import multiprocessing, os, signal, sys, weakref
 # Registered before torch's and multiprocessing's own functions for the exit, and thus called after them.
 weakref.finalize(sys, int)
-from tests.data.test_workers import PLAN, Keys, PlannedReader
-batches = PlannedReader(Keys(), 2, False, list).read(PLAN)
-reader = PlannedReader(Keys(), 2, False, list)
+from tests.data.test_workers import PLAN, Keys, BatchReader
+batches = BatchReader(Keys(), 2, False, list).read(PLAN)
+reader = BatchReader(Keys(), 2, False, list)
 batches = [batches, reader.read(PLAN)]
 print([next(each) for each in batches], *[worker.pid for worker in multiprocessing.active_children()], sep="\\n")
 sys.stdout.flush()
@@ -40,10 +40,10 @@ class Keys:
         return key
 
 
-def started(count: int = 2) -> tuple[PlannedReader, Any, list[BaseProcess]]:
+def started(count: int = 2) -> tuple[BatchReader, Any, list[BaseProcess]]:
     """A reader in the middle of its plan, and its worker processes."""
     before = multiprocessing.active_children()
-    reader = PlannedReader(Keys(), count, False, list)
+    reader = BatchReader(Keys(), count, False, list)
     batches = reader.read(PLAN)
     assert next(batches) == PLAN[0]
     return reader, batches, [worker for worker in multiprocessing.active_children() if worker not in before]
@@ -65,7 +65,7 @@ def test_the_same_workers_read_every_plan() -> None:
     next(reader.read(PLAN[2:]))
     assert list(reader.read(PLAN)) == PLAN
     assert len(processes) == 2 and all(map(BaseProcess.is_alive, processes))
-    assert list(PlannedReader(Keys(), 0, False, list).read(PLAN)) == PLAN
+    assert list(BatchReader(Keys(), 0, False, list).read(PLAN)) == PLAN
 
 
 def test_workers_outlast_a_ctrl_c_and_the_end_of_a_job_but_not_their_parents_word() -> None:
@@ -96,7 +96,7 @@ def test_a_worker_that_has_just_begun_outlasts_them_too(monkeypatch: pytest.Monk
 
 
 def test_batches_are_enough_to_keep_the_workers() -> None:
-    assert list(PlannedReader(Keys(), 1, False, list).read(PLAN)) == PLAN
+    assert list(BatchReader(Keys(), 1, False, list).read(PLAN)) == PLAN
 
 
 @pytest.mark.parametrize("case", ["dropped", "in a cycle", "in a cycle with an error"])

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from resnet_pl.evaluation.precise_bn import average_statistics
+from resnet_pl.evaluation.precise_bn import update_bn
 
 
 def test_statistics_are_those_of_all_images_at_once() -> None:
     images = torch.randn(60, 3, 5, 5) * 3 + 1
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(0.5))
-    assert average_statistics(net, images.split(7), net) == 60
+    assert update_bn(net, images.split(7), net) == 60
     flat = images.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(net[0].running_mean, flat.mean(1).float())
     torch.testing.assert_close(net[0].running_var, flat.var(1).float())
@@ -20,7 +20,7 @@ def test_a_later_layer_sees_what_it_saw_in_training() -> None:
     images = torch.randn(40, 3, 4, 4)
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     net[0].running_mean.fill_(100)  # what evaluation mode would subtract
-    average_statistics(net, images.split(10), net)
+    update_bn(net, images.split(10), net)
     with torch.no_grad():
         seen = torch.cat(
             [net[1](nn.functional.batch_norm(part, None, None, training=True)) for part in images.split(10)]
@@ -30,4 +30,4 @@ def test_a_later_layer_sees_what_it_saw_in_training() -> None:
 
 
 def test_a_net_without_batchnorm_sees_nothing() -> None:
-    assert average_statistics(nn.Conv2d(3, 4, 3), [torch.randn(2, 3, 4, 4)], nn.Identity()) == 0
+    assert update_bn(nn.Conv2d(3, 4, 3), [torch.randn(2, 3, 4, 4)], nn.Identity()) == 0

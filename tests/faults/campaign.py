@@ -123,7 +123,7 @@ def written(section: ModuleType, name: str, rows: Sequence[dict[str, Any]], seed
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     command = f"python tests/faults/campaign.py {name}={len(rows)} --seed {seed} --record"
     lines = ["", f"## {TITLES[name]}", "", "```bash", command, "```", "", told, "", *section.summary(rows), *lost, "",
-             f"{machine}, commit {runs.commit()}."]  # fmt: skip
+             f"{machine}, commit {runs.git_commit()}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

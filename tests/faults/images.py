@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from resnet_pl.data.decode import BadImage, read_image, scan_image
+from resnet_pl.data.decode import BadImage, read_image, verify_image
 from tests.conftest import write_photos
 from tests.faults.forks import command, forked
 
@@ -70,7 +70,7 @@ def _look(path: Path) -> int:
     """Reads and scans a file, and compares what both say."""
     scanned = read = None
     try:
-        scanned = scan_image(path)
+        scanned = verify_image(path)
     except BadImage as error:
         print(error.reason)
     try:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from resnet_pl.cli.main import main
-from resnet_pl.data.decode import list_images, read_image, scan_image
+from resnet_pl.data.decode import list_images, read_image, verify_image
 from resnet_pl.utils import UserError
 from tests.cli.commands import refused, run
 from tests.conftest import write_photos
@@ -107,7 +107,7 @@ def test_names_of_every_kind(photo_folder: Path, tmp_path: Path, capsys: pytest.
     (photo_folder / "ant" / "two\nbad\nlines.jpg").write_bytes(b"")
     (photo_folder / "bee\x07").mkdir()
     write_photos(photo_folder, ["bee\x07"], count=3, first=50)
-    said = refused(capsys, *fit(photo_folder, tmp_path / "error", "--data.scan", True))
+    said = refused(capsys, *fit(photo_folder, tmp_path / "error", "--data.verify_images", True))
     assert "two\\nbad\\nlines.jpg': the file is empty" in said
     line = ["--data.on_bad_image", "skip", "--data.val_split", 0.2, "--data.test_split", 0.2]
     run(*fit(photo_folder, tmp_path, *line))
@@ -149,7 +149,7 @@ def test_a_file_that_may_not_be_read(photo_folder: Path, tmp_path: Path) -> None
     path.chmod(0)
 
     def work() -> int:
-        for look in (read_image, scan_image):
+        for look in (read_image, verify_image):
             with pytest.raises(UserError, match=r"0003\.jpg: Permission denied"):
                 look(path)
         return main(["check-data", str(photo_folder), "--threads", "1"])

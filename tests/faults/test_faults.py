@@ -163,7 +163,7 @@ def test_how_a_process_ended(code: int | None, err: str, told: bool, outcome: st
         ("model: {backbone: {init_args: {depth: 14}}}", [], "model.backbone.depth = 14"),
         ("model: {weights: here}", [], "model.weights = 'here'"),
         ("model: {lr: 1}", [], "model.lr = 1"),
-        ("trainer: {callbacks+: [{class_path: Freeze, init_args: {up_to: 1e0}}, Timer], max_steps: 9}", [], None),
+        ("trainer: {callbacks+: [{class_path: Freeze, init_args: {last_frozen: 1e0}}, Timer], max_steps: 9}", [], None),
         ("trainer: {callbacks+: [Freeze]}", [], "trainer.callbacks = ['Freeze']"),
         ("trainer: {callbacks: [Timer, Timer, Timer]}", [], "trainer.callbacks = ['Timer', 'Timer', 'Timer']"),
         ("name: a", ["--model.backbone.depth", "8"], None),
@@ -174,7 +174,8 @@ def test_what_goes_unread_is_noticed(tmp_path: Path, given: str, option: list[st
     (tmp_path / "spoilt.yaml").write_text(given)
     (tmp_path / "resolved.yaml").write_text(
         "{name: a, model: {backbone: {class_path: a.cifar_resnet, init_args: {depth: 8.0}}, weights: null},"
-        " trainer: {callbacks: [{class_path: a.Freeze, init_args: {up_to: 1}}, {class_path: a.Timer}], max_steps: 1}}"
+        " trainer: {callbacks: [{class_path: a.Freeze, init_args: {last_frozen: 1}}, {class_path: a.Timer}],"
+        " max_steps: 1}}"
     )
     assert configs._unread(["fit", "--trainer.max_steps", 1, *option], option, tmp_path) == unread
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resnet_pl.data import download
-from resnet_pl.models import cifar_resnet, load_weights
+from resnet_pl.models import cifar_resnet, load_pretrained
 from resnet_pl.models.pretrained import fetch_weights
 from resnet_pl.utils import UserError
 
@@ -78,7 +78,7 @@ def test_fetched_once_into_torchs_own_cache(server, cache):
 
 def test_loaded_into_a_net(server):
     net = cifar_resnet(8)
-    message = load_weights(net, server.url(f"net-{DIGITS[:8]}.pth"), fetch_weights)
+    message = load_pretrained(net, server.url(f"net-{DIGITS[:8]}.pth"), fetch_weights)
     torch.manual_seed(3)
     assert torch.equal(net.fc.weight, cifar_resnet(8).fc.weight)
     assert "tensors loaded" in message
@@ -105,7 +105,7 @@ def test_a_file_of_this_machine_is_read_where_it_is(tmp_path, cache):
     path = tmp_path / "my net.pth"
     path.write_bytes(BODY)
     assert fetch_weights(path.as_uri()) == path
-    assert load_weights(cifar_resnet(8), path.as_uri(), fetch_weights).startswith("weights file://")
+    assert load_pretrained(cifar_resnet(8), path.as_uri(), fetch_weights).startswith("weights file://")
     assert not cache.exists()
 
 

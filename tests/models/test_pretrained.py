@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resnet_pl import models
-from resnet_pl.models import ResNet, cifar_resnet, find_head, load_weights, read_state_dict, resnet18, set_num_classes
+from resnet_pl.models import (
+    ResNet,
+    cifar_resnet,
+    find_classifier,
+    load_pretrained,
+    read_state_dict,
+    reset_classifier,
+    resnet18,
+)
 from resnet_pl.utils import UserError
 
 
@@ -138,7 +146,7 @@ def test_a_whole_pickled_net_is_refused_with_the_way_out(tmp_path):
 def test_a_path(tmp_path):
     source, target = net(), net()
     torch.save(source.state_dict(), tmp_path / "x.pth")
-    message = load_weights(target, str(tmp_path / "x.pth"), no_fetch)
+    message = load_pretrained(target, str(tmp_path / "x.pth"), no_fetch)
     assert same(target.state_dict(), source.state_dict())
     assert message == f"weights {tmp_path / 'x.pth'}: {len(source.state_dict())} tensors loaded"
 
@@ -148,13 +156,13 @@ def test_a_path_from_here_and_from_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for weights in ("weights", "./weights", "~/weights"):
-        assert weights in load_weights(net(), weights, no_fetch)
+        assert weights in load_pretrained(net(), weights, no_fetch)
 
 
 @pytest.mark.parametrize("weights", ["gone.pth", "runs/gone", "model.v2.safetensors"])
 def test_what_looks_like_a_path_is_one(weights):
     with pytest.raises(UserError, match="no such file") as error:
-        load_weights(net(), weights, no_fetch)
+        load_pretrained(net(), weights, no_fetch)
     assert weights in two_lines(error)
 
 
@@ -163,7 +171,7 @@ def test_a_url(tmp_path, scheme):
     source, target, asked = net(), net(), []
     torch.save(source.state_dict(), tmp_path / "x.pth")
     url = f"{scheme}://example.org/x.pth"
-    load_weights(target, url, lambda u: asked.append(u) or tmp_path / "x.pth")
+    load_pretrained(target, url, lambda u: asked.append(u) or tmp_path / "x.pth")
     assert asked == [url]
     assert same(target.state_dict(), source.state_dict())
 
@@ -180,7 +188,7 @@ def test_a_torchvision_name(resnet18_file, weights):
     asked = []
     target = resnet18(num_classes=5)
     fc = target.fc.weight.clone()
-    message = load_weights(target, weights, lambda url: asked.append(url) or resnet18_file)
+    message = load_pretrained(target, weights, lambda url: asked.append(url) or resnet18_file)
     assert message == (
         "weights ResNet18_Weights.IMAGENET1K_V1: 120 tensors loaded; new head for 5 classes (the file's has 1000)"
     )
@@ -200,16 +208,16 @@ def test_a_short_name_finds_the_depth(depth):
     with torch.device("meta"):
         target = getattr(models, f"resnet{depth}")()
     with pytest.raises(AskedError, match=f"/resnet{depth}-"):
-        load_weights(target, "IMAGENET1K_V1", fetch)
+        load_pretrained(target, "IMAGENET1K_V1", fetch)
 
 
 def test_a_torchvision_net_takes_a_full_name_only(resnet18_file):
     target = torchvision.models.resnet18(num_classes=2)
-    message = load_weights(target, "ResNet18_Weights.DEFAULT", lambda url: resnet18_file)
+    message = load_pretrained(target, "ResNet18_Weights.DEFAULT", lambda url: resnet18_file)
     assert "new head for 2 classes" in message
     assert same(target.state_dict(), read_state_dict(resnet18_file), but="fc.")
     with pytest.raises(UserError, match="full name") as error:
-        load_weights(target, "DEFAULT", no_fetch)
+        load_pretrained(target, "DEFAULT", no_fetch)
     two_lines(error)
 
 
@@ -221,7 +229,7 @@ def test_a_short_name_says_why_no_weights_fit(arguments, cause):
     with torch.device("meta"):
         target = ResNet(**({"block": "basic", "layers": [2, 2, 2, 2]} | arguments))
     with pytest.raises(UserError, match=cause) as error:
-        load_weights(target, "DEFAULT", no_fetch)
+        load_pretrained(target, "DEFAULT", no_fetch)
     two_lines(error)
 
 
@@ -230,7 +238,7 @@ def test_weights_of_v1_5_are_not_for_v1(weights):
     with torch.device("meta"):
         target = ResNet("bottleneck", [3, 4, 6, 3], variant="v1")
     with pytest.raises(UserError, match=r"v1\.5") as error:
-        load_weights(target, weights, no_fetch)
+        load_pretrained(target, weights, no_fetch)
     two_lines(error)
 
 
@@ -248,7 +256,7 @@ def test_unknown_names_suggest(weights, hint):
     with torch.device("meta"):
         target = resnet18()
     with pytest.raises(UserError) as error:
-        load_weights(target, weights, no_fetch)
+        load_pretrained(target, weights, no_fetch)
     message = two_lines(error)
     assert weights in message and hint in message
 
@@ -304,7 +312,7 @@ def test_the_widespread_cifar_nets(tmp_path):
     logits = {}
     for zero_pad in ("both", "end"):
         target = cifar_resnet(8, shortcut="A", zero_pad=zero_pad)
-        load_weights(target, str(tmp_path / "resnet8.th"), no_fetch)
+        load_pretrained(target, str(tmp_path / "resnet8.th"), no_fetch)
         logits[zero_pad] = target.eval()(images)
     torch.testing.assert_close(logits["both"], source.eval()(images))
     assert not torch.allclose(logits["end"], logits["both"], atol=1e-3)
@@ -314,21 +322,21 @@ def test_old_names_of_others(tmp_path):
     source, target = net(), net()
     state = {key.replace("downsample.", "shortcut."): value for key, value in source.state_dict().items()}
     torch.save(state, tmp_path / "x.pth")
-    load_weights(target, str(tmp_path / "x.pth"), no_fetch)
+    load_pretrained(target, str(tmp_path / "x.pth"), no_fetch)
     assert same(target.state_dict(), source.state_dict())
 
     source, target = (torchvision.models.DenseNet(4, (1, 1), 8, num_classes=3) for _ in range(2))
     state = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): value for key, value in source.state_dict().items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
     torch.save(state, tmp_path / "dense.pth")
-    load_weights(target, str(tmp_path / "dense.pth"), no_fetch)
+    load_pretrained(target, str(tmp_path / "dense.pth"), no_fetch)
     assert same(target.state_dict(), source.state_dict())
 
 
 def test_files_from_before_batchnorm_counted(tmp_path):
     state = {key: value for key, value in net().state_dict().items() if "num_batches" not in key}
     torch.save(state, tmp_path / "x.pth")
-    load_weights(net(), str(tmp_path / "x.pth"), no_fetch)
+    load_pretrained(net(), str(tmp_path / "x.pth"), no_fetch)
 
 
 def break_missing(state: dict[str, Tensor]) -> None:
@@ -367,7 +375,7 @@ def test_weights_of_another_net(tmp_path, damage, counts, first, classes):
     damage(state)
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError) as error:
-        load_weights(target, str(tmp_path / "x.pth"), no_fetch)
+        load_pretrained(target, str(tmp_path / "x.pth"), no_fetch)
     message = two_lines(error)
     assert str(tmp_path / "x.pth") in message and "ResNet(basic, [1, 1]" in message
     assert counts in message and message.endswith(f"the first: {first}")
@@ -400,11 +408,11 @@ def test_heads_of_torchvision_nets(name):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if "regnet" in name else "meta"):
         model = torchvision.models.get_model(name, weights=None, **options).eval()
-        found, old = find_head(model)
+        found, old = find_classifier(model)
         assert found == HEADS[name] and len(old.weight) == 1000
-        assert not set_num_classes(model, 1000)
+        assert not reset_classifier(model, 1000)
         assert model.get_submodule(found) is old
-        assert set_num_classes(model, 7)
+        assert reset_classifier(model, 7)
         new = model.get_submodule(found)
         size = 299 if name == "inception_v3" else 224
         with torch.no_grad():
@@ -415,7 +423,7 @@ def test_heads_of_torchvision_nets(name):
 
 def test_our_net_remembers_its_classes():
     model = net(5).half()
-    assert set_num_classes(model, 9)
+    assert reset_classifier(model, 9)
     assert model.init_args["num_classes"] == 9
     assert model.fc.weight.dtype == torch.half
     ResNet(**model.init_args).load_state_dict(model.state_dict(), strict=True)
@@ -425,5 +433,5 @@ def test_a_net_without_a_head():
     model = net()
     model.fc = nn.Identity()
     with pytest.raises(UserError, match="ResNet: no classifier layer") as error:
-        find_head(model)
+        find_classifier(model)
     two_lines(error)

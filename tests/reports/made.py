@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-NAMES = "epoch,step,train/top1,val/top1,epoch_seconds,images_per_second"
+NAMES = "epoch,step,train/top1,val/top1,throughput/epoch_seconds,throughput/images_per_second"
 METRICS = "epoch,step,train/loss,train/top1,val/loss,val/top1,lr"
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_pl.reports.comparison import cells, error_over_depth, grouped, markdown, named
-from resnet_pl.reports.records import Run, read_run
+from resnet_pl.reports.comparison import cells, error_over_depth, group_runs, label_groups, markdown
+from resnet_pl.reports.run_reader import Run, read_run
 from tests.reports.made import write_run
 
 
@@ -20,7 +20,7 @@ def seeds(folder: Path, net: str, depth: int, *top1: float, **facts: object) -> 
 
 def test_seeds_are_taken_together(tmp_path: Path) -> None:
     runs = seeds(tmp_path, "cifar_resnet", 20, 0.90, 0.92, 0.94) + seeds(tmp_path, "cifar_plain", 20, 0.8)
-    plain, residual = grouped(runs)
+    plain, residual = group_runs(runs)
     row = residual.row()
     # Errors of 10, 8 and 6 per cent: deviations of 2, 0 and 2 over n − 1 = 2.
     assert (row["net"], row["data"], row["n"], row["seeds"]) == ("cifar_resnet 20 (A)", "CIFAR10", 3, "0 1 2")
@@ -42,7 +42,7 @@ def test_rows_go_by_kind_and_depth_and_say_what_tells_them_apart(tmp_path: Path)
         *seeds(tmp_path, "cifar_resnet", 20, 0.9, shortcut="B"),
         *seeds(tmp_path, "cifar_plain", 56, 0.9),
     ]
-    names = [group.net for group in grouped(runs)]
+    names = [group.net for group in group_runs(runs)]
     assert names[0] == "cifar_plain 56"
     assert set(names) == {
         "cifar_plain 56", "cifar_resnet 110 (A)", "cifar_resnet 20 (A), lr 0.1", "cifar_resnet 20 (A), lr 0.2",
@@ -53,25 +53,25 @@ def test_rows_go_by_kind_and_depth_and_say_what_tells_them_apart(tmp_path: Path)
 def test_both_forms_of_the_model_are_one_group(tmp_path: Path) -> None:
     runs = seeds(tmp_path, "cifar_resnet", 20, 0.9)
     runs += seeds(tmp_path, "cifar_resnet", 20, 0.8, classifier="resnet_pl.ImageClassifier")
-    assert [group.net for group in grouped(runs)] == ["cifar_resnet 20 (A)"]
+    assert [group.net for group in group_runs(runs)] == ["cifar_resnet 20 (A)"]
     runs += seeds(tmp_path, "cifar_resnet", 20, 0.7, classifier="mine.Classifier")
-    assert {group.net: len(group.runs) for group in grouped(runs)} == {
+    assert {group.net: len(group.runs) for group in group_runs(runs)} == {
         "cifar_resnet 20 (A), model ImageClassifier": 2,
         "cifar_resnet 20 (A), model Classifier": 1,
     }
 
 
 def test_markdown_has_a_line_a_group(tmp_path: Path) -> None:
-    lines = markdown(grouped(seeds(tmp_path, "cifar_resnet", 20, 0.9, 0.91))).splitlines()
+    lines = markdown(group_runs(seeds(tmp_path, "cifar_resnet", 20, 0.9, 0.91))).splitlines()
     assert len(lines) == 3 and lines[2].startswith("| cifar_resnet 20 (A) | CIFAR10 | 2 | 9.50 ± 0.71 | 9.00 | 8.75 |")
 
 
 def test_names_for_the_curves_tell_data_sets_apart(tmp_path: Path) -> None:
     runs = seeds(tmp_path, "cifar_plain", 20, 0.9, 0.8) + seeds(tmp_path, "cifar_plain", 20, 0.9, data="Digits")
-    found = named(grouped(runs + seeds(tmp_path, "cifar_resnet", 20, 0.9)))
+    found = label_groups(group_runs(runs + seeds(tmp_path, "cifar_resnet", 20, 0.9)))
     assert set(found) == {"cifar_plain 20, CIFAR10", "cifar_plain 20, Digits", "cifar_resnet 20 (A), CIFAR10"}
     assert len(found["cifar_plain 20, CIFAR10"]) == 2
-    assert set(named(grouped(runs[:2]))) == {"cifar_plain 20"}
+    assert set(label_groups(group_runs(runs[:2]))) == {"cifar_plain 20"}
 
 
 def heights(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
@@ -83,7 +83,7 @@ def heights(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
 def test_error_is_drawn_over_depth_and_the_higher_stands_higher(tmp_path: Path) -> None:
     runs = [run for depth, top1 in ((20, 0.9), (56, 0.5)) for run in seeds(tmp_path, "cifar_plain", depth, top1)]
     runs += [run for depth in (20, 56) for run in seeds(tmp_path, "cifar_resnet", depth, 0.9, 0.92)]
-    error_over_depth(grouped(runs), tmp_path / "nets.png")
+    error_over_depth(group_runs(runs), tmp_path / "nets.png")
     blue, orange = (heights(tmp_path / "nets.png", colour) for colour in ((31, 119, 180), (255, 127, 14)))
     assert len(blue) > 100 and len(orange) > 5
     assert blue.min() < orange.min() - 100
@@ -92,5 +92,5 @@ def test_error_is_drawn_over_depth_and_the_higher_stands_higher(tmp_path: Path) 
 @pytest.mark.parametrize("count", [1, 2])
 def test_nets_of_one_depth_are_drawn_side_by_side(tmp_path: Path, count: int) -> None:
     runs = [run for net in ("cifar_plain", "cifar_resnet")[:count] for run in seeds(tmp_path, net, 20, 0.9)]
-    error_over_depth(grouped(runs), tmp_path / "nets.png")
+    error_over_depth(group_runs(runs), tmp_path / "nets.png")
     assert len(heights(tmp_path / "nets.png", (31, 119, 180))) > 3

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_pl.callbacks import WhitenStem
+from resnet_pl.callbacks import WhiteningInit
 from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, trainer
 
@@ -26,7 +26,7 @@ class Seen(Callback):
 
 def started(module: nn.Module, data: Tiny, **kwargs: object) -> Tensor:
     seen = Seen()
-    trainer(callbacks=[WhitenStem(60), seen], max_steps=1).fit(module, datamodule=data, **kwargs)
+    trainer(callbacks=[WhiteningInit(60), seen], max_steps=1).fit(module, datamodule=data, **kwargs)
     return seen.filters
 
 
@@ -52,12 +52,12 @@ def test_what_is_left_over_keeps_its_start() -> None:
 
 
 def test_a_run_that_goes_on_keeps_its_filters(tmp_path: Path) -> None:
-    run = trainer(tmp_path, callbacks=[WhitenStem(60)], max_steps=2)
+    run = trainer(tmp_path, callbacks=[WhiteningInit(60)], max_steps=2)
     module = classifier()
     run.fit(module, datamodule=Tiny())
     run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
     again, seen = classifier(), Seen()
-    going_on = trainer(callbacks=[WhitenStem(60), seen], max_epochs=2)
+    going_on = trainer(callbacks=[WhiteningInit(60), seen], max_epochs=2)
     going_on.fit(again, datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert torch.equal(seen.filters, module.backbone.conv1.weight)
 
@@ -66,10 +66,10 @@ def test_pretrained_weights_are_not_written_over() -> None:
     module = classifier()
     module.weights = "IMAGENET1K_V1"
     with pytest.raises(UserError, match=r"from scratch\n.*--model.weights null"):
-        WhitenStem().on_fit_start(trainer(), module)
+        WhiteningInit().on_fit_start(trainer(), module)
 
 
 def test_a_net_without_convolution_is_refused() -> None:
     module = classifier(backbone=nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
-    with pytest.raises(UserError, match="does not start with a convolution"):
-        trainer(callbacks=[WhitenStem()]).fit(module, datamodule=Tiny())
+    with pytest.raises(UserError, match="first convolution of the backbone must be dense"):
+        trainer(callbacks=[WhiteningInit()]).fit(module, datamodule=Tiny())

@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.checkpoint import versions
-from resnet_pl.run_dir import commit, launch, write_config, write_session, write_splits
-from resnet_pl.utils import command_line
+from resnet_pl.run_dir import git_commit, job_id, write_config, write_session, write_splits
+from resnet_pl.utils import shell_command
 
 
-class StartReport(Callback):
+class RunSummary(Callback):
     """Prints what is about to be trained and writes it down, once nothing can stop the first step any more.
 
     Args:
@@ -60,9 +60,9 @@ def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
     """What this start of the run is like."""
     splits = trainer.datamodule.splits
     return {
-        "command": command_line(args),
-        "commit": commit(),
-        "launch": launch(),
+        "command": shell_command(args),
+        "commit": git_commit(),
+        "launch": job_id(),
         "started": _now(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "device": device_name(trainer),

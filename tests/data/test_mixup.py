@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_pl.data.mixing import CutMix, MixUp, _Mixing
-from resnet_pl.data.rng import Draws
+from resnet_pl.data.mixup import CutMix, MixUp, _Mixing
+from resnet_pl.data.rng import BatchRNG
 
 CLASSES = 10
 
@@ -15,7 +15,7 @@ def mix(transform: _Mixing, number: int = 0, epoch: int = 0, labels: Tensor | No
     transform.fit(SimpleNamespace(classes=list(range(CLASSES))))
     images = (torch.arange(10) / 10)[:, None, None, None].expand(-1, 3, 16, 12)
     labels = torch.arange(10) if labels is None else labels
-    return transform(images, labels, Draws(0, epoch, number, torch.arange(10)))
+    return transform(images, labels, BatchRNG(0, epoch, number, torch.arange(10)))
 
 
 @pytest.mark.parametrize("kind", [MixUp, CutMix])

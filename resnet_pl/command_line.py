@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from resnet_pl import run_dir
-from resnet_pl._renamed import check_arguments, upgrade_config
-from resnet_pl.utils import UserError, command_line, similar
+from resnet_pl._renamed import upgrade_config
+from resnet_pl.utils import UserError, shell_command, similar
 
 
-class Request:
+class CommandLine:
     """What the command line asks for, as far as it can be known without torch.
 
     Args:
@@ -34,7 +34,6 @@ class Request:
 
     def __init__(self, args: Sequence[str]) -> None:
         self.args, self.subcommand = list(args), args[0]
-        check_arguments(args)
         self.checkpoint: Path | None = None
         self.files, self.options = split_option(args[1:], "--config", "-c")
         self.help = bool({"-h", "--help"} & set(args))
@@ -42,34 +41,34 @@ class Request:
             return
         self._settings: dict[str, Any] = {}
         for path in self.files:
-            self._settings = _merged(self._settings, read_config(Path(path)))
-        self.checkpoint = self._find_checkpoint(self.setting("ckpt_path") or self._given("ensemble"))
+            self._settings = _deep_merge(self._settings, read_config(Path(path)))
+        self.checkpoint = self._find_checkpoint(self.get("ckpt_path") or self._given("ensemble"))
 
     def _given(self, key: str) -> str | None:
         """The value of a dotted key on the command line, the last where there are several."""
         values, _ = split_option(self.options, f"--{key}")
         return values[-1] if values else None
 
-    def setting(self, key: str) -> Any:
+    def get(self, key: str) -> Any:
         """The value of a dotted key: the command line's, else the configuration files'."""
         if (given := self._given(key)) is not None:
             return given
         value: Any = self._settings
         for part in key.split("."):
-            value = run_dir.arguments(value).get(part) if part != "class_path" else (value or {}).get(part)
+            value = run_dir.get_init_args(value).get(part) if part != "class_path" else (value or {}).get(part)
         return value
 
     def _find_checkpoint(self, path: Any) -> Path | None:
         if path is not None and not isinstance(path, str):
             raise UserError(f"ckpt_path: {path} is not a path\ngive the path of a checkpoint, or best or last")
-        root, name = Path(str(self.setting("trainer.default_root_dir") or "runs")), self.setting("name")
+        root, name = Path(str(self.get("trainer.default_root_dir") or "runs")), self.get("name")
         if path is not None:
             order = ("last", "best") if self.subcommand == "fit" else ("best", "last")
             return run_dir.find_checkpoint(path, root, None if name is None else str(name), order)
         if self.subcommand == "fit":
-            return run_dir.broken_off(root, str(name or "resnet"), command_line(self.args))
+            return run_dir.find_interrupted_run(root, str(name or "resnet"), shell_command(self.args))
         # Published weights are evaluated without a checkpoint of ours.
-        if self.setting("model.weights"):
+        if self.get("model.weights"):
             return None
         raise UserError(
             f"{self.subcommand} needs a checkpoint\n"
@@ -79,7 +78,7 @@ class Request:
     @property
     def data_class(self) -> str:
         """The last word of the data module's name, empty where none is given."""
-        data = self._given("data.class_path") or self.setting("data")
+        data = self._given("data.class_path") or self.get("data")
         # `--data data.yaml` names a file with the section.
         return run_dir.class_name(read_config(Path(data)) if isinstance(data, str) and Path(data).is_file() else data)
 
@@ -118,12 +117,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict | None):
         raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
     sections = {key: (config or {}).get(key, {}) for key in ("model", "trainer", "checkpoint", "dashboard")}
-    sections["model.schedule"] = run_dir.arguments(sections["model"]).get("schedule", {})
+    sections["model.schedule"] = run_dir.get_init_args(sections["model"]).get("schedule", {})
     for key, section in sections.items():
         # The parser would ignore it without a word; text is the name of a file.
         if not isinstance(section, dict | str):
             raise UserError(f"{path}: {key} must hold keys and values\nremove it if there are none")
-    upgrade_config(config or {}, str(path))
+    upgrade_config(config or {}, str(path), hint=True)
     return config or {}
 
 
@@ -138,10 +137,10 @@ def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]
     return given.values, others
 
 
-def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+def _deep_merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Both mappings, the upper one winning key by key."""
     both = {
-        key: _merged(lower[key], upper[key])
+        key: _deep_merge(lower[key], upper[key])
         for key in lower.keys() & upper.keys()
         if isinstance(lower[key], dict) and isinstance(upper[key], dict)
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from resnet_pl.reports.records import duration, find_runs, read_metrics, read_run, read_runs, single_view
+from resnet_pl.reports.run_reader import duration, find_runs, read_metrics, read_run, read_runs, single_view_result
 from resnet_pl.utils import UserError
 from tests.reports.made import METRICS as HEADER
 from tests.reports.made import NAMES, write_metrics, write_run, write_test
@@ -72,12 +72,12 @@ def test_the_single_view_is_found_among_other_tests(tmp_path: Path) -> None:
     other = {"protocol": "single view, image_size 64", "split": "test", "checkpoint": "best.ckpt", "data": "CIFAR10"}
     plain = {**other, "protocol": "single view", "top1": 0.9}
     write_test(tmp_path, 0.5, protocol="10-crop", **{"image_size 64": {**other, "top1": 0.7}, "single": plain})
-    assert single_view(tmp_path)["top1"] == 0.9
+    assert single_view_result(tmp_path)["top1"] == 0.9
     write_test(tmp_path, 0.5, protocol="10-crop", **{"image_size 64": {**other, "top1": 0.7}})
-    assert single_view(tmp_path)["top1"] == 0.7
+    assert single_view_result(tmp_path)["top1"] == 0.7
     write_test(tmp_path, 0.5, protocol="10-crop")
     with pytest.raises(UserError, match=r"no single-view test\npython cli\.py test --ckpt_path"):
-        single_view(tmp_path)
+        single_view_result(tmp_path)
 
 
 def test_runs_are_found_below_a_folder_in_the_order_of_their_versions(tmp_path: Path) -> None:

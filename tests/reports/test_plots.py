@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_pl.reports.pictures import (
+from resnet_pl.reports.plots import (
     CELL,
     FRAME,
     FRAMES,

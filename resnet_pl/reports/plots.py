@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resnet_pl.utils import replacing
+from resnet_pl.utils import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +31,13 @@ FRAMES = {"right": (0, 150, 110), "wrong": (214, 58, 40)}
 # Of a contact sheet, in pixels: the square for an image, its frame, the space between.
 CELL, FRAME, GAP = 160, 4, 13
 
-MOST_COUNTED = 30  # classes up to which every cell of a confusion matrix has room for its count
-MOST_NAMED = 40  # names that fit along an axis
+MAX_CELLS_WITH_COUNTS = 30  # classes up to which every cell of a confusion matrix has room for its count
+MAX_NAMED_CLASSES = 40  # names that fit along an axis
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
     """Write a picture (H, W, 3) uint8 whole or not at all; raises UserError if nothing can be written at `path`."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG", optimize=True)
 
 
@@ -48,7 +48,7 @@ def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
 
 
-def dress(axes: Axes, x: str = "", y: str = "") -> None:
+def style_axes(axes: Axes, x: str = "", y: str = "") -> None:
     """Names the axes, puts a light grid below the lines, and takes the frame away."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
@@ -85,7 +85,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarr
         The picture, (H, W, 3) uint8, at most about 1,800 pixels a side.
     """
     classes = len(class_names)
-    counted = classes <= MOST_COUNTED
+    counted = classes <= MAX_CELLS_WITH_COUNTS
     side = 2.2 + max(3.0, 0.45 * classes) if counted else 12.0
     figure = new_figure(side, side, dpi=110)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
@@ -125,7 +125,7 @@ def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     """Put the names on both axes, every n-th where there are too many, and hairlines between the cells."""
     classes = len(class_names)
-    ticks = range(0, classes, math.ceil(classes / MOST_NAMED))
+    ticks = range(0, classes, math.ceil(classes / MAX_NAMED_CLASSES))
     names = [name if len(name) <= 20 else f"{name[:19]}…" for name in (class_names[tick] for tick in ticks)]
     style = {"fontsize": 10 if classes <= 12 else 8, "color": INK, "parse_math": False}
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **style)
@@ -134,7 +134,7 @@ def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     axes.set_ylabel("true", fontsize=11, color=MUTED)
     axes.tick_params(length=0, pad=5)
     axes.spines[:].set_visible(False)
-    if classes <= MOST_COUNTED:
+    if classes <= MAX_CELLS_WITH_COUNTS:
         axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=2)

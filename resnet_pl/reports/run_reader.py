@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from resnet_pl._renamed import RENAMED_METRICS
 from resnet_pl.reports.results import read_results
-from resnet_pl.run_dir import arguments, class_name, is_whole, metrics_reader, versions
-from resnet_pl.utils import UserError, program
+from resnet_pl.run_dir import class_name, get_init_args, is_complete_row, metrics_reader, versions
+from resnet_pl.utils import UserError, prog_name
 
 # Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
 # 110 is the best of five (6.61 ± 0.16), the others one run each.
@@ -49,8 +50,8 @@ class Run:
 
     @property
     def _backbone(self) -> tuple[str, dict[str, Any]]:
-        spec = arguments(self.config["model"])["backbone"]
-        return _class_of(spec), arguments(spec)
+        spec = get_init_args(self.config["model"])["backbone"]
+        return _class_of(spec), get_init_args(spec)
 
     @property
     def depth(self) -> int | None:
@@ -102,12 +103,12 @@ class Run:
     @property
     def seconds(self) -> float:
         """Training time, validation apart."""
-        return float(self._logged("epoch_seconds").sum())
+        return float(self._logged("throughput/epoch_seconds").sum())
 
     @property
     def images_per_second(self) -> float:
         """In training, of the median epoch."""
-        return float(median_high(self._logged("images_per_second")))
+        return float(median_high(self._logged("throughput/images_per_second")))
 
     def _logged(self, name: str) -> np.ndarray:
         return self.metrics[name][1] if name in self.metrics else np.array([math.nan])
@@ -137,7 +138,7 @@ def read_run(path: Path, tested: bool = True) -> Run:
         UserError: a file is missing or damaged, or the run is not tested; says which.
     """
     config = _load(path / "config.yaml")
-    results, sessions = (single_view(path), _load(path / "sessions.json")) if tested else ({}, [])
+    results, sessions = (single_view_result(path), _load(path / "sessions.json")) if tested else ({}, [])
     run = Run(path, config, results, sessions, read_metrics(path / "metrics.csv"))
     try:
         _ = run.net, run.data, run.train_error, tested and (run.test_error, sessions[0]["commit"])
@@ -164,12 +165,12 @@ def read_metrics(path: Path) -> dict[str, Series]:
         if "step" not in (rows.fieldnames or ()):
             raise UserError(f"{path} has no line that names its columns, with `step` among them")
         for row in rows:
-            if not is_whole(row):
+            if not is_complete_row(row):
                 raise ValueError("it has more or fewer cells than columns")
             step = int(float(row.pop("step")))
             for name, cell in row.items():
                 if cell:
-                    metrics[name][step] = float(cell)
+                    metrics[RENAMED_METRICS.get(name, name)][step] = float(cell)
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}, line {rows.line_num} is damaged ({error}); mend or delete that line") from error
     except (OSError, csv.Error) as error:
@@ -190,14 +191,14 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}\nleave the run out") from error
 
 
-def single_view(path: Path) -> dict[str, Any]:
+def single_view_result(path: Path) -> dict[str, Any]:
     """The plainest test of single centre views in a run's results; raises UserError where there is none."""
     results = read_results(path / "results.json")
     tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "top1" in test]
     ways = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
     found = [test for way, test in ways if way.startswith("single view")]
     if not found:
-        raise UserError(f"{path / 'results.json'} has no single-view test\n{program()} test --ckpt_path {path}")
+        raise UserError(f"{path / 'results.json'} has no single-view test\n{prog_name()} test --ckpt_path {path}")
     return min(found, key=lambda test: len(test["protocol"]))
 
 

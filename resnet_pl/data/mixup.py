@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnet_pl.data.batch_transforms import BatchTransform, TrainingData, checked_share
-from resnet_pl.data.rng import Draws
+from resnet_pl.data.batch_transforms import BatchTransform, TrainingData, check_probability
+from resnet_pl.data.rng import BatchRNG
 
 
 class _Mixing(BatchTransform):
@@ -23,18 +23,18 @@ class _Mixing(BatchTransform):
     def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
         if not alpha > 0:
             raise ValueError(f"{type(self).__name__}: alpha is {alpha}, it must be above 0")
-        self.alpha, self.probability = alpha, checked_share(self, probability)
+        self.alpha, self.probability = alpha, check_probability(self, probability)
         self.num_classes = 0
 
     def fit(self, data: TrainingData) -> None:
         """Takes the number of classes."""
         self.num_classes = len(data.classes)
 
-    def __call__(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         """See `BatchTransform`."""
         if labels.ndim == 1:
             labels = F.one_hot(labels, self.num_classes).to(images.dtype)
-        rng = draws.batch_generator()
+        rng = rng.batch_generator()
         if rng.random() >= self.probability:
             return images, labels
         images, share = self.mix(images, images.roll(1, 0), float(rng.beta(self.alpha, self.alpha)), rng)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl.cli.main import main
-from resnet_pl.request import Request, split_option
+from resnet_pl.command_line import CommandLine, split_option
 from resnet_pl.utils import UserError
 
 PROJECT = Path(__file__).parent.parent
@@ -100,13 +100,13 @@ def test_a_group_without_keys_is_refused(text: str, key: str, capsys: pytest.Cap
 def test_later_files_win_and_the_command_line_wins_over_all(place: Path) -> None:
     one = write("one.yaml", "name: one\nmodel: {weights: a}\ndata: {class_path: A.B, init_args: {root: x, fold: 1}}")
     two = write("two.yaml", "name: two\nmodel: {init_args: {weights: b}}\ndata: {init_args: {root: y}}")
-    request = Request(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
+    request = CommandLine(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
     assert request.files == [one, two] and request.options == ["--name", "line", "--data.fold=2"]
-    assert request.setting("name") == "line" and request.setting("data.fold") == "2"
-    assert request.setting("data.root") == "y" and request.data_class == "B"
-    assert request.setting("model.weights") == "b"
-    assert Request(["fit", "--config", two, "--config", one]).setting("name") == "one"
-    assert request.setting("model.nothing.below") is None
+    assert request.get("name") == "line" and request.get("data.fold") == "2"
+    assert request.get("data.root") == "y" and request.data_class == "B"
+    assert request.get("model.weights") == "b"
+    assert CommandLine(["fit", "--config", two, "--config", one]).get("name") == "one"
+    assert request.get("model.nothing.below") is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_later_files_win_and_the_command_line_wins_over_all(place: Path) -> None
     ],
 )
 def test_the_class_of_the_data_is_known(argv: list[str], text: str, name: str) -> None:
-    assert Request(["fit", "--config", write("a.yaml", text), *argv]).data_class == name
+    assert CommandLine(["fit", "--config", write("a.yaml", text), *argv]).data_class == name
 
 
 def test_an_option_without_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,28 +150,28 @@ def test_a_run_folder_is_its_last_checkpoint_for_fit_and_its_best_for_the_others
     for name in ("best.ckpt", "last.ckpt"):
         (folder / name).touch()
     run = str(folder.parent)
-    assert Request(["fit", "--ckpt_path", run]).checkpoint == folder / "last.ckpt"
+    assert CommandLine(["fit", "--ckpt_path", run]).checkpoint == folder / "last.ckpt"
     for subcommand in ("validate", "test", "predict"):
-        assert Request([subcommand, "--ckpt_path", run]).checkpoint == folder / "best.ckpt"
-    assert Request(["test", "--ensemble", run, "b"]).checkpoint == folder / "best.ckpt"
-    assert Request(["test", "--config", write("a.yaml", f"ckpt_path: {run}")]).checkpoint == folder / "best.ckpt"
-    assert Request(["fit"]).checkpoint is None
+        assert CommandLine([subcommand, "--ckpt_path", run]).checkpoint == folder / "best.ckpt"
+    assert CommandLine(["test", "--ensemble", run, "b"]).checkpoint == folder / "best.ckpt"
+    assert CommandLine(["test", "--config", write("a.yaml", f"ckpt_path: {run}")]).checkpoint == folder / "best.ckpt"
+    assert CommandLine(["fit"]).checkpoint is None
 
 
 def test_published_weights_need_no_checkpoint(place: Path) -> None:
-    assert Request(["test", "--model.weights", "w.pth"]).checkpoint is None
-    assert Request(["test", "--config", write("a.yaml", "model: {weights: w.pth}")]).checkpoint is None
+    assert CommandLine(["test", "--model.weights", "w.pth"]).checkpoint is None
+    assert CommandLine(["test", "--config", write("a.yaml", "model: {weights: w.pth}")]).checkpoint is None
     with pytest.raises(UserError, match="checkpoint"):
-        Request(["test", "--config", write("a.yaml", "model: {weights: null}")])
+        CommandLine(["test", "--config", write("a.yaml", "model: {weights: null}")])
 
 
 def test_help_needs_no_checkpoint() -> None:
     for argv in (["test", "--help"], ["test", "-h", "--config", "nowhere.yaml"]):
-        request = Request(argv)
+        request = CommandLine(argv)
         assert request.help and request.checkpoint is None
 
 
 def test_the_data_class_is_found_in_a_file_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text("class_path: resnet_pl.data.Digits\ninit_args: {batch_size: 8}\n")
-    assert Request(["fit", "--data", str(file)]).data_class == "Digits"
+    assert CommandLine(["fit", "--data", str(file)]).data_class == "Digits"

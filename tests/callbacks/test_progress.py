@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from resnet_pl.callbacks import Freeze, ProgressBar, StartReport
+from resnet_pl.callbacks import Freeze, ProgressBar, RunSummary
 from resnet_pl.optim import Schedule
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
@@ -22,7 +22,7 @@ def own_folder(tmp_path, monkeypatch):
 
 
 def report(capsys: pytest.CaptureFixture, *callbacks: Any, data: Any = None, module: Any = None, **kwargs: Any) -> dict:
-    run = trainer(callbacks=[*callbacks, StartReport(Path("runs/tiny/version_0"))], limit_train_batches=3, **kwargs)
+    run = trainer(callbacks=[*callbacks, RunSummary(Path("runs/tiny/version_0"))], limit_train_batches=3, **kwargs)
     run.fit(module or classifier(), datamodule=data or Tiny())
     lines = capsys.readouterr().out.splitlines()
     return {line[:10].strip(): line[10:] for line in lines if re.match(r"\w+ +\S", line)}
@@ -73,7 +73,7 @@ def test_a_run_that_goes_on_says_from_where(capsys, tmp_path):
     run = trainer(limit_train_batches=3)
     run.fit(classifier(), datamodule=Tiny())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    again = trainer(limit_train_batches=3, max_epochs=2, callbacks=[StartReport(Path("runs/tiny/version_0"))])
+    again = trainer(limit_train_batches=3, max_epochs=2, callbacks=[RunSummary(Path("runs/tiny/version_0"))])
     again.fit(classifier(), datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt")
     assert "runs/tiny/version_0, going on from step 3\n" in capsys.readouterr().out
 
