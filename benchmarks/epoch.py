@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_noise(Path(made), options.images + VAL)
         root = options.root or made
         ones = {
-            side: {"side": side, "root": root, "steps": steps, "workers": options.resolved_num_workers, "options": more}
+            side: {"side": side, "root": root, "steps": steps, "workers": options.workers, "options": more}
             for side in sides
         }
         found = take_turns({side: partial(alone, __file__, one) for side, one in ones.items()}, options.rounds)
