@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.pretrained import fetch_weights, find_classifier, load_pretrained, reset_classifier
-from resnet_pl.optim import Schedule, ScheduledLR, UnitInterval, make_optimizer, make_scheduler
+from resnet_pl.optim import Schedule, ScheduledLR, make_optimizer, make_scheduler
+from resnet_pl.types import PositiveInt, UnitInterval
 from resnet_pl.utils import rank_zero_print
 
 

@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from resnet_pl.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from resnet_pl.utils import UserError
-
-UnitInterval = restricted_number_type(
-    "Share", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1"
-)
 
 
 @dataclass

@@ -26,7 +26,7 @@ LEVELS = [
     ["optim", "command_line"],
     ["checkpoint"],
     ["run_dir", "_compat", "_renamed"],
-    ["utils"],
+    ["utils", "types"],
 ]
 
 

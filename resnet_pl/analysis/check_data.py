@@ -17,7 +17,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +26,7 @@ from resnet_pl.data.decode import IMAGE_EXTENSIONS, BadImage, printable_path, re
 from resnet_pl.data.digests import content_digest
 from resnet_pl.data.loader import default_num_workers
 from resnet_pl.reports.tables import print_report
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, atomic_write, progress
 
 MAX_CLASSES = 40

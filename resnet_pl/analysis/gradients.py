@@ -11,12 +11,12 @@ from itertools import islice
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, gradients_picture, measure_models
 from resnet_pl.data import ImageDataModule
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import progress, rank_zero_print
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
 from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, responses_picture
@@ -15,6 +14,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.loader import ShardedEpochSampler
 from resnet_pl.models.normalize import BATCH_NORMS
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, progress, rank_zero_print
 
 

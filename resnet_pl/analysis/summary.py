@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 import torchvision
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +31,7 @@ from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
 from resnet_pl.models.pretrained import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
 from resnet_pl.run_dir import class_name, find_checkpoint, get_init_args
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, similar
 
 MAX_ROWS = 40

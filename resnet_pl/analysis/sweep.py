@@ -21,12 +21,12 @@ from pathlib import Path
 from statistics import fmean
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 
 from resnet_pl.analysis.compare import compare
 from resnet_pl.analysis.grid import SweepRun, grid_runs
 from resnet_pl.command_line import CommandLine
 from resnet_pl.reports.run_reader import duration
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import prog_name
 
 PROJECT = Path(__file__).parent.parent.parent

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from resnet_pl._compat import begin_next_epoch
 from resnet_pl.callbacks.train_log import stepped
+from resnet_pl.types import PositiveFloat, PositiveInt
 
 
 class BestCheckpoint(Checkpoint):

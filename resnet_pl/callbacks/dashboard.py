@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from resnet_pl.data.loader import Batch
 from resnet_pl.reports.plots import confusion_matrix, contact_sheet
+from resnet_pl.types import NonNegativeFloat, NonNegativeInt
 
 
 class Dashboard(Callback):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from resnet_pl.callbacks.train_log import stepped
-from resnet_pl.optim import UnitInterval
+from resnet_pl.types import PositiveFloat, PositiveInt, UnitInterval
 from resnet_pl.utils import UserError
 
 # Iterations over which the training error is averaged: a single batch is below a threshold by chance.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DDPStrategy
@@ -10,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from resnet_pl.models.pretrained import find_classifier
+from resnet_pl.types import NonNegativeInt
 from resnet_pl.utils import UserError
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from itertools import islice
 
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_pl.data.loader import ShardedEpochSampler
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError
 
 

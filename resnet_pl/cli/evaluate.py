@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -29,6 +28,7 @@ from resnet_pl.models.pretrained import save_weights
 from resnet_pl.reports.plots import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import print_report, results_table
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:

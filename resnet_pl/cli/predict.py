@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -12,6 +11,7 @@ from resnet_pl.callbacks import PredictionWriter
 from resnet_pl.cli.evaluate import OUTPUT, prepare_split
 from resnet_pl.data.decode import find_images
 from resnet_pl.reports.tables import predictions_table, print_report
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import run_on_rank_zero
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from resnet_pl.data.rng import BatchRNG, seed_generators
 from resnet_pl.data.splits import make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.views import Views
+from resnet_pl.types import NonNegativeInt, PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
 
 

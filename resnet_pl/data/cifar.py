@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 
 from resnet_pl.data.batch_transforms import BatchTransform, PadCrop, RandomFlip
 from resnet_pl.data.download import DownloadMixin, extract
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError
 
 PIXELS = 3 * 32 * 32

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveInt
 from torch.nn import functional as F
 
 from resnet_pl.data.batch_transforms import BatchTransform, PadCrop
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
+from resnet_pl.types import PositiveInt
 
 
 class Digits(TensorDataModule):

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from resnet_pl.data.base import ImageDataModule
@@ -17,6 +16,7 @@ from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import BadImage, check_bad_fraction, list_images, log_bad_image, verify_image
 from resnet_pl.data.digests import content_digests
 from resnet_pl.data.statistics import Mean, Std
+from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, progress, rank_zero_print, run_on_rank_zero
 
 # RGB statistics of ImageNet, images in [0, 1]; the ones that torchvision's weights were trained with.
