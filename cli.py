@@ -1,4 +1,4 @@
-"""Train, validate, test and use residual networks: `python cli.py --help`."""
+"""Trains and evaluates ResNets from the command line: `python cli.py --help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Step time and memory by batch and image size, and an epoch by the size of the data: python benchmarks/growth.py"""
+"""Step time and memory by batch and image size, epoch time by data set size: python benchmarks/growth.py"""
 
 from __future__ import annotations
 
@@ -13,72 +13,82 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.depth import MIB, step
-from benchmarks.report import alone, arguments, command, report, table, take_turns
+from benchmarks.depth import MIB, train_steps
+from benchmarks.report import command, make_parser, report, run_in_subprocess, run_interleaved, table
 
 NOTE = """
-Medians of {rounds} rounds in which the sizes take turns, each in a process of its own; of each the fastest of three
-training steps, and the most memory that they took over what there was before. *Linear* is the first line's cost a
-pixel; a number below 1 is cheaper than linear. By depth: see *Depth*.
+Medians of {rounds} interleaved rounds, each measurement in its own process: the fastest of three training steps, and
+the peak additional memory. *Vs linear* is relative to a cost that is proportional to the number of pixels, starting
+from the first row; below 1 is cheaper. For the scaling with depth see *Depth*.
 """
-EPOCHS = """
-An epoch of ResNet-8 with 16 pixels and batch 64 by `fit` of the command line, medians of {rounds} rounds in which the
-sizes take turns.
+EPOCHS_NOTE = """
+An epoch of ResNet-8 by `fit` on the command line, 16×16 pixels, batch 64; medians of {rounds} interleaved rounds.
 """
 
 
-def grown(name: str, sizes: Sequence[tuple[int, int]], rounds: int, **arguments: Any) -> str:
-    """A table of (batch, image size)."""
-    ones = {each: {"name": name, "batch": each[0], "size": each[1], **arguments} for each in sizes}
-    turns = take_turns({each: partial(alone, __file__, one) for each, one in ones.items()}, rounds)
+def scaling_table(name: str, sizes: Sequence[tuple[int, int]], rounds: int, **arguments: Any) -> str:
+    """Measures a network for each (batch size, image size); returns a Markdown table."""
+    settings = {each: {"name": name, "batch": each[0], "size": each[1], **arguments} for each in sizes}
+    variants = {each: partial(run_in_subprocess, __file__, setting) for each, setting in settings.items()}
+    results = run_interleaved(variants, rounds)
     medians = {
-        each: [statistics.median(found[key] for found in turns[each]) for key in ("seconds", "peak")] for each in sizes
+        each: [statistics.median(result[key] for result in results[each]) for key in ("seconds", "peak")]
+        for each in sizes
     }
-    (batch, size), base = next(iter(medians.items()))
+    (first_batch, first_size), base = next(iter(medians.items()))
     rows = []
-    for (more, side), each in medians.items():
-        linear = [value * (more * side**2) / (batch * size**2) for value in base]
-        shares = [f"{value / line:.2f}" for value, line in zip(each, linear, strict=True)]
-        rows.append([more, side, f"{each[0] * 1e3:,.0f}", f"{each[1] / MIB:,.0f}", *shares])
-    return table(["batch", "pixels a side", "ms a step", "peak, MiB", "time, of linear", "memory, of linear"], rows)
+    for (batch, size), each in medians.items():
+        linear = [value * (batch * size**2) / (first_batch * first_size**2) for value in base]
+        ratios = [f"{value / expected:.2f}" for value, expected in zip(each, linear, strict=True)]
+        rows.append([batch, size, f"{each[0] * 1e3:,.0f}", f"{each[1] / MIB:,.0f}", *ratios])
+    head = ["Batch size", "Image size (px)", "ms/step", "Peak memory (MiB)", "Time vs linear", "Memory vs linear"]
+    return table(head, rows)
 
 
-def epoch(count: int) -> float:
-    """Seconds of a training epoch over so many images, its first step left out and made up for."""
-    from benchmarks.steps import Stopwatch, build, fit, unseen_terminal
+def epoch_seconds(count: int) -> float:
+    """Seconds of a training epoch over `count` images, computed from its steps without the first."""
+    from benchmarks.steps import Stopwatch, build_fit, hidden_terminal, run_fit
 
     data = ["--data", "benchmarks.steps.Noise", "--data.count", str(count), "--data.image_size", "16"]
-    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--trainer.devices", "1"]
-    with tempfile.TemporaryDirectory() as folder, unseen_terminal():
-        built = build(folder, *data, "--data.batch_size", "64", *net)
-        return fit(built, Stopwatch(1, count // 64 - 1)).step * (count // 64)
+    model = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--trainer.devices", "1"]
+    with tempfile.TemporaryDirectory() as folder, hidden_terminal():
+        cli = build_fit(folder, *data, "--data.batch_size", "64", *model)
+        return run_fit(cli, Stopwatch(1, count // 64 - 1)).step * (count // 64)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and tells."""
+    """Measures and reports."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--batches", type=int, nargs="*", default=[16, 32, 64, 128, 256], help="for ResNet-20, 32 px")
+    parser = make_parser(__doc__, rounds=3)
+    parser.add_argument("--batches", type=int, nargs="*", default=[16, 32, 64, 128, 256], help="for ResNet-20, 32×32")
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 96, 128, 160, 224], help="for ResNet-18, batch 8")
-    parser.add_argument("--images", type=int, default=3200, help="the smallest data set; others have 2 and 4 times it")
-    parser.add_argument("--one", type=json.loads, help="one measurement, which is printed as JSON")
+    parser.add_argument(
+        "--images", type=int, default=3200, help="smallest data set; the others are 2 and 4 times as large"
+    )
+    parser.add_argument("--one", type=json.loads, help="a single measurement, printed as JSON")
     options = parser.parse_args(argv)
     if options.one:
-        print(json.dumps(step(**options.one)))
+        print(json.dumps(train_steps(**options.one)))
         return
     parts = []
     if options.batches:
-        nets = grown("cifar_resnet", [(batch, 32) for batch in options.batches], options.rounds, depth=20)
-        parts += [f"ResNet-20 by batch:\n\n{nets}\n"]
+        batches = scaling_table("cifar_resnet", [(batch, 32) for batch in options.batches], options.rounds, depth=20)
+        parts += [f"ResNet-20 by batch size:\n\n{batches}\n"]
     if options.sizes:
-        parts += [f"ResNet-18 by image size:\n\n{grown('resnet18', [(8, s) for s in options.sizes], options.rounds)}"]
+        sizes = scaling_table("resnet18", [(8, size) for size in options.sizes], options.rounds)
+        parts += [f"ResNet-18 by image size:\n\n{sizes}"]
     counts = [options.images * factor for factor in (1, 2, 4)]
-    turns = take_turns({count: partial(epoch, count) for count in counts}, options.rounds)
-    seconds = {count: statistics.median(found) for count, found in turns.items()}
+    results = run_interleaved({count: partial(epoch_seconds, count) for count in counts}, options.rounds)
+    seconds = {count: statistics.median(each) for count, each in results.items()}
     rows = [[f"{n:,}", f"{s:.2f}", f"{s * counts[0] / (seconds[counts[0]] * n):.2f}"] for n, s in seconds.items()]
-    epochs = table(["images", "seconds an epoch", "of linear"], rows)
-    parts += [NOTE.format(rounds=options.rounds), epochs, EPOCHS.format(rounds=options.rounds)]
-    report("Growth: batch, image size, data", command(__file__, argv), "\n".join(parts).rstrip(), options.record)
+    epochs = table(["Images", "Seconds per epoch", "Time vs linear"], rows)
+    parts += [NOTE.format(rounds=options.rounds), epochs, EPOCHS_NOTE.format(rounds=options.rounds)]
+    report(
+        "Scaling: batch size, image size, data set size",
+        command(__file__, argv),
+        "\n".join(parts).rstrip(),
+        options.record,
+    )
 
 
 if __name__ == "__main__":

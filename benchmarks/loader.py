@@ -1,4 +1,4 @@
-"""Photos a second and core: ours with and without cache, torchvision's, timm's, decoding alone: benchmarks/loader.py"""
+"""Loading of JPEG files, images/s per core, compared with torchvision and timm: python benchmarks/loader.py"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg, read_file
 from torchvision.transforms import v2
 
-from benchmarks.report import alone, arguments, command, report, table, take_turns
+from benchmarks.report import command, make_parser, report, run_in_subprocess, run_interleaved, table
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import ImageFileDataset
@@ -28,30 +28,44 @@ from resnet_pl.data.decode import list_images
 from resnet_pl.data.loader import ImageFileLoader, ShardedEpochSampler
 
 SIZE, BATCH = 224, 32
-PIL, OURS, CACHED, ALONE = "torchvision ImageFolder, PIL", "ours", "ours, `cache: true`", "decoding alone"
-FLOAT, IO = f"{OURS}, made float here", "torchvision ImageFolder, torchvision.io and v2"
+PIL, IO = "torchvision `ImageFolder`, PIL", "torchvision `ImageFolder`, `torchvision.io` and v2 transforms"
+OURS, CACHED = "`ImageFileLoader`", "`ImageFileLoader`, `cache: true`"
+FLOAT, DECODING = "`ImageFileLoader`, converted to float32", "decoding only"
 REDUCED = f"{CACHED}, `cache_side: {round(SIZE * 256 / 224)}`"
-TIMM = "timm create_loader"
+TIMM = "timm `create_loader`"
 NOTE = """
-No workers, one thread; images a second of processor time, medians of {rounds} rounds in which the sides take turns,
-each in a process of its own, the files in memory. {photos}. Each cuts {size} pixels by RandomResizedCrop and makes
-batches of {batch}; torchvision's and timm's end in float32, ours in uint8, as the rest is done on the device, or *made
-float here*. Of a photo's time in *ours* decoding takes {share:.0%}: at most {limit:.2f} of torchvision's speed could be
-reached with this decoder, torchvision.io. {missing}"""
+No workers, one thread; images per second of CPU time, medians of {rounds} interleaved rounds, each measurement in its
+own process, with the files in the page cache. {photos}. Each variant applies RandomResizedCrop to {size} pixels and
+makes batches of {batch}. Torchvision and timm return float32. `ImageFileLoader`, the loader of this project, returns
+uint8, because it leaves the conversion to the device. Decoding takes {fraction:.0%} of its time: at most {limit:.2f}
+times torchvision's speed is possible with this decoder (`torchvision.io`). {missing}"""
 
 
 def make_photos(folder: Path, count: int) -> str:
-    """Writes 500×375 JPEGs of quality 90; returns what they are, in words."""
+    """Writes `count` JPEGs of 500×375 pixels and quality 90 in two class folders; returns a description."""
     for number in range(count):
         path = folder / str(number % 2) / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_jpeg(photo(number), quality=90).numpy().tobytes())
+        path.write_bytes(encode_jpeg(synthetic_photo(number), quality=90).numpy().tobytes())
     kilobytes = statistics.mean(path.stat().st_size for path in folder.glob("*/*")) / 1000
-    return f"{count} made JPEGs, 500×375, quality 90, {kilobytes:.0f} kB each: noise as smooth as photos, and edges"
+    return f"{count} synthetic JPEGs, 500×375, quality 90, {kilobytes:.0f} kB each"
 
 
-def photo(seed: int, height: int = 375, width: int = 500, slope: float = 1.3, edges: int = 12) -> torch.Tensor:
-    """`(3, height, width)` uint8: noise whose amplitude falls with frequency as in photos, cut by straight edges."""
+def synthetic_photo(
+    seed: int, height: int = 375, width: int = 500, slope: float = 1.3, edges: int = 12
+) -> torch.Tensor:
+    """Returns an image with the statistics of a photo: smooth noise and straight edges.
+
+    Args:
+        seed: seed of the noise.
+        height: pixels.
+        width: pixels.
+        slope: the amplitude decreases with frequency to this power, as in photos.
+        edges: number of straight edges.
+
+    Returns:
+        `(3, height, width)`, uint8.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.fft.rfft2(torch.randn(3, height, width, generator=generator))
     rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
@@ -60,101 +74,102 @@ def photo(seed: int, height: int = 375, width: int = 500, slope: float = 1.3, ed
     # Mostly luminance, as in photos.
     image = image[:1] + 0.3 * image
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    for a, b, c, *colour in torch.randn(edges, 6, generator=generator).tolist():
-        image = image + 0.3 * (a * y + b * x > c / 2) * torch.tensor(colour)[:, None, None]
+    for a, b, c, *color in torch.randn(edges, 6, generator=generator).tolist():
+        image = image + 0.3 * (a * y + b * x > c / 2) * torch.tensor(color)[:, None, None]
     return (image / image.std() * 50 + 120).clamp(0, 255).to(torch.uint8)
 
 
-def ours(root: Path, names: list[str], cache: str, side: str) -> ImageFileLoader:
-    """Our loader, as the command line has it on a processor."""
+def project_loader(root: Path, names: list[str], cache: str, variant: str) -> ImageFileLoader:
+    """Returns the loader of this project, as the command line configures it on a CPU."""
     photos = ImageFileDataset(root, names, [0] * len(names), SIZE, RandomResizedCrop())
-    if side in (CACHED, REDUCED):
-        photos.cache = open_cache(root, names, round(SIZE * 256 / 224) if side == REDUCED else None, cache)
+    if variant in (CACHED, REDUCED):
+        photos.cache = open_cache(root, names, round(SIZE * 256 / 224) if variant == REDUCED else None, cache)
     return ImageFileLoader(photos, ShardedEpochSampler(len(photos)), BATCH)
 
 
-def theirs(root: Path, side: str) -> DataLoader:
-    """The loader of a script."""
-    if side == PIL:
+def library_loader(root: Path, variant: str) -> DataLoader:
+    """Returns a loader of torchvision or timm."""
+    if variant == PIL:
         crop = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.ToTensor()])
         return DataLoader(datasets.ImageFolder(str(root), crop), BATCH)
-    if side == IO:
+    if variant == IO:
         crop = v2.Compose([v2.RandomResizedCrop(SIZE), v2.ToDtype(torch.float32, scale=True)])
         read = partial(decode_image, mode=ImageReadMode.RGB)
         return DataLoader(datasets.ImageFolder(str(root), crop, loader=read), BATCH)
     from timm.data import create_dataset, create_loader
 
-    own = {"use_prefetcher": False, "num_workers": 0, "hflip": 0, "color_jitter": None, "interpolation": "bilinear"}
+    options = {"use_prefetcher": False, "num_workers": 0, "hflip": 0, "color_jitter": None, "interpolation": "bilinear"}
     data = create_dataset("", str(root))
-    return create_loader(data, (3, SIZE, SIZE), BATCH, is_training=True, scale=(0.08, 1), **own)
+    return create_loader(data, (3, SIZE, SIZE), BATCH, is_training=True, scale=(0.08, 1), **options)
 
 
-def measured(side: str, root: str, cache: str) -> float:
-    """Images a second of processor time; a first pass warms up and is not counted."""
+def images_per_second(variant: str, root: str, cache: str) -> float:
+    """Measures images per second of CPU time; a first pass is a warm-up."""
     torch.set_num_threads(1)
     paths = list_images(Path(root))
-    if side.startswith(OURS):
-        loader: Any = ours(Path(root), [path.relative_to(root).as_posix() for path in paths], cache, side)
-    elif side != ALONE:
-        loader = theirs(Path(root), side)
+    if variant.startswith(OURS):
+        loader: Any = project_loader(Path(root), [path.relative_to(root).as_posix() for path in paths], cache, variant)
+    elif variant != DECODING:
+        loader = library_loader(Path(root), variant)
     seconds = 0.0
     for _ in range(2):
         start = time.process_time()
-        if side == ALONE:
+        if variant == DECODING:
             for path in paths:
                 decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
         else:
             for batch in loader:
-                if side == FLOAT:
+                if variant == FLOAT:
                     batch.images.float().div_(255)
         seconds = time.process_time() - start
     return len(paths) / seconds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and tells."""
+    """Measures and reports."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = arguments(__doc__, rounds=5)
-    parser.add_argument("--root", type=Path, help="folder of class folders of JPEGs; made ones if not given")
-    parser.add_argument("--count", type=int, default=400, help="photos to make")
-    parser.add_argument("--one", type=json.loads, help="one measurement, which is printed as JSON")
+    parser = make_parser(__doc__, rounds=5)
+    parser.add_argument("--root", type=Path, help="folder with class folders of JPEGs; synthetic ones by default")
+    parser.add_argument("--count", type=int, default=400, help="number of synthetic images")
+    parser.add_argument("--one", type=json.loads, help="a single measurement, printed as JSON")
     options = parser.parse_args(argv)
     if options.one:
-        print(json.dumps(measured(**options.one)))
+        print(json.dumps(images_per_second(**options.one)))
         return
-    sides = [PIL, IO, OURS, FLOAT, CACHED, REDUCED, ALONE]
+    variants = [PIL, IO, OURS, FLOAT, CACHED, REDUCED, DECODING]
     try:
         import timm  # noqa: F401
 
-        sides.append(TIMM)
+        variants.append(TIMM)
     except ImportError:
         pass
     with tempfile.TemporaryDirectory() as scratch:
         root = options.root or Path(scratch) / "photos"
-        told = f"{len(list_images(root)):,} photos" if options.root else make_photos(root, options.count)
-        ones = {side: {"side": side, "root": str(root), "cache": str(Path(scratch) / "cache")} for side in sides}
-        found = take_turns({side: partial(alone, __file__, one) for side, one in ones.items()}, options.rounds)
-    speeds = {side: statistics.median(each) for side, each in found.items()}
-    rows = [[side, f"{speed:,.0f}", f"{speed / speeds[PIL]:.2f}"] for side, speed in speeds.items()]
+        photos = f"{len(list_images(root)):,} photos" if options.root else make_photos(root, options.count)
+        common = {"root": str(root), "cache": str(Path(scratch) / "cache")}
+        calls = {each: partial(run_in_subprocess, __file__, {"variant": each, **common}) for each in variants}
+        results = run_interleaved(calls, options.rounds)
+    speeds = {variant: statistics.median(each) for variant, each in results.items()}
+    rows = [[variant, f"{speed:,.0f}", f"{speed / speeds[PIL]:.2f}"] for variant, speed in speeds.items()]
     note = NOTE.format(
         rounds=options.rounds,
-        photos=told,
+        photos=photos,
         size=SIZE,
         batch=BATCH,
-        share=speeds[OURS] / speeds[ALONE],
-        limit=speeds[ALONE] / speeds[PIL],
-        missing="" if TIMM in sides else "timm is not installed.",
+        fraction=speeds[OURS] / speeds[DECODING],
+        limit=speeds[DECODING] / speeds[PIL],
+        missing="" if TIMM in variants else "timm is not installed.",
     )
     targets = {} if options.root else {"loader": OURS, "cached": CACHED}
-    reached = {name: f"{speeds[side] / speeds[PIL]:.2f}" for name, side in targets.items()}
+    measured = {name: f"{speeds[variant] / speeds[PIL]:.2f}" for name, variant in targets.items()}
     if targets and speeds[OURS] / speeds[PIL] < 1.8:
-        reached["loader"] += f": {speeds[OURS] / speeds[ALONE]:.0%} of a photo's time is its decoding"
+        measured["loader"] += f": {speeds[OURS] / speeds[DECODING]:.0%} of the time is JPEG decoding"
     report(
-        "Loader: photos to batches" + (" of a folder" if options.root else ""),
+        "Loader: " + ("JPEGs of a folder" if options.root else "synthetic JPEGs"),
         ["FOLDER" if word == str(options.root) else word for word in command(__file__, argv)],
-        table(["loader", "images/s per core", "of torchvision's"], rows) + "\n" + note.rstrip(),
+        table(["Loader", "Images/s per core", "Relative to torchvision with PIL"], rows) + "\n" + note.rstrip(),
         options.record,
-        reached,
+        measured,
     )
 
 

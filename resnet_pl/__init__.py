@@ -1,21 +1,43 @@
 """Train residual networks with PyTorch Lightning."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnet_pl.classifier import ImageClassifier
+    from resnet_pl.data import CIFAR10, CIFAR100, Digits, Flowers, ImageDataModule, ImageFolder, ImageNet
+    from resnet_pl.load import load_run
+    from resnet_pl.models import cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 
 __version__ = "0.2.0"
 
-# Where each public name is. Importing torch takes seconds, which `--help` should not: they are imported when used.
-_MODULES = {
-    "ImageClassifier": "classifier",
-    "load_run": "load",
-    **dict.fromkeys(["CIFAR10", "CIFAR100", "Digits", "Flowers", "ImageDataModule", "ImageFolder", "ImageNet"], "data"),
-    **dict.fromkeys(["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "cifar_resnet"], "models"),
-}
-__all__ = ["__version__", *_MODULES]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "Digits",
+    "Flowers",
+    "ImageClassifier",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "__version__",
+    "cifar_resnet",
+    "load_run",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+]
 
+# Modules of the public names. Classes that are not listed are in `data`, functions in `models`.
+_MODULES = {"ImageClassifier": "classifier", "load_run": "load"}
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name on first use: importing torch takes seconds, which `--help` should not wait for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _MODULES.get(name, "data" if name[0].isupper() else "models")
+        return getattr(import_module(f"{__name__}.{module}"), name)

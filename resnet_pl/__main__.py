@@ -1,4 +1,4 @@
-"""`python -m resnet_pl` is `python cli.py`."""
+"""Makes `python -m resnet_pl` the same as `python cli.py`."""
 
 import sys
 

@@ -1,22 +1,24 @@
-"""What is needed of other libraries and not documented there: each entry says why, and a test tells when it can go."""
+"""Workarounds that depend on undocumented parts of libraries; a test fails when one can be removed."""
 
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
 
-# Key and value that LightningCLI adds to the hyperparameters it saves. `load_from_checkpoint` builds the modules that
-# are described there only if it finds them, and has no argument to ask for the same. Lightning 2.0 to 2.6.
+# LightningCLI adds this entry to the hyperparameters that it saves. Without it `load_from_checkpoint` does not
+# instantiate the modules that the hyperparameters describe, and no argument requests that. Lightning 2.0 to 2.6.
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
 
 def begin_next_epoch(trainer: Trainer) -> None:
-    """Makes a run that resumes from the end of an epoch begin with the next one; call it in `on_train_start`.
+    """Begins with the next epoch if a run resumes from the end of an epoch; call it in `on_train_start`.
 
-    With `max_steps` Lightning repeats that end, and skips the images of an epoch (Lightning issue 19617, open). Its
-    loops have no documented way to say where a run is.
+    With `max_steps` Lightning resumes at that end and then skips the images of one epoch (open Lightning issue 19617).
+    Its loops have no public method to set the position.
     """
     loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
-    if epochs.current.completed < epochs.current.processed == epochs.current.ready:
+    # Lightning annotates `current` with a base class that has no `processed`.
+    processed: int = epochs.current.processed  # pyright: ignore[reportAttributeAccessIssue]
+    if epochs.current.completed < processed == epochs.current.ready:
         epochs.increment_completed()
         loop.reset_restart_stage()
         loop.epoch_loop.restarting = False

@@ -1,9 +1,12 @@
-"""Names of earlier versions: class paths, options and keys that were renamed keep working for one version."""
+"""Names of earlier versions: renamed classes, options, keys and columns work for one more version, with a hint."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from resnet_pl import __all__ as EXPORTED
@@ -17,24 +20,27 @@ CLASSES = {
     "StartReport": "RunSummary",
     "WhitenStem": "WhiteningInit",
 }
-# Keys whose value names a class by its last word.
-CLASS_KEYS = ("class_path", "callbacks", "callbacks+", "crop")
-# Renamed options and YAML keys; the last part is the new name.
+# Keys whose value is a class, given by its name or path.
+CLASS_KEYS = ("class_path", "callbacks", "crop")
+# Options and keys of YAML files.
 KEYS = {
     "views": "tta",
     "beside": "compare",
-    "data.scan": "verify_images",
-    "dashboard.every_seconds": "min_interval_seconds",
-    "trainer.callbacks.up_to": "last_frozen",
+    "data.scan": "data.verify_images",
+    "dashboard.every_seconds": "dashboard.min_interval_seconds",
+    "trainer.callbacks.up_to": "trainer.callbacks.last_frozen",
 }
-# Renamed values of an option, by its new name.
-VALUES = {"tta": {"single": "none"}, "data.cache": {"decoded": True, "null": False, None: False}}
+# Values, by the new name of their key; the command line has text only.
+VALUES: dict[str, dict[Any, Any]] = {
+    "tta": {"single": "none"},
+    "data.cache": {"decoded": True, "null": False, None: False},
+}
 # Columns of metrics.csv.
 RENAMED_METRICS = {
     "epoch_seconds": "throughput/epoch_seconds",
     "images_per_second": "throughput/images_per_second",
 }
-# Removed keys: the default they had, which is dropped silently, and what to use instead.
+# Removed keys, each with its default, which is ignored, and the fix for other values.
 REMOVED: dict[str, tuple[Any, str]] = {
     "keep_memory": (True, "in the environment set MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to 1073741824"),
     "model.on_bad_loss": ("stop", "a NaN or infinite loss always stops the run; remove the key"),
@@ -45,8 +51,12 @@ REMOVED: dict[str, tuple[Any, str]] = {
 }
 
 
+def _ignore(note: str) -> None:
+    pass
+
+
 def upgrade_path(path: str) -> str:
-    """The current class path for one of an earlier version; others are returned unchanged."""
+    """Returns the current path or name of a class for one of an earlier version; others are returned unchanged."""
     *before, name = path.split(".")
     if not before:
         return CLASSES.get(name, name)
@@ -54,99 +64,133 @@ def upgrade_path(path: str) -> str:
     if first != "resnet_pl" or not middle or middle[0] not in PACKAGES:
         return path
     name = CLASSES.get(name, name)
-    # As jsonargparse writes it: the shortest import path of a class; functions have theirs in full.
+    # As jsonargparse writes it: the shortest import path for a class, the full path for a function.
     return f"resnet_pl.{name}" if name in EXPORTED and name[0].isupper() else f"resnet_pl.{middle[0]}.{name}"
 
 
-def upgrade_value(value: Any, key: str = "") -> Any:
-    """A configuration value with current class paths.
+def upgrade_value(value: Any, key: str = "", report: Callable[[str], None] = _ignore) -> Any:
+    """Returns a configuration value with the current names of classes.
 
     Args:
-        value: a value of YAML.
-        key: the key that it belongs to.
+        value: value of a YAML file or of an option.
+        key: last part of its key.
+        report: called with a note for each class that was renamed.
     """
     if isinstance(value, dict):
-        return {name: upgrade_value(item, name) for name, item in value.items()}
+        return {name: upgrade_value(item, name, report) for name, item in value.items()}
     if isinstance(value, list):
-        return [upgrade_value(item, key) for item in value]
-    named = isinstance(value, str) and (value.startswith("resnet_pl.") or key in CLASS_KEYS)
-    return upgrade_path(value) if named else value
+        return [upgrade_value(item, key, report) for item in value]
+    if not isinstance(value, str) or not (value.startswith("resnet_pl.") or key.rstrip("+") in CLASS_KEYS):
+        return value
+    # Text can contain several names: a list of callbacks is written [A, B] on the command line.
+    return re.sub(r"[\w.]+", lambda match: _upgrade_class(match[0], report), value)
+
+
+def _upgrade_class(path: str, report: Callable[[str], None]) -> str:
+    new = upgrade_path(path)
+    old_name, new_name = path.rpartition(".")[2], new.rpartition(".")[2]
+    if old_name != new_name:
+        report(f"{old_name} is now {new_name}")
+    return new
+
+
+def _upgrade_setting(key: str, value: Any, report: Callable[[str], None], prefix: str = "") -> tuple[str, Any]:
+    """Returns the current dotted key and value of a setting; `prefix` is that of an option on the command line."""
+    new_key, new_value = KEYS.get(key, key), value
+    old, new = f"{prefix}{key}", f"{prefix}{new_key}"
+    values = VALUES.get(new_key, {})
+    if isinstance(value, str | None) and value in values:
+        new_value = values[value]
+        separator = " " if prefix else ": "
+        report(f"{old}{separator}{_to_text(value)} is now {new}{separator}{_to_text(new_value)}")
+    elif new_key != key:
+        report(f"{old} is now {new}")
+    return new_key, new_value
+
+
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def upgrade_config(config: dict[str, Any], where: str | None, hint: bool = False) -> dict[str, Any]:
-    """A configuration in the form of this version.
+    """Returns a configuration with the names of this version.
 
     Args:
-        config: the contents of a YAML file or of a checkpoint.
-        where: the file, for messages; None for a checkpoint, which cannot be edited: removed keys are dropped.
-        hint: whether to print the new names of renamed keys.
+        config: contents of a YAML file or of a checkpoint.
+        where: the file, for messages; None for a checkpoint, which users cannot edit: its removed keys are ignored.
+        hint: whether to print a hint for each renamed key, value and class.
 
     Raises:
-        UserError: a removed key is set.
+        UserError: a removed key is set, or a key is set under both its names.
     """
-    config = upgrade_value(config)
-    _move_error_warmup(config)
-    for key, (default, instead) in REMOVED.items():
+    notes: list[str] = []
+    config = upgrade_value(config, report=notes.append)
+    _move_error_warmup(config, notes.append)
+    for key, (default, fix) in REMOVED.items():
         for section, name in _sections(config, key):
             if section.pop(name) != default and where is not None:
-                raise UserError(f"{where}: {key} is no longer an option\n{instead}")
-    for key, new in KEYS.items():
+                raise UserError(f"{where}: {key} was removed\n{fix}")
+    for key in (*KEYS, *VALUES):
         for section, name in _sections(config, key):
-            section[new] = section.pop(name)
-            if hint:
-                _hint(f"{where}: {key} is now {_renamed(key)}")
-    for key, values in VALUES.items():
-        for section, name in _sections(config, key):
-            if section[name] in values:
-                section[name] = values[section[name]]
+            new_key, value = _upgrade_setting(key, section.pop(name), notes.append)
+            new_name = new_key.rpartition(".")[2]
+            if new_name in section and where is not None:
+                raise UserError(f"{where}: {key} and {new_key} are the same key\nremove {key}, the old name")
+            section.setdefault(new_name, value)
+    if hint:
+        _print_hints(f"{where}: {note}" for note in notes)
     return config
 
 
 def _sections(config: Any, key: str) -> list[tuple[dict[str, Any], str]]:
-    """The mappings of a configuration that hold the last part of a dotted key, each with that part."""
-    first, _, rest = key.partition(".")
-    if isinstance(config, list):
-        return [found for item in config for found in _sections(item, key)]
+    """Returns the mappings that contain the last part of a dotted key, each with that part."""
     if not isinstance(config, dict):
         return []
-    if isinstance(config.get("init_args"), dict):
-        config = config["init_args"]
-    if not rest:
+    first, _, remainder = key.partition(".")
+    if not remainder:
         return [(config, first)] if first in config else []
-    return [found for name in (first, f"{first}+") for found in _sections(config.get(name), rest)]
+    sections = []
+    for section in (config.get(first), config.get(f"{first}+")):
+        for item in section if isinstance(section, list) else [section]:
+            init_args = item.get("init_args") if isinstance(item, dict) else None
+            sections += _sections(init_args if isinstance(init_args, dict) else item, remainder)
+    return sections
 
 
 def upgrade_arguments(args: Sequence[str]) -> list[str]:
-    """A command line with the current names of options; raises UserError for an option that was removed."""
-    upgraded: list[str] = []
-    for word in args:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    """Returns a command line with the names of this version, and prints a hint for each old name.
+
+    Raises:
+        UserError: a removed option is given.
+    """
+    words, notes = list(args), list[str]()
+    for index, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        option, equals, value = word.partition("=")
+        following = not equals and index + 1 < len(words) and not words[index + 1].startswith("--")
         key = option.removeprefix("--").replace(".init_args", "")
         if key in REMOVED:
-            raise UserError(f"--{key} is no longer an option\n{REMOVED[key][1]}")
-        if key in KEYS:
-            _hint(f"--{key} is now --{_renamed(key)}")
-            option = option.removesuffix(key.rpartition(".")[2]) + KEYS[key]
-            key = _renamed(key)
-        elif not option and upgraded and upgraded[-1].startswith("--"):
-            key = upgraded[-1].removeprefix("--").replace(".init_args", "")
-        if value in VALUES.get(key, {}):
-            value = str(VALUES[key][value]).lower()
-        upgraded.append(f"{option}{equals}{value}")
-    return upgraded
+            raise UserError(f"--{key} was removed\n{REMOVED[key][1]}")
+        if following:
+            value = words[index + 1]
+        new_key, value = _upgrade_setting(key, value, notes.append, "--")
+        value = _to_text(upgrade_value(value, key.rpartition(".")[2], notes.append))
+        if new_key != key:
+            option = option.removesuffix(key.rpartition(".")[2]) + new_key.rpartition(".")[2]
+        words[index : index + 1 + following] = [option, value] if following else [f"{option}{equals}{value}"]
+    _print_hints(notes)
+    return words
 
 
-def _renamed(key: str) -> str:
-    before, dot, _ = key.rpartition(".")
-    return f"{before}{dot}{KEYS[key]}"
+def _print_hints(notes: Iterable[str]) -> None:
+    # Lightning starts the same command again for the other processes.
+    for note in dict.fromkeys(notes) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+        print(f"note: {note}; the old name works in this version only", file=sys.stderr)
 
 
-def _hint(text: str) -> None:
-    print(f"note: {text}; the old name works in this version only", file=sys.stderr)
-
-
-def _move_error_warmup(config: dict[str, Any]) -> None:
-    """The warm-up by training error was a part of the schedule, and is a callback."""
+def _move_error_warmup(config: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Replaces the warm-up by training error, an earlier part of the schedule, by its callback."""
     model = config.get("model")
     model = model.get("init_args", model) if isinstance(model, dict) else {}
     schedule = model.get("schedule")
@@ -155,27 +199,28 @@ def _move_error_warmup(config: dict[str, Any]) -> None:
     names = {"warmup_error": "error", "warmup_share": "factor", "warmup_limit": "max_iterations"}
     init_args = {new: schedule.pop(old) for old, new in names.items() if old in schedule}
     trainer = config["trainer"] = dict(config.get("trainer") or {})
-    # A file that says nothing of callbacks keeps those of the files below it.
+    # A file without callbacks adds to those of earlier files.
     key = "callbacks" if "callbacks" in trainer else "callbacks+"
-    given = trainer.get(key) or []
+    others = trainer.get(key) or []
     callback = {"class_path": "resnet_pl.callbacks.ErrorWarmup", "init_args": init_args}
-    trainer[key] = [*(given if isinstance(given, list) else [given]), callback]
+    trainer[key] = [*(others if isinstance(others, list) else [others]), callback]
+    report("model.schedule.warmup_error is now the callback ErrorWarmup")
 
 
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
-    """Brings a checkpoint of an earlier format to the current one, in place; others are not changed."""
-    own = checkpoint.get("resnet_pl")
-    if not isinstance(own, dict):
+    """Converts a checkpoint of an earlier format to the current one, in place; others are unchanged."""
+    metadata = checkpoint.get("resnet_pl")
+    if not isinstance(metadata, dict):
         return
-    if own.get("format") == 1:
-        _upgrade_format_1(checkpoint, own)
-    if own.get("format") == 2:
-        _upgrade_format_2(checkpoint, own)
+    if metadata.get("format") == 1:
+        _upgrade_format_1(checkpoint, metadata)
+    if metadata.get("format") == 2:
+        _upgrade_format_2(checkpoint, metadata)
 
 
-def _upgrade_format_1(checkpoint: dict[str, Any], own: dict[str, Any]) -> None:
-    config = own["config"] or {}
-    own["format"] = 2
+def _upgrade_format_1(checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
+    config = metadata["config"] or {}
+    metadata["format"] = 2
     callbacks: dict[str, Any] = {}
     for key, state in (checkpoint.get("callbacks") or {}).items():
         if key.startswith("BestCheckpoint{"):
@@ -190,7 +235,7 @@ def _upgrade_format_1(checkpoint: dict[str, Any], own: dict[str, Any]) -> None:
     checkpoint["callbacks"] = callbacks
     fit_loop = (checkpoint.get("loops") or {}).get("fit_loop")
     if fit_loop:
-        # It was saved when the next batch had been fetched already.
+        # Format 1 was saved after the next batch had been fetched.
         total = fit_loop["epoch_loop.batch_progress"]["total"]
         total["ready"] = total["completed"]
         for position in fit_loop["state_dict"].pop("combined_loader", []):
@@ -198,14 +243,15 @@ def _upgrade_format_1(checkpoint: dict[str, Any], own: dict[str, Any]) -> None:
             checkpoint[data.rsplit(".", 1)[-1]] = dict(position)
 
 
-def _upgrade_format_2(checkpoint: dict[str, Any], own: dict[str, Any]) -> None:
-    own["format"], own["config"] = 3, upgrade_config(own["config"], None) if own["config"] else None
+def _upgrade_format_2(checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:
+    metadata["format"] = 3
+    metadata["config"] = upgrade_config(metadata["config"], None) if metadata["config"] else None
     hparams = {"model": checkpoint.get("hyper_parameters") or {}}
     checkpoint["hyper_parameters"] = upgrade_config(hparams, None)["model"]
-    checkpoint["state_dict"] = {
-        f"criterion.{key.removeprefix('loss.')}" if key.startswith("loss.") else key: value
-        for key, value in checkpoint["state_dict"].items()
-    }
+    # With averaged weights, Lightning saves the current ones as `current_model_state`.
+    for key in {"state_dict", "current_model_state"} & checkpoint.keys():
+        state = checkpoint[key]
+        checkpoint[key] = {re.sub(r"^loss\.", "criterion.", name): value for name, value in state.items()}
     names = {"waited": "num_bad_validations", "reductions": "num_decays"}
     for scheduler in checkpoint.get("lr_schedulers") or []:
         scheduler |= {new: scheduler.pop(old) for old, new in names.items() if old in scheduler}

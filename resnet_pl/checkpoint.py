@@ -1,4 +1,4 @@
-"""What a checkpoint holds; how it is written so that nothing is lost, and read so that nothing is executed."""
+"""Contents of a checkpoint, atomic writing, and safe (weights-only) reading."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import lightning
 import torch
 import torchvision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from resnet_pl import __version__
 from resnet_pl._compat import INSTANTIATOR
@@ -23,10 +24,10 @@ from resnet_pl._renamed import upgrade_checkpoint, upgrade_path
 from resnet_pl.run_dir import get_init_args
 from resnet_pl.utils import UserError, atomic_write
 
-# Where a checkpoint keeps what this project adds to Lightning's own keys.
+# Key of this project's metadata, next to Lightning's own keys.
 METADATA_KEY = "resnet_pl"
 FORMAT = 3
-# What a checkpoint holds, and of which kind: another is damaged, in a way that no checksum of a file tells.
+# Keys of a checkpoint and their types. A file can have other types although its checksums are correct.
 SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     "state_dict": dict,
     "epoch": int,
@@ -39,33 +40,33 @@ SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     METADATA_KEY: dict,
 }
 METADATA_TYPES = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
-# Sections that rebuild a net and its data; how and where it was trained is of no concern to a test.
+# Sections of the configuration that evaluation needs: model and data, not how the model was trained.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 
 
 def build_metadata(config: dict[str, Any] | None, provenance: dict[str, Any] | None) -> dict[str, Any]:
-    """The part of a checkpoint that makes it self-contained; plain types only, so that reading it executes nothing.
+    """Returns the metadata that makes a checkpoint self-contained; plain types, loadable with `weights_only=True`.
 
     Args:
-        config: the resolved configuration of the command line, None for a network built from Python.
-        provenance: where the images came from, see `ImageDataModule.provenance`.
+        config: resolved configuration of the command line; None for a model built in Python.
+        provenance: origin and splits of the images, see `ImageDataModule.provenance`.
     """
     return {"format": FORMAT, "config": config, "data": provenance, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Returns the versions of the packages that affect results."""
     packages = {"torch": torch, "torchvision": torchvision, "lightning": lightning}
-    # torch's is a class of its own, which a reader that executes nothing refuses.
-    found = {name: str(package.__version__) for name, package in packages.items()}
-    return {"resnet_pl": __version__, **found, "python": platform.python_version()}
+    # torch's version is a subclass of str, which `weights_only=True` rejects.
+    numbers = {name: str(package.__version__) for name, package in packages.items()}
+    return {"resnet_pl": __version__, **numbers, "python": platform.python_version()}
 
 
 def to_plain_hparams(hparams: MutableMapping[str, Any]) -> None:
-    """Replaces objects in hyperparameters, in place, by the plain description the command line would have given.
+    """Replaces objects in hyperparameters, in place, by plain types as in a YAML file.
 
-    A backbone that knows its own arguments becomes `class_path` and `init_args`; other objects are removed, and
-    `load_from_checkpoint` must then be given them again.
+    A module with `init_args` becomes its `class_path` and `init_args`. Other objects are removed, and have to be passed
+    to `load_from_checkpoint` again.
     """
     plain = {}
     for name, value in hparams.items():
@@ -75,7 +76,7 @@ def to_plain_hparams(hparams: MutableMapping[str, Any]) -> None:
         elif is_dataclass(value) and not isinstance(value, type):
             value = asdict(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            # A subclass, such as numpy's numbers, is not a plain type to `torch.load(weights_only=True)`.
+            # `weights_only=True` rejects subclasses, such as numpy's numbers.
             value = int(value) if isinstance(value, int) else float(value)
         if value is None or isinstance(value, str | bool | int | float | list | dict):
             plain[name] = value
@@ -86,38 +87,38 @@ def to_plain_hparams(hparams: MutableMapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint without executing anything in it.
+    """Reads a checkpoint without executing code from it.
 
     Raises:
-        UserError: the file is missing, damaged, or no checkpoint of Lightning's.
+        UserError: the file is missing, damaged, or not a Lightning checkpoint.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")
+        raise UserError(f"checkpoint not found: {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            where = damaged if len(damaged) < 100 and damaged.isprintable() else "the name of a part"
-            raise UserError(f"the checkpoint {path} is damaged ({where})\n{_newest_valid_sibling(path)}")
+            where = damaged if len(damaged) < 100 and damaged.isprintable() else "a file name in the archive"
+            raise UserError(f"checkpoint {path} is damaged ({where})\n{_newest_valid_sibling(path)}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        name = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path} holds {culprit[1] if culprit else 'an object'}, which reading would execute; it is not read\n"
-            "if you trust its source, load it there and save its state_dict alone"
+            f"{path} is refused: it contains {name[1] if name else 'an object'}, and loading it could execute code\n"
+            "if you trust the file, load it with torch.load and save its state_dict alone"
         ) from error
-    # The readers raise a dozen kinds of error for a damaged file.
+    # For damaged files torch raises a dozen types of exceptions.
     except Exception as error:
         size = path.stat().st_size
         raise UserError(
-            f"{path} is truncated or no checkpoint ({size} bytes)\n{_newest_valid_sibling(path)}"
+            f"{path} is truncated or not a checkpoint ({size} bytes)\n{_newest_valid_sibling(path)}"
         ) from error
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise UserError(
-            f"{path} is no checkpoint of a run, perhaps a net's weights alone\n"
-            f"start from such weights with --model.weights {path}"
+            f"{path} is not a training checkpoint; it may contain the weights of a model only\n"
+            f"to start from such weights use --model.weights {path}"
         )
     _check_sections(checkpoint, path)
     upgrade_checkpoint(checkpoint)
@@ -125,21 +126,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check_sections(checkpoint: Mapping[str, Any], path: Path) -> None:
-    own = checkpoint.get(METADATA_KEY)
-    if own is None:  # another project's
+    metadata = checkpoint.get(METADATA_KEY)
+    if metadata is None:  # written by another project
         return
-    found = [(key, checkpoint.get(key), kind) for key, kind in SECTION_TYPES.items()]
-    found += (
-        [(f"{METADATA_KEY}.{key}", own.get(key), kind) for key, kind in METADATA_TYPES.items()]
-        if isinstance(own, dict)
-        else []
-    )
+    values = [(key, checkpoint.get(key), kind) for key, kind in SECTION_TYPES.items()]
+    if isinstance(metadata, dict):
+        values += [(f"{METADATA_KEY}.{key}", metadata.get(key), kind) for key, kind in METADATA_TYPES.items()]
     if isinstance(checkpoint.get("state_dict"), dict):
-        found += [(f"state_dict.{key}", value, torch.Tensor) for key, value in checkpoint["state_dict"].items()]
-    for name, value, kind in found:
+        values += [(f"state_dict.{key}", value, torch.Tensor) for key, value in checkpoint["state_dict"].items()]
+    for name, value, kind in values:
         if not isinstance(value, kind) or isinstance(value, bool):
-            what = "not there" if value is None else f"a {type(value).__name__}"
-            raise UserError(f"the checkpoint {path} is damaged: its {name} is {what}\n{_newest_valid_sibling(path)}")
+            problem = "missing" if value is None else f"a {type(value).__name__}"
+            raise UserError(f"checkpoint {path} is damaged: {name} is {problem}\n{_newest_valid_sibling(path)}")
 
 
 def _newest_valid_sibling(path: Path) -> str:
@@ -147,31 +145,32 @@ def _newest_valid_sibling(path: Path) -> str:
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
         with suppress(Exception), zipfile.ZipFile(other) as archive:
             if archive.testzip() is None:
-                return f"the newest good one there is {other}"
-    return "there is no good one beside it"
+                return f"the newest usable checkpoint in this folder is {other}"
+    return "no other usable checkpoint in this folder"
 
 
 def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dict[str, Any]:
-    """The configuration that a checkpoint brings to a subcommand, the lowest in precedence.
+    """Returns the configuration in a checkpoint that a subcommand uses; files and options take precedence over it.
 
-    `fit` takes all of it; evaluation takes the network, the data and the precision. The model comes as `class_path` and
-    `init_args`.
+    `fit` uses all of it; the others use the model, the data, the seed and the precision. The model is returned as
+    `class_path` and `init_args`.
 
     Raises:
-        UserError: the checkpoint was written by another project, or in a format that is not known.
+        UserError: the checkpoint was written by another project, or has an unknown format.
     """
-    own = checkpoint.get(METADATA_KEY)
-    if own is None:
-        raise UserError(f"{path} was not written by this project\ntake its weights alone with --model.weights {path}")
-    if not 1 <= own["format"] <= FORMAT:
+    metadata = checkpoint.get(METADATA_KEY)
+    if metadata is None:
+        raise UserError(f"{path} was not written by this project\nto use its weights only: --model.weights {path}")
+    if not 1 <= metadata["format"] <= FORMAT:
+        writer = metadata.get("versions", {}).get("resnet_pl", "a later version")
         raise UserError(
-            f"{path} has the format {own['format']}, this version reads up to {FORMAT}\n"
-            f"update resnet_pl (it was written by {own.get('versions', {}).get('resnet_pl', 'a later version')})"
+            f"{path} has format {metadata['format']}, this version reads up to {FORMAT}\n"
+            f"update resnet_pl (the file was written by {writer})"
         )
     hparams = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if not k.startswith("_")}
-    config = dict(own["config"] or {})
+    config = dict(metadata["config"] or {})
     model = config.get("model") or {}
-    # What the network has learned from the data, its classes, is in the hyperparameters alone.
+    # Only the hyperparameters have the classes, which were read from the data.
     config["model"] = {
         "class_path": model.get("class_path", "resnet_pl.ImageClassifier"),
         "init_args": strip_pretrained_args({**get_init_args(model), **hparams}),
@@ -185,7 +184,7 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
 
 
 def strip_pretrained_args(model: dict[str, Any]) -> dict[str, Any]:
-    """A network's arguments with nothing to download: its backbone's own `weights` are in the checkpoint already."""
+    """Removes the pretrained-weights arguments of the backbone: the checkpoint already contains the weights."""
     backbone = model.get("backbone")
     if isinstance(backbone, dict) and backbone.get("init_args"):
         init_args = dict(backbone["init_args"])
@@ -196,15 +195,16 @@ def strip_pretrained_args(model: dict[str, Any]) -> dict[str, Any]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames: a crash or a full disk never harms the file that was there."""
+    """Writes checkpoints atomically: a crash or a full disk never damages the existing file."""
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """See Lightning's CheckpointIO."""
         with atomic_write(Path(path)) as partial:
             torch.save(checkpoint, partial)
 
+    @override
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """See Lightning's CheckpointIO; brings a checkpoint of an earlier version to this one's format."""
+        """Loads a checkpoint and upgrades it if an earlier version wrote it."""
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
         upgrade_checkpoint(checkpoint)
         return checkpoint

@@ -1,15 +1,18 @@
-"""The LightningModule: a backbone with its loss, metrics, optimizer and predictions."""
+"""The LightningModule: backbone, loss, metrics, optimizer, and the training, evaluation and prediction steps."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from typing_extensions import override
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
@@ -24,27 +27,29 @@ from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.pretrained import fetch_weights, find_classifier, load_pretrained, reset_classifier
 from resnet_pl.optim import Schedule, ScheduledLR, make_optimizer, make_scheduler
 from resnet_pl.types import PositiveInt, UnitInterval
-from resnet_pl.utils import rank_zero_print
+from resnet_pl.utils import UserError, rank_zero_print
 
 
 class ImageClassifier(LightningModule):
-    """Image classification with any backbone.
+    """Image classifier with any backbone.
 
     Args:
-        backbone: any classification network, such as resnet50, cifar_resnet or torchvision.models.convnext_tiny; its
-            last layer is replaced if it does not fit the number of classes.
+        backbone: classification network, such as resnet50, cifar_resnet or torchvision.models.convnext_tiny. Its last
+            layer is replaced if its width differs from the number of classes.
         weights: pretrained weights of the backbone: a torchvision name such as IMAGENET1K_V1, a URL, or a .pth,
-            .safetensors or .ckpt file. Not read when a checkpoint is given.
-        num_classes: number of classes; taken from the data by default.
-        class_names: a name for each class; taken from the data by default.
+            .safetensors or .ckpt file. Ignored when a checkpoint is restored.
+        num_classes: number of classes; read from the data by default.
+        class_names: name of each class; read from the data by default.
         optimizer: any torch optimizer.
-        schedule: learning rate over the run.
-        base_batch_size: batch size that the optimizer's `lr` is meant for; it is then scaled with the effective batch.
-        decay_norm_and_bias: whether weight decay applies to normalization layers and biases too, as in the paper.
-        loss: training loss of (logits, labels); cross-entropy by default. Evaluation always uses cross-entropy.
-        label_smoothing: share of each training label that is spread over all classes; for cross-entropy only.
-        channels_last: whether convolutions use the channels_last memory format, which is faster.
-        compile: whether training runs a compiled backbone: its first step takes a minute or more, the others less.
+        schedule: learning rate schedule.
+        base_batch_size: batch size for which the optimizer's `lr` was chosen. If set, `lr` is multiplied by
+            effective batch size / base_batch_size (linear scaling rule, arXiv:1706.02677).
+        decay_norm_and_bias: whether weight decay also applies to normalization layers and biases, as in the paper.
+        loss: training loss, called with (logits, labels); cross-entropy by default. Evaluation always reports
+            cross-entropy.
+        label_smoothing: label smoothing factor (arXiv:1512.00567); for cross-entropy only.
+        channels_last: whether to use the channels_last memory format, which makes convolutions faster.
+        compile: whether to train with torch.compile. The first step takes a minute or more; the others are faster.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class ImageClassifier(LightningModule):
         num_classes: PositiveInt | None = None,
         class_names: list[str] | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = Schedule(),  # noqa: B008 - never changed, and its values are the defaults in --help
+        schedule: Schedule = Schedule(),  # noqa: B008 - never modified; --help shows its values as defaults
         base_batch_size: PositiveInt | None = None,
         decay_norm_and_bias: bool = True,
         loss: nn.Module | None = None,
@@ -63,141 +68,152 @@ class ImageClassifier(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings(action="ignore"):  # of modules among the hyperparameters
+        with warnings.catch_warnings(action="ignore"):  # Lightning warns about modules; the next line replaces them
             self.save_hyperparameters()
-        ckpt.to_plain_hparams(self.hparams)  # modules become class_path and init_args, as on the command line
+        ckpt.to_plain_hparams(self.hparams)  # a module becomes its class_path and init_args, as in a YAML file
         if loss is not None and label_smoothing:
-            raise ValueError("model.label_smoothing is for cross-entropy: remove it, or remove model.loss")
+            raise ValueError("model.label_smoothing is for cross-entropy only\nremove it, or remove model.loss")
         self.backbone, self.normalize = backbone, Normalize()
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         self.weights, self.optimizer = weights, optimizer
-        # In a checkpoint of a network made in Python, the schedule is a mapping.
+        # `load_from_checkpoint` passes the schedule as a dict.
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
-        self.metrics: ClassificationMetrics | None = None  # needs the number of classes: see configure_model
-        self.results: dict[str, Any] = {}  # of the last evaluation
-        self.config: dict[str, Any] | None = None  # the command line's whole configuration, for the checkpoint
-        self.compiled_forward: Any = None
+        self.metrics: ClassificationMetrics  # created in configure_model, when the number of classes is known
+        self.results: dict[str, Any] = {}  # metrics of the last evaluation
+        self.config: dict[str, Any] | None = None  # resolved configuration of the command line, for the checkpoint
+        self.compiled_forward: Callable[[Tensor], Tensor] | None = None
         self.compiled_shape: tuple[int, ...] | None = None
 
-    # ------------------------------------------------------------------------------------ network
+    # ------------------------------------------------------------------------------------ model
     @property
     def class_names(self) -> list[str]:
-        """A name for each class."""
-        return self.hparams.class_names or [str(i) for i in range(self.hparams.num_classes or 0)]
+        """Name of each class; its index if the class has no name."""
+        return self.hparams["class_names"] or [str(i) for i in range(self.hparams["num_classes"] or 0)]
 
     @property
-    def _trainer_is_attached(self) -> bool:
-        """Whether there is a Trainer: not after `load_from_checkpoint`."""
+    def _has_trainer(self) -> bool:
+        """Whether a Trainer is attached; False after `load_from_checkpoint`."""
         with suppress(RuntimeError):
             return self.trainer is not None
         return False
 
     @property
     def datamodule(self) -> ImageDataModule | None:
-        """The data of the running Trainer; None without one, or if it was given plain loaders."""
-        data = getattr(self.trainer, "datamodule", None) if self._trainer_is_attached else None
+        """Data module of the Trainer; None without a Trainer, or if it was given data loaders instead."""
+        data = getattr(self.trainer, "datamodule", None) if self._has_trainer else None
         return data if isinstance(data, ImageDataModule) else None
 
+    @override
     def configure_model(self) -> None:
-        """Gives the backbone a head for the classes, and its pretrained weights.
+        """Replaces the head if the number of classes differs, and loads pretrained weights.
 
-        Lightning calls this when the data is known, before it restores a checkpoint.
+        Lightning calls this hook after the data module's `setup` and before it restores a checkpoint.
         """
-        fresh = self._trainer_is_attached and self.trainer.ckpt_path is None
         hparams = self.hparams
-        # From the data, else as given, else as many as the backbone has.
-        hparams.class_names, hparams.num_classes = resolve_classes(
-            self.datamodule, hparams.class_names, hparams.num_classes, rename=fresh and self.trainer.training
+        no_checkpoint = self._has_trainer and self.trainer.ckpt_path is None
+        # Classes of the data, else the given ones; without either, the backbone keeps its number of classes.
+        rename = no_checkpoint and self.trainer.training
+        hparams["class_names"], hparams["num_classes"] = resolve_classes(
+            self.datamodule, hparams["class_names"], hparams["num_classes"], rename
         )
-        if self.metrics is not None:
+        if hasattr(self, "metrics"):  # configured by an earlier call
             return
-        num_classes = hparams.num_classes or len(find_classifier(self.backbone)[1].weight)
-        with seeded_rng(torch.initial_seed(), torch_only=True):  # the same on any number of processes
+        num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
+        with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
             reset_classifier(self.backbone, num_classes)
-        if hparams.channels_last:
+        if hparams["channels_last"]:
             self.backbone.to(memory_format=torch.channels_last)
         self.metrics = ClassificationMetrics(num_classes)
-        if fresh and self.weights is not None:
+        if no_checkpoint and self.weights is not None:
             rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights))
-        if fresh and self.datamodule is not None:
+        if no_checkpoint and self.datamodule is not None:
             self.normalize.set(*self.datamodule.normalization())
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
-        """Images `(N, 3, H, W)`, uint8 or float in [0, 1], to logits `(N, num_classes)`."""
+        """Computes logits `(N, num_classes)` of images `(N, 3, H, W)`, uint8 or float in [0, 1]."""
         images = self.normalize(images)
-        if self.hparams.channels_last:
+        if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.training and images.shape == self.compiled_shape:
+        if self.compiled_forward is not None and self.training and images.shape == self.compiled_shape:
             return self.compiled_forward(images)
         return self.backbone(images)
 
     # ------------------------------------------------------------------------------------ training
+    @override
     def configure_callbacks(self) -> list[Callback]:
-        """What every training has, from Python too; the command line adds more, see `cli/parser.py`."""
+        """Callbacks of every training, from Python too; the command line adds those of `cli/parser.py`."""
         return [TrainLog(), StopOnNaN()]
 
+    @override
     def on_fit_start(self) -> None:
-        """Compiles the backbone for training batches; evaluation, and batches of another shape, run eagerly."""
-        if self.hparams.compile and self.datamodule is not None and self.compiled_forward is None:
+        """Compiles the backbone for training batches; evaluation and batches of another shape run uncompiled."""
+        if self.hparams["compile"] and self.datamodule is not None and self.compiled_forward is None:
             self.compiled_forward = torch.compile(self.backbone.forward, dynamic=False)
             self.compiled_shape = self.datamodule.batch_shape
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the loss; labels are `(N,)`, or `(N, num_classes)` shares after MixUp.
+        """Returns `loss` and `logits` of a batch; labels are `(N,)`, or `(N, num_classes)` probabilities after MixUp.
 
-        `TrainLog` logs `train/loss` and, from the logits, `train/top1` every `log_every_n_steps` steps: `self.log` in
-        every step costs more than the step of a small network.
+        The callback `TrainLog` logs `train/loss` and `train/top1` every `log_every_n_steps` steps. `self.log` in every
+        step would take longer than the step of a small model.
         """
         logits = self(batch.images)
         return {"loss": self.criterion(logits, batch.labels), "logits": logits.detach()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer of the configuration, and the schedule, which makes a step after every optimizer step."""
-        optimizer = make_optimizer(self.optimizer, self, self.hparams.decay_norm_and_bias)
-        if self.hparams.base_batch_size is not None:
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Returns the optimizer, and the schedule, which is updated after every optimizer step."""
+        optimizer = make_optimizer(self.optimizer, self, self.hparams["decay_norm_and_bias"])
+        if base_batch_size := self.hparams["base_batch_size"]:
             for group in optimizer.param_groups:
-                group["lr"] *= self.effective_batch_size / self.hparams.base_batch_size
+                group["lr"] *= self.effective_batch_size / base_batch_size
         scheduler = make_scheduler(optimizer, self.schedule, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
     def effective_batch_size(self) -> int:
-        """Images behind one optimizer step: over processes and accumulated batches."""
+        """Images per optimizer step: batch size × processes × accumulated batches."""
+        if self.datamodule is None:
+            raise UserError("model.base_batch_size needs an ImageDataModule\npass `datamodule=` to `Trainer.fit`")
         return self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------------------ evaluation
     def probabilities(self, batch: Batch) -> Tensor:
-        """`(N, num_classes)`; with test-time augmentation the mean over the views of each image."""
+        """Class probabilities `(N, num_classes)`; with test-time augmentation, the mean over the views of an image."""
         return predict_with_tta(self, batch.images, len(batch.labels))
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Updates the metrics."""
         probabilities = self.probabilities(batch)
         self.metrics.update(probabilities, batch.labels)
         return {"probabilities": probabilities}
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Updates the metrics."""
         return self.validation_step(batch, batch_idx)
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `probabilities` `(N, num_classes)`, `labels` and `indices` `(N,)`."""
+        """Returns `probabilities` `(N, num_classes)`, `labels` `(N,)` and `indices` `(N,)`."""
         return {"probabilities": self.probabilities(batch), "labels": batch.labels, "indices": batch.indices}
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics; the schedule `plateau` follows top-1."""
+        """Logs the validation metrics, and reports top-1 to the schedule for `plateau`."""
         self._log_metrics("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
-                if isinstance(scheduler, ScheduledLR):
-                    scheduler.update_plateau(self.results["top1"])
+            for config in self.trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, ScheduledLR):
+                    config.scheduler.update_plateau(self.results["top1"])
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """Logs the test metrics."""
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        """Logs every number that `ClassificationMetrics.compute` returns: add a metric there."""
+        """Logs every float that `ClassificationMetrics.compute` returns; add a metric there."""
         self.results = self.metrics.compute()
         self.metrics.reset()
         for name, value in self.results.items():
@@ -205,8 +221,9 @@ class ImageClassifier(LightningModule):
                 self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
 
     # ------------------------------------------------------------------------------------ checkpoints
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint self-contained: configuration, classes, splits and versions, all plain types."""
+        """Adds the configuration, classes, splits and versions, as plain types: the checkpoint is self-contained."""
         data = self.datamodule
         checkpoint[ckpt.METADATA_KEY] = ckpt.build_metadata(
             self.config, data.provenance() if data is not None else None

@@ -1,11 +1,13 @@
-"""The command line and its configuration files, as far as they can be read without torch."""
+"""Parses the command line and its YAML files before torch is imported."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -13,23 +15,53 @@ from resnet_pl import run_dir
 from resnet_pl._renamed import upgrade_config
 from resnet_pl.utils import UserError, shell_command, similar
 
+if TYPE_CHECKING:
+    from yaml import SafeLoader
+else:
+    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Options of other training scripts, and what to use here. A value is appended where the option here takes the same one.
+OTHER_OPTIONS = {
+    **dict.fromkeys(["epochs", "num_epochs", "max_epochs"], "--trainer.max_epochs"),
+    **dict.fromkeys(["lr", "learning_rate"], "--model.optimizer.lr"),
+    **dict.fromkeys(["weight_decay", "wd"], "--model.optimizer.weight_decay"),
+    **dict.fromkeys(["batch_size", "batch", "bs"], "--data.batch_size"),
+    **dict.fromkeys(["imgsz", "img_size", "image_size"], "--data.image_size"),
+    **dict.fromkeys(["workers", "num_workers"], "--data.num_workers"),
+    **dict.fromkeys(["data.path", "data.dir", "data_dir", "data_path", "root"], "--data.root"),
+    **dict.fromkeys(["devices", "gpus"], "--trainer.devices"),
+    **dict.fromkeys(["arch", "backbone"], "--model.backbone"),
+    "momentum": "--model.optimizer.momentum",
+    "optimizer": "--model.optimizer",
+    "seed": "--seed_everything",
+}
+# The same for options that take another value here, or none.
+OTHER_SWITCHES = {
+    "device": "--trainer.accelerator gpu --trainer.devices 1, or --trainer.accelerator cpu",
+    "resume": "--ckpt_path last",
+    **dict.fromkeys(["pretrained", "weights"], "--model.weights, such as --model.weights IMAGENET1K_V1"),
+    **dict.fromkeys(["amp", "fp16"], "--trainer.precision 16-mixed, or bf16-mixed"),
+}
+CLASS_HELP = re.compile(r"--([\w.]+)\.help(?:=(.*))?")
+
 
 class CommandLine:
-    """What the command line asks for, as far as it can be known without torch.
+    """Arguments, configuration files and checkpoint of a subcommand.
 
     Args:
         args: arguments, the subcommand first.
 
     Raises:
-        UserError: a file that is missing or not YAML, or an option that is gone.
+        UserError: a file is missing or not YAML, or an option is unknown, removed or missing.
 
     Attributes:
         args: the arguments.
-        subcommand: the first of them.
-        help: whether the options are asked for.
-        checkpoint: the file behind `--ckpt_path`, `best` and `last` resolved.
+        subcommand: the first argument.
+        help: whether `--help` is given.
+        class_help: key and class name of `--KEY.help NAME`, with an empty name for `--KEY.help`; None without it.
+        checkpoint: the file behind `--ckpt_path`, with `best` and `last` resolved.
         files: the configuration files, in order.
-        options: the other arguments; they win over the files wherever they stand.
+        options: the other arguments. They override the files, in whatever order they are given.
     """
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -37,20 +69,24 @@ class CommandLine:
         self.checkpoint: Path | None = None
         self.files, self.options = split_option(args[1:], "--config", "-c")
         self.help = bool({"-h", "--help"} & set(args))
-        if self.help:
+        self.class_help = _class_help(self.options)
+        if self.help or self.class_help:
             return
+        _check_options(self.options)
         self._settings: dict[str, Any] = {}
         for path in self.files:
             self._settings = _deep_merge(self._settings, read_config(Path(path)))
         self.checkpoint = self._find_checkpoint(self.get("ckpt_path") or self._given("ensemble"))
+        if self.subcommand == "fit" and self.checkpoint is None and not self.files:
+            _check_not_bare(self.options)
 
     def _given(self, key: str) -> str | None:
-        """The value of a dotted key on the command line, the last where there are several."""
+        """The value of a dotted key on the command line, the last one if it is given several times."""
         values, _ = split_option(self.options, f"--{key}")
         return values[-1] if values else None
 
     def get(self, key: str) -> Any:
-        """The value of a dotted key: the command line's, else the configuration files'."""
+        """Returns the value of a dotted key, from the command line or else from the configuration files."""
         if (given := self._given(key)) is not None:
             return given
         value: Any = self._settings
@@ -67,49 +103,54 @@ class CommandLine:
             return run_dir.find_checkpoint(path, root, None if name is None else str(name), order)
         if self.subcommand == "fit":
             return run_dir.find_interrupted_run(root, str(name or "resnet"), shell_command(self.args))
-        # Published weights are evaluated without a checkpoint of ours.
+        # Published weights are evaluated without a checkpoint.
         if self.get("model.weights"):
             return None
         raise UserError(
             f"{self.subcommand} needs a checkpoint\n"
-            "give --ckpt_path PATH, or --ckpt_path best for the best of the newest run"
+            "give --ckpt_path PATH, or --ckpt_path best for the best checkpoint of the newest run"
         )
 
     @property
     def data_class(self) -> str:
-        """The last word of the data module's name, empty where none is given."""
+        """The data module's class name without its module, empty if none is given."""
         data = self._given("data.class_path") or self.get("data")
         # `--data data.yaml` names a file with the section.
         return run_dir.class_name(read_config(Path(data)) if isinstance(data, str) and Path(data).is_file() else data)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Refuses a duplicate key: YAML's readers drop the first without a word."""
+class _Loader(SafeLoader):
+    """YAML loader that rejects duplicate keys, of which PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """See yaml's SafeConstructor."""
+        """Raises ConstructorError at a duplicate key."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                problem = f"{key.value} is there twice"
+                problem = f"duplicate key {key.value}"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a configuration file; raises UserError where it is missing or no YAML mapping, and says where."""
+    """Reads a configuration file.
+
+    Raises:
+        UserError: the file is missing, or is not a YAML mapping; the message has the line.
+    """
     if not path.is_file():
         others = [str(other) for other in Path("configs").rglob("*.yaml")]
         near = similar(str(path), others)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(others)) or 'none in configs/'}"
-        raise UserError(f"there is no configuration file {path}\n{hint}")
+        available = ", ".join(sorted(str(other) for other in Path("configs").glob("*.yaml")))
+        hint = f"did you mean {near[0]}?" if near else f"available: {available or 'none in configs/'}"
+        raise UserError(f"configuration file not found: {path}\n{hint}")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        # A character that YAML does not allow is described in several lines.
+        # PyYAML describes a forbidden character in several lines.
         what = " ".join(str(getattr(error, "problem", error)).split())
         raise UserError(f"{path} is not valid YAML\n{where}{what}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -119,7 +160,7 @@ def read_config(path: Path) -> dict[str, Any]:
     sections = {key: (config or {}).get(key, {}) for key in ("model", "trainer", "checkpoint", "dashboard")}
     sections["model.schedule"] = run_dir.get_init_args(sections["model"]).get("schedule", {})
     for key, section in sections.items():
-        # The parser would ignore it without a word; text is the name of a file.
+        # The parser would silently ignore it. A string is the name of a file.
         if not isinstance(section, dict | str):
             raise UserError(f"{path}: {key} must hold keys and values\nremove it if there are none")
     upgrade_config(config or {}, str(path), hint=True)
@@ -127,7 +168,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
-    """The values of an option that has these names, and all other arguments, each in their order."""
+    """Extracts all values of one option.
+
+    Args:
+        args: the arguments.
+        names: names of the option, such as `--config` and `-c`.
+
+    Returns:
+        The values and the remaining arguments, both in order.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(*names, action="append", default=[], dest="values")
     try:
@@ -137,8 +186,48 @@ def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]
     return given.values, others
 
 
+def _class_help(options: Sequence[str]) -> tuple[str, str] | None:
+    """Key and class name of `--KEY.help NAME`."""
+    for option, following in pairwise([*options, "-"]):
+        if match := CLASS_HELP.fullmatch(option):
+            name = match[2] or ("" if following.startswith("-") else following)
+            return match[1].replace(".init_args", ""), name
+    return None
+
+
+def _check_options(options: Sequence[str]) -> None:
+    """Answers options of other training scripts with the option to use here."""
+    for option, following in pairwise([*options, "-"]):
+        name, _, value = option.partition("=")
+        if not name.startswith("--"):
+            continue
+        value = value or ("" if following.startswith("-") else following)
+        key = name.removeprefix("--").replace("-", "_")
+        if instead := OTHER_OPTIONS.get(key):
+            raise UserError(f"unknown option {name}\nuse {f'{instead} {value}'.rstrip()}")
+        if instead := OTHER_SWITCHES.get(key):
+            raise UserError(f"unknown option {name}\nuse {instead}")
+        if key == "data" and ("/" in value or Path(value).is_dir()) and value and not Path(value).is_file():
+            raise UserError(f"--data: {value} is not a data module\nuse --data ImageFolder --data.root {value}")
+
+
+def _check_not_bare(options: Sequence[str]) -> None:
+    """Names the configurations to start from if neither data nor a model is given."""
+    names = [option.partition("=")[0] for option in options]
+    if any(name in ("--data", "--data.class_path", "--print_config") or name.startswith("--model") for name in names):
+        return
+    configs = sorted(str(path) for path in Path("configs").glob("*.yaml"))
+    own = str(Path("configs/folder.yaml"))
+    if own in configs:
+        configs.remove(own)
+        configs.insert(0, f"{own} (your own images)")
+    example = "give --config FILE, or --data ImageFolder --data.root FOLDER --model.backbone resnet18"
+    hint = f"start from --config {', '.join(configs)}" if configs else example
+    raise UserError(f"fit needs a configuration\n{hint}")
+
+
 def _deep_merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Both mappings, the upper one winning key by key."""
+    """Merges two mappings key by key; `upper` wins."""
     both = {
         key: _deep_merge(lower[key], upper[key])
         for key in lower.keys() & upper.keys()

@@ -1,4 +1,4 @@
-"""How jsonargparse reads our configurations: short names of networks, names of earlier versions, short messages."""
+"""Settings of jsonargparse: short names of networks, names of earlier versions, and short error messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pydoc import locate
 from typing import Any
 
+import torchvision
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 from lightning.pytorch import Callback
@@ -18,33 +19,48 @@ from resnet_pl import models
 from resnet_pl._renamed import upgrade_config, upgrade_value
 from resnet_pl.data import BatchTransform, Crop, ImageDataModule
 from resnet_pl.run_dir import to_yaml
-from resnet_pl.utils import similar
+from resnet_pl.utils import UserError, similar
 
-# jsonargparse's name for the way configurations are read here.
+# Name of the loader and dumper that are registered below.
 PARSER_MODE = "resnet_pl"
 
-
-# What can be named by its last word alone.
+# Classes that can be given by their name, without the module.
 NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer)
 
-# What jsonargparse puts around the lines that matter.
+# Lines of jsonargparse's messages that are dropped.
 WRAPPING = (
     "Does not validate", "Subtypes:", "Errors:", "Given value", "Problem with given class_path", "Expected a path",
-    "Expected a <class 'NoneType'>", "Not a valid subclass", "Subclass types", "a class path", "a dict with",
+    "Expected a <class 'NoneType'>", "Expected a <class 'collections.abc.Iterable'>", "Not a valid subclass",
+    "Subclass types", "a class path", "a dict with",
 )  # fmt: skip
 KEY = re.compile(r'Parser key "([\w.+]+)":?')
-UNKNOWN_OPTION = re.compile(r"(?:[Oo]ption '(?:init_args\.)?|[Kk]ey '|unrecognized arguments: --)([\w.]+)")
+UNKNOWN_OPTION = re.compile(r"(?:[Oo]ption '(?:init_args\.)?|[Kk]ey '|unrecognized arguments: --)([\w.-]+)")
 CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
+# The wrong value itself, without the values around it.
+VALUES = (
+    re.compile(r"(?:Given|Got) value: (?!NestedArg|Namespace|[\[{])(.*?)(?:\. Got value: .*)?$", re.MULTILINE),
+    re.compile(r"Given value: NestedArg\(key='.*', val='(.*)'\)"),
+    re.compile(r"Not of type \w+: (\S+) does not conform"),
+    re.compile(r"Not of type \w+: .*: '(.*)'"),
+)
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+# Types with a range, in messages.
+RANGES = {
+    "PositiveInt": "int > 0",
+    "NonNegativeInt": "int >= 0",
+    "PositiveFloat": "float > 0",
+    "NonNegativeFloat": "float >= 0",
+    "UnitInterval": "float >= 0 and < 1",
+}
 
 
 def full_name(name: Any) -> Any:
-    """The path of one of our networks, which are functions: jsonargparse finds only classes by their name alone."""
+    """Returns the import path of a network of this package; jsonargparse resolves short names of classes only."""
     return f"resnet_pl.models.{name}" if isinstance(name, str) and name in models.NETWORKS else name
 
 
 def _expand(value: Any, key: str = "") -> Any:
-    """Writes the names of our networks in full, wherever a backbone or a class is named."""
+    """Replaces short names of networks by import paths, in `backbone` and `class_path`."""
     if isinstance(value, dict):
         return {name: _expand(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -65,12 +81,21 @@ set_dumper(PARSER_MODE, to_yaml)
 
 
 def expand_arguments(args: Sequence[str]) -> list[str]:
-    """A command line with today's class paths, and the names of our networks in full: `--model.backbone resnet50`."""
+    """Replaces class paths of earlier versions, and short names of networks by import paths.
+
+    Args:
+        args: the options, such as `--model.backbone resnet50`.
+
+    Raises:
+        UserError: `--model` names a network, which is a backbone.
+    """
     expanded: list[str] = []
     for word in args:
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         named = key if equals else expanded[-1] if expanded else ""
         value = upgrade_value(value, named.rpartition(".")[2].rstrip("+"))
+        if named == "--model" and value in models.NETWORKS:
+            raise UserError(f"--model: {value} is a backbone\nuse --model.backbone {value}")
         if named.endswith((".backbone", "--backbone", ".class_path")):
             value = full_name(value)
         expanded.append(f"{key}{equals}{value}")
@@ -79,40 +104,84 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
 
 # ---------------------------------------------------------------------------------------- messages
 def parser_message(message: str, options: Iterable[str] = ()) -> str:
-    """What jsonargparse says of a wrong command line or configuration: the key, and the lines that matter.
+    """Shortens a message of jsonargparse to the key, the value and what is wrong.
 
     Args:
-        message: its message, of any length.
-        options: the options of the command line, for a suggestion.
+        message: the message, of any length.
+        options: the options of the command line, for suggestions.
     """
     key = ".".join(dict.fromkeys(KEY.findall(message)))
     lines = [KEY.sub("", line).strip().removeprefix("- ") for line in message.splitlines()]
-    # Of what a class for a callable is given, one line says everything, the whole value at its end.
+    # A class for a callable is described in one line, with the complete value at its end.
     lines = [line.rpartition("callable class:")[2].partition(". Got value: Namespace")[0].strip() for line in lines]
     lines = [line for line in lines if line and not line.startswith(WRAPPING)]
     lines = list(dict.fromkeys(lines)) or [message.partition("\n")[0]]
-    hint = ""
-    if found := UNKNOWN_OPTION.search(message):
-        before, rest = message[: found.start()], message[found.start() :].partition("\n")[0]
-        owner = CLASS_PATH.findall(rest)[:1] or CLASS_PATH.findall(before)
-        known = arguments_of(owner[-1]) if owner else [option.rpartition(".")[2] for option in options]
-        hint = _near(found[1], known)
-    elif all(unknown := [UNKNOWN_CLASS.match(line) for line in lines]):
-        name = unknown[0][1]
-        names = [cls.__name__ for base in NAMEABLE for cls in _subclasses(base)]
-        lines = [f"there is no {name}"]
-        hint = _near(name, [*names, *models.NETWORKS]) or "\ngive the full path, such as package.module.Class"
-    what = "\n".join(lines[:2])
-    return f"{key}: {what}{hint}" if key else f"{what}{hint}"
+    if match := UNKNOWN_OPTION.search(message):
+        text = _unknown_option(message, match, list(options))
+    elif match := re.match("unrecognized arguments: (.*)", lines[0]):
+        text = f"unexpected argument {match[1]}"
+    elif match := re.match("the following arguments are required: (.*)", lines[0]):
+        return ", ".join(f"{key}.{name}" if key else name for name in match[1].split(", ")) + ": required"
+    elif unknown := _unknown_class(lines):
+        text = unknown
+    elif expected := _expected(lines):
+        value = next((match[1] for pattern in VALUES if (match := pattern.search(message))), "")
+        text = f"{value} is not valid, expected {expected}" if value else f"expected {expected}"
+    else:
+        text = "\n".join(lines[:2])
+    return f"{key}: {text}" if key else text
+
+
+def _unknown_option(message: str, match: re.Match[str], options: list[str]) -> str:
+    """The message for an unknown option, with the most similar one of the class or of the command line."""
+    group = re.search(r"Group '([\w.]+)' does not accept", message)
+    name = f"{group[1]}.{match[1]}" if group else match[1]
+    before, after = message[: match.start()], message[match.start() :].partition("\n")[0]
+    if owner := CLASS_PATH.findall(after)[:1] or CLASS_PATH.findall(before):
+        near = similar(name.rpartition(".")[2], [each for each in arguments_of(owner[-1]) if not each.startswith("_")])
+    else:
+        known = {option.rpartition(".")[2]: option for option in reversed(options)}
+        near = similar(name, options) or [known[word] for word in similar(name.rpartition(".")[2], known)]
+    dashes = "--" if after.startswith("unrecognized") and not owner else ""
+    return f"unknown option {dashes}{name}" + (f", did you mean {dashes}{near[0]}?" if near else "")
+
+
+def _unknown_class(lines: list[str]) -> str:
+    """The message for a name without a class, with the most similar name; empty for any other error."""
+    unknown = [match[1] for line in lines if (match := UNKNOWN_CLASS.match(line))]
+    if len(unknown) < len(lines):
+        return ""
+    names = [cls.__name__ for base in NAMEABLE for cls in _subclasses(base) if not cls.__name__.startswith("_")]
+    near = similar(unknown[0].rpartition(".")[2], [*names, *models.NETWORKS])
+    if unknown[0] in torchvision.models.list_models(module=torchvision.models):
+        near = [f"torchvision.models.{unknown[0]}"]
+    hint = f", did you mean {near[0]}?" if near else "\ngive the import path, such as package.module.Class"
+    return f"unknown class {unknown[0]}{hint}"
+
+
+def _expected(lines: list[str]) -> str:
+    """The accepted types and values, if every line is about one of them; else empty."""
+    types: list[str] = []
+    for line in lines:
+        if match := re.match(r"Expected a <class '(?:\w+\.)*(\w+)'>", line):
+            types.append(match[1])
+        elif match := re.match(r"Expected a typing\.Literal\[(.*?)\]", line):
+            types += [value.strip("' ") for value in match[1].split(",")]
+        elif match := re.match(r"Not of type (\w+): ", line):
+            types.append(RANGES.get(match[1], match[1]))
+        elif not UNKNOWN_CLASS.match(line):
+            return ""
+    *others, last = dict.fromkeys(types) or [""]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def arguments_of(class_path: str) -> list[str]:
-    """Names of the arguments of a class, those of its parents included, or of a function."""
+    """Returns the names of the arguments of a class, with those of its base classes, or of a function."""
     if not callable(named := locate(class_path)):
         return []
     found = list(inspect.signature(named).parameters)
     if not isinstance(named, type) and "kwargs" in found:
-        # A function that passes on its arguments, to the class it returns.
+        # A function that passes its arguments to the class it returns.
         named = inspect.signature(named, eval_str=True).return_annotation
     for owner in getattr(named, "__mro__", ()):
         found += inspect.signature(owner.__init__).parameters
@@ -123,8 +192,3 @@ def _subclasses(base: type) -> Iterable[type]:
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    near = similar(word.rpartition(".")[2], [name for name in known if not name.startswith("_")])
-    return f", did you mean {near[0]}?" if near else ""

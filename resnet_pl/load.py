@@ -1,4 +1,4 @@
-"""From a configuration or a checkpoint to a network and its data, without a Trainer."""
+"""Builds a model and its data module from a configuration or a checkpoint, without a Trainer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.config import PARSER_MODE, expand_arguments
 from resnet_pl.data import ImageDataModule
@@ -21,7 +22,10 @@ from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
 
 @contextmanager
 def config_file(config: Mapping[str, Any]) -> Iterator[str]:
-    """Gives the name of a temporary YAML file: only `--config` merges the arguments of classes."""
+    """Writes a configuration to a temporary YAML file and yields its name.
+
+    Only files given with `--config` are merged argument by argument where they name the same class.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.yaml"
         path.write_text(to_yaml(dict(config)), encoding="utf-8")
@@ -29,36 +33,35 @@ def config_file(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def build(config: Mapping[str, Any], options: Sequence[str] = ()) -> tuple[ImageClassifier, ImageDataModule]:
-    """Builds the network and the data of a configuration.
+    """Returns the model and the data module of a configuration.
 
     Args:
-        config: with `model` and `data`, each with a `class_path`.
-        options: command-line options that win over it, such as `--data.root=elsewhere`.
+        config: configuration with the sections `model` and `data`, each with a `class_path`.
+        options: command-line options that take precedence, such as `--data.root=elsewhere`.
     """
     parser = ArgumentParser(exit_on_error=False, parser_mode=PARSER_MODE)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
     with config_file({key: config[key] for key in ("model", "data") if key in config}) as file:
-        # In a context of its own: jsonargparse would keep what it has built alive.
-        built = copy_context().run(
-            lambda: parser.instantiate_classes(parser.parse_args(["--config", file, *expand_arguments(options)]))
-        )
-    return built.model, built.data
+        # In a separate context: jsonargparse keeps references to the objects in context variables.
+        args = ["--config", file, *expand_arguments(upgrade_arguments(options))]
+        objects = copy_context().run(lambda: parser.instantiate_classes(parser.parse_args(args)))
+    return objects["model"], objects["data"]
 
 
 def load_run(
     path: str | Path, data: Mapping[str, Any] | None = None, options: Sequence[str] = ()
 ) -> tuple[ImageClassifier, ImageDataModule]:
-    """Loads the network of a checkpoint, in evaluation mode, and its data with the checkpoint's splits.
+    """Loads the model of a checkpoint, in evaluation mode, and its data module with the checkpoint's splits.
 
     Args:
-        path: a checkpoint, a run folder, `best` or `last`.
-        data: arguments of the data module that win over the checkpoint's, such as `{"root": "elsewhere"}`.
-        options: the same as command-line options, `--data.root=elsewhere`.
+        path: checkpoint, run folder, `best` or `last`.
+        data: arguments of the data module that replace the checkpoint's, such as `{"root": "elsewhere"}`.
+        options: the same as command-line options, such as `--data.root=elsewhere`.
 
     Raises:
-        UserError: there is no such checkpoint, or its data is not there.
+        UserError: the checkpoint or its data was not found.
     """
     file = find_checkpoint(path)
     checkpoint = ckpt.read(file)

@@ -1,4 +1,4 @@
-"""Parameter groups, and learning rate schedules in epochs, iterations or parts of the run."""
+"""Optimizers with parameter groups, and learning rate schedules in epochs, iterations or fractions of the run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from resnet_pl.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from resnet_pl.utils import UserError
@@ -20,16 +21,16 @@ from resnet_pl.utils import UserError
 
 @dataclass
 class Schedule:
-    """The learning rate over a run, as a share of the optimizer's own `lr`; it changes after every optimizer step.
+    """Learning rate schedule: a factor of the optimizer's `lr`, updated after every optimizer step.
 
     Args:
-        shape: `cosine` falls to zero at the end; `step` is multiplied by `factor` at each milestone; `plateau` is
-            multiplied by `factor` when validation top-1 has not improved for `patience` validations; or `constant`.
-        unit: what `warmup` and `milestones` are counted in; `run` means parts of the run, from 0 to 1.
-        warmup: length of the linear rise from zero at the start.
-        milestones: when `step` falls.
-        factor: what the rate is multiplied by at each fall of `step` and `plateau`.
-        patience: validations without improvement before `plateau` falls.
+        shape: `cosine` decays to zero at the end of the run; `step` multiplies by `factor` at each milestone; `plateau`
+            multiplies by `factor` when validation top-1 has not improved for `patience` validations; `constant`.
+        unit: unit of `warmup` and `milestones`; `run` means fractions of the run, from 0 to 1.
+        warmup: length of the linear warm-up from zero. Milestones are unaffected by it.
+        milestones: when `step` decays the learning rate.
+        factor: factor of each decay of `step` and `plateau`.
+        patience: number of validations without improvement after which `plateau` decays the learning rate.
     """
 
     shape: Literal["cosine", "step", "plateau", "constant"] = "cosine"
@@ -41,25 +42,25 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            # jsonargparse takes null for a value of any type.
+            # jsonargparse accepts null for any type.
             if value is None:
                 raise ValueError(f"model.schedule.{name} is null\nremove it to use the default")
 
 
 class ScheduledLR(LambdaLR):
-    """Follows a `Schedule`, one step an iteration.
+    """Applies a `Schedule`, one step per optimizer step.
 
-    Its state says how far it has come and nothing of the schedule itself: a run resumes exactly, and one that is
-    continued with more epochs or another learning rate follows these.
+    Its state is the progress only, not the schedule: a run resumes exactly, and a run that is resumed with more epochs
+    or another learning rate uses the new ones.
 
     Args:
-        optimizer: its groups' `lr` are the rates that the schedule scales.
-        schedule: what to follow.
-        total_steps: optimizer steps in the whole run; infinite where the run has no set length.
-        steps_per_epoch: optimizer steps in an epoch.
+        optimizer: optimizer whose groups have the base learning rates as `lr`.
+        schedule: shape, warm-up and milestones.
+        total_steps: optimizer steps of the run; infinite if the run has no fixed length.
+        steps_per_epoch: optimizer steps per epoch.
 
     Raises:
-        UserError: a cosine or parts of a run without a length, or milestones that are missing or out of order.
+        UserError: `cosine` or the unit `run` without a fixed length, or milestones that are missing or not ascending.
     """
 
     STATE = ("last_epoch", "num_decays", "best", "num_bad_validations")
@@ -70,54 +71,57 @@ class ScheduledLR(LambdaLR):
         self.total_steps = total_steps
         self.num_decays, self.best, self.num_bad_validations = 0, -math.inf, 0
         if (self.shape == "cosine" or schedule.unit == "run") and not math.isfinite(total_steps):
-            what = "shape: cosine" if self.shape == "cosine" else "unit: run"
+            option = "shape: cosine" if self.shape == "cosine" else "unit: run"
             raise UserError(
-                f"model.schedule.{what} needs to know how long the run is\n"
-                "set --trainer.max_epochs or --trainer.max_steps, or choose another"
+                f"model.schedule.{option} needs a run of fixed length\n"
+                "set --trainer.max_epochs or --trainer.max_steps, or choose another schedule"
             )
-        # Rounded, for 0.7 of 10 steps is 7.000000000000001 in floating point, one step late.
+        # Rounded: 0.7 * 10 steps is 7.000000000000001 in floating point, which would decay one step late.
         self.warmup = round(schedule.warmup * scale, 6)
         self.milestones = [round(milestone * scale, 6) for milestone in schedule.milestones]
         if self.shape == "step" and (not self.milestones or self.milestones != sorted(self.milestones)):
             raise UserError(
-                f"model.schedule.milestones: {schedule.milestones} must be one or more numbers in rising order "
+                f"model.schedule.milestones: {schedule.milestones} must be one or more ascending numbers "
                 f"({schedule.unit})\nfor example --model.schedule.milestones '[80, 120]'"
             )
         if schedule.unit == "run" and max([schedule.warmup, *schedule.milestones]) > 1:
             raise UserError(
-                f"model.schedule: warmup {schedule.warmup:g} and milestones {schedule.milestones} must be parts of the "
-                "run, from 0 to 1\nset --model.schedule.unit iterations or epochs for other numbers"
+                f"model.schedule: warmup {schedule.warmup:g} and milestones {schedule.milestones} must be fractions of "
+                "the run, from 0 to 1\nset --model.schedule.unit iterations or epochs for other numbers"
             )
         super().__init__(optimizer, self.lr_factor)
 
     def lr_factor(self, step: int) -> float:
-        """What the rate is multiplied by at a step, counted from 0."""
+        """Returns the factor of the base learning rate at an optimizer step, counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         if self.shape == "cosine":
-            done = (step - self.warmup) / max(1, self.total_steps - self.warmup)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            progress = (step - self.warmup) / max(1, self.total_steps - self.warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         if self.shape == "step":
             return self.factor ** bisect_right(self.milestones, step)
         return self.factor**self.num_decays
 
     def update_plateau(self, top1: float) -> None:
-        """Takes the result of a validation; `plateau` falls where it should."""
+        """Records the top-1 of a validation; `plateau` decays the learning rate if its patience is over."""
         if self.shape != "plateau":
             return
-        self.best, self.num_bad_validations = (
-            (top1, 0) if top1 > self.best else (self.best, self.num_bad_validations + 1)
-        )
+        if top1 > self.best:
+            self.best, self.num_bad_validations = top1, 0
+        else:
+            self.num_bad_validations += 1
         if self.num_bad_validations >= self.patience:
             self.num_decays, self.num_bad_validations = self.num_decays + 1, 0
             self._set_lrs()
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Returns the progress as plain numbers."""
         return {name: getattr(self, name) for name in self.STATE}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a state; the optimizer's rates become those of the next step."""
+        """Restores the progress, and sets the learning rates of the next step."""
         self.__dict__.update({name: state_dict[name] for name in self.STATE})
         self._set_lrs()
 
@@ -127,31 +131,38 @@ class ScheduledLR(LambdaLR):
 
 
 def make_scheduler(optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -> ScheduledLR:
-    """The schedule over the run of a Trainer; raises UserError where the run does not allow it."""
-    data = trainer.datamodule
+    """Returns the schedule for the run of a Trainer.
+
+    Raises:
+        UserError: the run does not allow this schedule.
+    """
+    data = getattr(trainer, "datamodule", None)  # Lightning sets it; its class does not declare it
     if schedule.shape == "plateau" and data is not None and "val" not in data.splits:
         raise UserError(
-            "model.schedule.shape: plateau follows the validation, and no images are held out\n"
-            "hold some out with --data.val_split, or choose another shape"
+            "model.schedule.shape: plateau needs a validation split\n"
+            "hold out images with --data.val_split, or choose another shape"
         )
     total = trainer.estimated_stepping_batches
     batches = trainer.num_training_batches
     if math.isinf(batches) and data is not None:
-        # Lightning has not looked at the data where `max_steps` alone ends the run.
+        # With `max_steps` and no `max_epochs` Lightning has not counted the batches of an epoch.
         batches = data.batches_per_epoch
-    # Lightning makes a step at the end of an epoch, however few batches have been accumulated.
+    # Lightning performs an optimizer step at the end of an epoch, even if fewer batches have been accumulated.
     return ScheduledLR(optimizer, schedule, total, math.ceil(batches / trainer.accumulate_grad_batches))
 
 
 def make_optimizer(
     factory: Callable[[list[dict[str, Any]]], Optimizer], model: nn.Module, decay_norm_and_bias: bool
 ) -> Optimizer:
-    """The optimizer of a model, its step fused; raises UserError for an argument that the optimizer refuses.
+    """Returns the optimizer of a model, fused if possible.
 
     Args:
-        factory: makes an optimizer of parameter groups.
+        factory: creates the optimizer for a list of parameter groups.
         model: see `parameter_groups`.
         decay_norm_and_bias: see `parameter_groups`.
+
+    Raises:
+        UserError: the optimizer rejects one of its arguments.
     """
     try:
         optimizer = factory(parameter_groups(model, decay_norm_and_bias))
@@ -162,36 +173,35 @@ def make_optimizer(
 
 
 def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Groups a model's parameters for an optimizer.
+    """Returns parameter groups for an optimizer: one, or two, with and without weight decay.
 
     Args:
-        model: frozen parameters are included, so that they can be trained later in the run.
-        decay_norm_and_bias: whether weight decay applies to everything, as in the paper, or spares normalization
-            layers and biases.
-
-    Returns:
-        One group, or two: those with weight decay and those without.
+        model: model to optimize. Frozen parameters are included, so that they can be unfrozen during the run.
+        decay_norm_and_bias: whether weight decay applies to all parameters, as in the paper, or not to those of
+            normalization layers and to biases.
     """
     parameters = list(model.parameters())
     if decay_norm_and_bias:
         return [{"params": parameters}]
-    # Scales and offsets of normalization layers and all biases are vectors; everything else is not.
-    decayed = [p for p in parameters if p.ndim > 1]
-    spared = [p for p in parameters if p.ndim <= 1]
-    return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    # Biases, and weights and biases of normalization layers, are vectors; all other parameters have more dimensions.
+    decay = [p for p in parameters if p.ndim > 1]
+    no_decay = [p for p in parameters if p.ndim <= 1]
+    return [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Makes a step of SGD, Adam or AdamW one kernel, where the device knows one and no argument says how to step.
+    """Enables the fused implementation of SGD, Adam and AdamW, unless `fused` or `foreach` was set.
 
-    Set in the groups and not given to the constructor: the constructor's makes the optimizer unscale gradients of
-    float16 itself, and Lightning then cannot clip them. SGD's kernel fails where some parameters have a momentum and
-    others have none yet, because they thaw later or a batch did without them: momentum begins as nothing, which makes
-    the same first step, and a group with frozen parameters is not fused.
+    It is set in the parameter groups, not passed to the constructor. With `fused=True` in the constructor the optimizer
+    unscales float16 gradients itself, and Lightning refuses to clip gradients then.
+
+    Fused SGD fails if only some parameters of a group have a momentum buffer, as after unfreezing, or after a step
+    without gradients for some of them. Therefore all buffers are created here, as zeros: the first step is the same.
+    Groups with frozen parameters are not fused.
     """
     for group in optimizer.param_groups if isinstance(optimizer, SGD | Adam | AdamW) else ():
-        unsaid = group["fused"] is None and group["foreach"] is None
-        if not unsaid or group.get("dampening") or not all(map(_supports_fused, group["params"])):
+        chosen_by_user = group["fused"] is not None or group["foreach"] is not None
+        if chosen_by_user or group.get("dampening") or not all(map(_supports_fused, group["params"])):
             continue
         group["fused"] = True
         if group.get("momentum"):

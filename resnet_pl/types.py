@@ -1,11 +1,14 @@
-"""Numbers with a range, checked by jsonargparse and shown in --help; plain int or float to type checkers."""
+"""Types of constructor arguments that jsonargparse and type checkers read differently."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     NonNegativeFloat = PositiveFloat = UnitInterval = float
     NonNegativeInt = PositiveInt = int
 else:
+    # Numbers with a range, checked by jsonargparse and shown in --help.
     from jsonargparse.typing import (
         NonNegativeFloat,
         NonNegativeInt,
@@ -18,4 +21,15 @@ else:
         "UnitInterval", float, [(">=", 0), ("<", 1)], docstring="Float from 0 up to, not including, 1"
     )
 
-__all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval"]
+    class Unpack:
+        """`typing.Unpack` for type checkers, `Any` at run time.
+
+        From typing's own, jsonargparse would take the arguments of `**kwargs: Unpack[Args]` without their defaults and
+        help. Without it, jsonargparse follows `super().__init__(**kwargs)` and finds both there.
+        """
+
+        def __class_getitem__(cls, arguments: object) -> Any:
+            return Any
+
+
+__all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval", "Unpack"]

@@ -1,4 +1,4 @@
-"""Errors a user can cause, progress bars, printing once, and files that are either complete or absent."""
+"""User errors, progress bars, rank-zero printing and atomic file writes."""
 
 import difflib
 import gc
@@ -16,38 +16,38 @@ from typing import Literal
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """An error that the user can fix.
 
-    The message says what is wrong, where (file, key or value) and the way out, in at most two lines;
-    the command line prints it without a traceback and ends with exit code 2.
+    The message has at most two lines: the problem with its place (file, key or value), then the fix. The command line
+    prints it without a traceback and exits with code 2.
     """
 
 
 class DivergenceError(UserError):
-    """Training that has gone wrong; its state is not worth keeping."""
+    """Training diverged (NaN or infinity); its state must not be saved."""
 
 
 def prog_name() -> str:
-    """The command line's name, as it was started."""
-    started = Path(sys.argv[0])
-    if started.stem == "resnet-pl":
+    """Returns the command that started this program: `resnet-pl`, `python -m resnet_pl` or `python cli.py`."""
+    program = Path(sys.argv[0])
+    if program.stem == "resnet-pl":
         return "resnet-pl"
-    return "python -m resnet_pl" if started.parent.name == "resnet_pl" else "python cli.py"
+    return "python -m resnet_pl" if program.parent.name == "resnet_pl" else "python cli.py"
 
 
 @contextmanager
 def progress(
     description: str, total: float | None = None, unit: Literal["items", "bytes"] = "items"
 ) -> Iterator[Callable[[float], None]]:
-    """Shows a bar on stderr while the block runs; silent when stderr is no terminal.
+    """Shows a progress bar on stderr while the block runs; does nothing if stderr is not a terminal.
 
     Args:
-        description: the words before the bar.
-        total: how many units there are to do; None where that is not known.
-        unit: whether the amounts are things or bytes.
+        description: text before the bar.
+        total: amount of work; None if it is unknown.
+        unit: unit of the amounts.
 
     Yields:
-        `advance(amount)`, to be called as the work gets done.
+        `advance(amount)`, to be called with the amount of work done since the last call.
     """
     if not sys.stderr.isatty():
         yield lambda amount: None
@@ -63,40 +63,39 @@ def progress(
         TransferSpeedColumn,
     )
 
-    done = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    # A file name may hold square brackets, which rich would take for markup.
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(), *done, TimeRemainingColumn()]
+    amounts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    # Square brackets in a file name would be markup to rich.
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), *amounts, TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
 
 
 def shell_command(args: Sequence[str]) -> str:
-    """This command with these arguments, as a shell takes it."""
+    """Returns this program with these arguments as a line for a shell."""
     return shlex.join([*prog_name().split(), *args])
 
 
 def run_on_rank_zero(function: Callable[..., object], *args: object) -> None:
-    """Calls a function in one process, however many there are."""
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+    """Calls a function in the process of rank 0 only."""
+    from lightning.pytorch.utilities import rank_zero_only
 
-    if rank_zero_only.rank == 0:
-        function(*args)
+    rank_zero_only(function)(*args)
 
 
 def rank_zero_print(message: str) -> None:
-    """Prints a line, once however many processes there are."""
+    """Prints a message in the process of rank 0 only."""
     run_on_rank_zero(partial(print, flush=True), message)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give an empty file beside `path` to write; it takes the place of `path` when the block ends well.
+    """Writes a file atomically: yields a temporary file that replaces `path` if the block succeeds.
 
-    A reader sees the old file or the new one, never half of one; after an error the old file is untouched.
+    A reader sees either the old or the new content. After an error the old file is unchanged.
 
     Raises:
-        UserError: if nothing can be written at `path`.
+        UserError: `path` cannot be written.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -105,15 +104,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise IsADirectoryError(EISDIR, "it is a folder")
         partial.touch()
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}\nchoose another place") from error
     try:
         yield partial
-        # Without it a power cut can leave the new name with none of the new bytes.
+        # Without fsync the file can be empty after a power failure.
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except Exception as error:
-        # A full disk is reported without the file's name.
+        # The error of a full disk does not contain the file name.
         error.add_note(str(path))
         raise
     finally:
@@ -122,11 +121,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """For the import of torch: Python does not look for garbage meanwhile, nor later in what the import has made.
+    """Pauses garbage collection during the import of torch, and freezes the imported objects.
 
-    Imports make half a million objects that stay. Python would search the growing heap a thousand times, and once more
-    at the end of the process: two of the six seconds of a short command. Worker processes, which begin as copies, share
-    the pages that no search touches. If torch is there already, nothing is changed.
+    The imports create half a million objects that are never freed. Scanning them a thousand times takes two of the six
+    seconds of a short command. Forked workers also share the memory pages that no scan modifies. If torch has been
+    imported before, nothing is changed.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -140,11 +139,11 @@ def gc_paused() -> Iterator[None]:
 
 
 def similar(word: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The most similar of some names, the best first; none where nothing is similar."""
+    """Returns up to `count` known names that are similar to a word, the most similar first."""
     return difflib.get_close_matches(word, list(known), n=count)
 
 
 def shorten_help(text: str) -> str:
-    """Help of jsonargparse without markup, and without lists of known subclasses: hundreds of lines for a network."""
-    text = re.sub(r",\s+known\s+subclasses:[^)]*\)", lambda found: found[0] if len(found[0]) < 400 else ")", text)
+    """Removes markup and long lists of known subclasses (hundreds of lines for a model) from jsonargparse's help."""
+    text = re.sub(r",\s+known\s+subclasses:[^)]*\)", lambda match: match[0] if len(match[0]) < 400 else ")", text)
     return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`|``", r"\1", text)

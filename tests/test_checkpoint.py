@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and that nothing harmful, broken or foreign is taken for one."""
+"""Contents of checkpoints; harmful, damaged and foreign files are refused; writing is atomic."""
 
 import os
 import pickle
@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused(path: Path) -> str:
-    """What is said of a file; that it is named and that two lines do."""
+    """Returns the message for a file: it has two lines and names the file."""
     with pytest.raises(UserError) as error:
         ckpt.read(path)
     message = str(error.value)
@@ -63,23 +63,23 @@ def refused(path: Path) -> str:
 # ------------------------------------------------------------------------------------ contents
 
 
-def test_the_contents_come_back_as_they_were(path):
-    told = ckpt.read(path)[ckpt.METADATA_KEY]
-    assert told["format"] == ckpt.FORMAT
-    assert told["config"] == CONFIG
-    assert told["data"]["splits"] == {"train": ["a/1.jpg"]}
-    assert told["versions"]["resnet_pl"] == resnet_pl.__version__
-    assert told["versions"]["torch"] == str(torch.__version__)
-    assert all(type(version) is str for version in told["versions"].values())
+def test_contents(path):
+    metadata = ckpt.read(path)[ckpt.METADATA_KEY]
+    assert metadata["format"] == ckpt.FORMAT
+    assert metadata["config"] == CONFIG
+    assert metadata["data"]["splits"] == {"train": ["a/1.jpg"]}
+    assert metadata["versions"]["resnet_pl"] == resnet_pl.__version__
+    assert metadata["versions"]["torch"] == str(torch.__version__)
+    assert all(type(version) is str for version in metadata["versions"].values())
 
 
-def test_fit_goes_on_with_everything_and_evaluation_with_net_data_and_precision(path):
-    told = ckpt.read(path)
-    config = ckpt.config_of(told, path, "fit")
+def test_fit_uses_all_of_the_configuration_and_evaluation_a_part(path):
+    checkpoint = ckpt.read(path)
+    config = ckpt.config_of(checkpoint, path, "fit")
     init_args = {**CONFIG["model"], "num_classes": 10, "class_names": list("0123456789")}
     model = {"class_path": "resnet_pl.ImageClassifier", "init_args": init_args}
     assert config == {**CONFIG, "model": model}
-    assert ckpt.config_of(told, path, "test") == {
+    assert ckpt.config_of(checkpoint, path, "test") == {
         "seed_everything": 3,
         "model": model,
         "data": CONFIG["data"],
@@ -87,7 +87,7 @@ def test_fit_goes_on_with_everything_and_evaluation_with_net_data_and_precision(
     }
 
 
-def test_nothing_pretrained_is_fetched_again():
+def test_pretrained_arguments_are_removed():
     init_args = {"weights": "DEFAULT", "weights_backbone": "X", "pretrained": True, "depth": 8}
     model = {"backbone": {"class_path": "torchvision.models.resnet18", "init_args": init_args}, "weights": "a.pth"}
     plain = ckpt.strip_pretrained_args(model)["backbone"]["init_args"]
@@ -96,7 +96,7 @@ def test_nothing_pretrained_is_fetched_again():
     assert ckpt.strip_pretrained_args({"backbone": "resnet18"}) == {"backbone": "resnet18"}
 
 
-def test_arguments_from_python_become_plain():
+def test_hyperparameters_from_python_become_plain():
     arguments = {
         "backbone": cifar_resnet(8, num_classes=3),
         "schedule": Schedule("step", milestones=[1, 2]),
@@ -120,48 +120,48 @@ def test_arguments_from_python_become_plain():
 
 
 def test_a_missing_file(tmp_path):
-    assert "there is no checkpoint" in refused(tmp_path / "gone.ckpt")
+    assert "checkpoint not found" in refused(tmp_path / "gone.ckpt")
 
 
 def test_a_folder(tmp_path):
-    assert "there is no checkpoint" in refused(tmp_path)
+    assert "checkpoint not found" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_a_truncated_file(path, share):
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
+def test_a_truncated_file(path, fraction):
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     message = refused(path)
     assert "truncated" in message
-    assert "there is no good one beside it" in message
+    assert "no other usable checkpoint" in message
 
 
 @pytest.mark.parametrize(
-    ("section", "value", "told"),
+    ("section", "value", "problem"),
     [
-        ("state_dict", None, "its state_dict is not there"),
-        ("state_dict", {"weight": 1}, "its state_dict.weight is a int"),
-        ("global_step", True, "its global_step is a bool"),
-        ("loops", [], "its loops is a list"),
-        (ckpt.METADATA_KEY, {"config": {}}, "its resnet_pl.format is not there"),
-        (ckpt.METADATA_KEY, {"format": 1, "data": "photos"}, "its resnet_pl.data is a str"),
+        ("state_dict", None, "state_dict is missing"),
+        ("state_dict", {"weight": 1}, "state_dict.weight is a int"),
+        ("global_step", True, "global_step is a bool"),
+        ("loops", [], "loops is a list"),
+        (ckpt.METADATA_KEY, {"config": {}}, "resnet_pl.format is missing"),
+        (ckpt.METADATA_KEY, {"format": 1, "data": "photos"}, "resnet_pl.data is a str"),
     ],
 )
-def test_a_sound_file_with_something_else_in_it(path, section, value, told):
+def test_an_intact_file_with_other_types(path, section, value, problem):
     torch.save(content(**{section: value}), path)
-    assert told in refused(path)
+    assert problem in refused(path)
 
 
-@pytest.mark.parametrize("text", ["", "hello, I am no checkpoint\n", "a: 1\n" * 1000])
+@pytest.mark.parametrize("text", ["", "hello, this is not a checkpoint\n", "a: 1\n" * 1000])
 def test_an_empty_file_and_a_text(path, text):
     path.write_text(text)
     assert f"({len(text)} bytes)" in refused(path)
 
 
-def test_the_newest_good_one_beside_it_is_named(path):
-    whole = path.read_bytes()
-    altered = whole.replace(torch.tensor([500.0, 501.0]).numpy().tobytes(), bytes(8))
-    for age, (name, data) in enumerate({"altered": altered, "broken": b"?", "best": whole, "old": whole}.items()):
+def test_the_newest_usable_checkpoint_of_the_folder_is_named(path):
+    intact = path.read_bytes()
+    altered = intact.replace(torch.tensor([500.0, 501.0]).numpy().tobytes(), bytes(8))
+    for age, (name, data) in enumerate({"altered": altered, "broken": b"?", "best": intact, "old": intact}.items()):
         path.with_name(f"{name}.ckpt").write_bytes(data)
         os.utime(path.with_name(f"{name}.ckpt"), (9 - age, 9 - age))
     path.write_bytes(path.read_bytes()[:-9])
@@ -170,27 +170,27 @@ def test_the_newest_good_one_beside_it_is_named(path):
 
 def test_a_flipped_bit_in_a_tensor(path):
     data = bytearray(path.read_bytes())
-    at = data.find(torch.tensor([500.0, 501.0]).numpy().tobytes())
-    data[at] ^= 1
+    position = data.find(torch.tensor([500.0, 501.0]).numpy().tobytes())
+    data[position] ^= 1
     path.write_bytes(data)
-    assert torch.load(path, weights_only=True)["state_dict"]["weight"][500] != 500  # torch does not notice
+    assert torch.load(path, weights_only=True)["state_dict"]["weight"][500] != 500  # torch does not detect it
     assert "is damaged" in refused(path)
 
 
-def test_any_change_is_refused_or_harmless(path):
-    """Bits flipped anywhere, ends cut, stretches overwritten: never another error, never other weights."""
-    good, draw, refusals = path.read_bytes(), random.Random(0), 0
+def test_any_damage_is_refused_or_harmless(path):
+    """Flipped bits, truncated files and overwritten bytes: never another error, never other weights."""
+    good, rng, refusals = path.read_bytes(), random.Random(0), 0
     original = ckpt.read(path)["state_dict"]
     for _ in range(300):
         data = bytearray(good)
-        at = draw.choice([draw.randrange(len(data)), draw.randrange(len(data) - 700, len(data))])
-        kind = draw.randrange(3)
-        if kind == 0:
-            data[at] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            data[at : at + 20] = draw.randbytes(20)
+        position = rng.choice([rng.randrange(len(data)), rng.randrange(len(data) - 700, len(data))])
+        damage = rng.randrange(3)
+        if damage == 0:
+            data[position] ^= 1 << rng.randrange(8)
+        elif damage == 1:
+            data[position : position + 20] = rng.randbytes(20)
         else:
-            del data[at:]
+            del data[position:]
         path.write_bytes(data)
         try:
             found = ckpt.read(path)["state_dict"]
@@ -202,46 +202,45 @@ def test_any_change_is_refused_or_harmless(path):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_nets_weights_alone(tmp_path, nested):
+def test_weights_without_a_checkpoint(tmp_path, nested):
     state = {"fc.weight": torch.ones(2)}
-    torch.save({"state_dict": state} if nested else state, tmp_path / "net.pth")
-    assert f"--model.weights {tmp_path / 'net.pth'}" in refused(tmp_path / "net.pth")
+    torch.save({"state_dict": state} if nested else state, tmp_path / "model.pth")
+    assert f"--model.weights {tmp_path / 'model.pth'}" in refused(tmp_path / "model.pth")
 
 
-class Hostile:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+class Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self.marker),)
 
 
-def test_a_hostile_pickle_is_not_executed(tmp_path):
-    mark = tmp_path / "executed"
-    torch.save(content(hostile=Hostile(mark)), tmp_path / "a.ckpt")
+def test_a_malicious_pickle_is_not_executed(tmp_path):
+    marker = tmp_path / "executed"
+    torch.save(content(malicious=Malicious(marker)), tmp_path / "a.ckpt")
     message = refused(tmp_path / "a.ckpt")
-    assert "which reading would execute" in message
     assert "mkdir" in message
-    assert not mark.exists()
+    assert not marker.exists()
     torch.load(tmp_path / "a.ckpt", weights_only=False)
-    assert mark.exists()  # so it was hostile
+    assert marker.exists()  # so the file was malicious
 
 
-def test_a_hostile_pickle_without_a_zip_around_it(tmp_path):
-    mark = tmp_path / "executed"
-    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(Hostile(mark)))
+def test_a_malicious_pickle_without_a_zip_archive(tmp_path):
+    marker = tmp_path / "executed"
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(Malicious(marker)))
     refused(tmp_path / "a.ckpt")
-    assert not mark.exists()
+    assert not marker.exists()
 
 
-def test_a_zip_of_something_else(tmp_path):
+def test_another_zip_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
         archive.writestr("a.txt", "text")
     refused(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
-def test_another_projects_checkpoint(tmp_path, subcommand):
+def test_a_checkpoint_of_another_project(tmp_path, subcommand):
     other = content()
     del other[ckpt.METADATA_KEY]
     with pytest.raises(UserError, match="not written by this project") as error:
@@ -283,7 +282,7 @@ def test_a_failing_write_leaves_the_old_file(path, monkeypatch, error):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_reader_never_sees_half_a_file(path, monkeypatch):
+def test_a_reader_never_sees_an_incomplete_file(path, monkeypatch):
     save, seen = torch.save, []
 
     def slow(checkpoint: Any, target: Path) -> None:
@@ -296,7 +295,7 @@ def test_a_reader_never_sees_half_a_file(path, monkeypatch):
     assert [*seen, ckpt.read(path)["state_dict"]["bias"].sum()] == [3, 0]
 
 
-def test_a_disk_that_fills_up_leaves_the_last_good_one(tmp_path):
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     line = ["fit", "--config", CONFIGS / "digits.yaml", "--model.backbone.depth", 8, "--trainer.limit_train_batches", 2]
     line += ["--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", 1, "--trainer.logger", False]
     assert main([*map(str, line)]) == 0
@@ -304,12 +303,12 @@ def test_a_disk_that_fills_up_leaves_the_last_good_one(tmp_path):
     before, more = last.read_bytes(), ["fit", "--ckpt_path", str(last), "--trainer.max_epochs", "2"]
 
     def fill() -> int:
-        # The system refuses to write on, as it does at the end of a disk.
+        # The system refuses to write more, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2,) * 2)
         torch.set_num_threads(1)
         return main(more)
 
-    ended = forked(fill, tmp_path)
-    assert ended.told() and re.match("error: the disk is full: .*ckpt cannot be written", ended.message[0]), ended.err
+    result = forked(fill, tmp_path)
+    assert result.rejected() and re.match("error: the disk is full: .*ckpt", result.message[0]), result.err
     assert last.read_bytes() == before and {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
     assert main(more) == 0 and ckpt.read(last)["epoch"] == 1 and last.read_bytes() != before

@@ -1,4 +1,4 @@
-"""The command line and its configuration files as they are read before torch is imported."""
+"""The command line and its configuration files, parsed before torch is imported."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Runs a command line that is wrong; returns what it says, and checks that it is said shortly."""
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a command line that must fail with exit code 2 and at most two lines; returns the message."""
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and "Traceback" not in err
@@ -41,10 +41,10 @@ def test_a_missing_file_is_named_and_a_similar_one_is_suggested(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(PROJECT)
-    said = told(capsys, "fit", "--config", "configs/digit.yaml")
-    assert "configs/digit.yaml" in said and "configs/digits.yaml" in said
-    assert "nowhere.yaml" in told(capsys, "fit", "--config=nowhere.yaml")
-    assert "nowhere.yaml" in told(capsys, "fit", "-c", "nowhere.yaml")
+    message = refused(capsys, "fit", "--config", "configs/digit.yaml")
+    assert "configs/digit.yaml" in message and "configs/digits.yaml" in message
+    assert "nowhere.yaml" in refused(capsys, "fit", "--config=nowhere.yaml")
+    assert "nowhere.yaml" in refused(capsys, "fit", "-c", "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,25 @@ def test_a_file_that_is_not_yaml_is_named_with_the_line(
     content: bytes, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.yaml").write_bytes(content)
-    said = told(capsys, "fit", "--config", "bad.yaml")
-    assert "bad.yaml" in said and words in said
+    message = refused(capsys, "fit", "--config", "bad.yaml")
+    assert "bad.yaml" in message and words in message
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model:\n  depth: 1\n  depth: 2\n", "line 3, column 3: depth"),
-        ("name: a\ndata: Digits\nname: b\n", "line 3, column 1: name"),
-        ("trainer: {max_epochs: 1, max_epochs: 1}\n", "line 1, column 26: max_epochs"),
-        ("trainer:\n  callbacks:\n  - class_path: Timer\n    class_path: Freeze\n", "line 4, column 5: class_path"),
+        ("model:\n  depth: 1\n  depth: 2\n", "line 3, column 3: duplicate key depth"),
+        ("name: a\ndata: Digits\nname: b\n", "line 3, column 1: duplicate key name"),
+        ("trainer: {max_epochs: 1, max_epochs: 1}\n", "line 1, column 26: duplicate key max_epochs"),
+        (
+            "trainer:\n  callbacks:\n  - class_path: Timer\n    class_path: Freeze\n",
+            "line 4, column 5: duplicate key class_path",
+        ),
     ],
 )
-def test_a_key_that_is_there_twice_is_refused(text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = told(capsys, "fit", "--config", write("twice.yaml", text))
-    assert "twice.yaml" in said and words in said
+def test_a_duplicate_key_is_rejected(text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", "--config", write("twice.yaml", text))
+    assert "twice.yaml" in message and words in message
 
 
 @pytest.mark.parametrize(
@@ -93,20 +96,20 @@ def test_a_key_that_is_there_twice_is_refused(text: str, words: str, capsys: pyt
         ("model: {init_args: {schedule: null}}", "model.schedule"),
     ],
 )
-def test_a_group_without_keys_is_refused(text: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"bare.yaml: {key} " in told(capsys, "fit", "--config", write("bare.yaml", text))
+def test_a_section_without_keys_is_rejected(text: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"bare.yaml: {key} " in refused(capsys, "fit", "--config", write("bare.yaml", text))
 
 
-def test_later_files_win_and_the_command_line_wins_over_all(place: Path) -> None:
+def test_later_files_override_earlier_ones_and_options_override_files(place: Path) -> None:
     one = write("one.yaml", "name: one\nmodel: {weights: a}\ndata: {class_path: A.B, init_args: {root: x, fold: 1}}")
     two = write("two.yaml", "name: two\nmodel: {init_args: {weights: b}}\ndata: {init_args: {root: y}}")
-    request = CommandLine(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
-    assert request.files == [one, two] and request.options == ["--name", "line", "--data.fold=2"]
-    assert request.get("name") == "line" and request.get("data.fold") == "2"
-    assert request.get("data.root") == "y" and request.data_class == "B"
-    assert request.get("model.weights") == "b"
+    command_line = CommandLine(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
+    assert command_line.files == [one, two] and command_line.options == ["--name", "line", "--data.fold=2"]
+    assert command_line.get("name") == "line" and command_line.get("data.fold") == "2"
+    assert command_line.get("data.root") == "y" and command_line.data_class == "B"
+    assert command_line.get("model.weights") == "b"
     assert CommandLine(["fit", "--config", two, "--config", one]).get("name") == "one"
-    assert request.get("model.nothing.below") is None
+    assert command_line.get("model.nothing.below") is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_the_class_of_the_data_is_known(argv: list[str], text: str, name: str) -
 
 
 def test_an_option_without_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--config" in told(capsys, "fit", "--config")
+    assert "--config" in refused(capsys, "fit", "--config")
     assert split_option(["a", "--x=1", "b", "--x", "2"], "--x") == (["1", "2"], ["a", "b"])
 
 
@@ -133,15 +136,15 @@ def test_an_option_without_its_value_is_named(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nowhere.ckpt" in told(capsys, "test", "--ckpt_path", "nowhere.ckpt")
-    assert "--ckpt_path" in told(capsys, "test")
-    assert "runs/NAME/version_N/checkpoints/best.ckpt" in told(capsys, "test", "--ckpt_path", "best")
-    said = told(capsys, "fit", "--name", "flowers", "--ckpt_path=last")
-    assert "runs/flowers/version_N/checkpoints/last.ckpt" in said
-    assert "elsewhere/NAME" in told(capsys, "test", "--ckpt_path", "best", "--trainer.default_root_dir", "elsewhere")
-    assert "aaa/checkpoints/best.ckpt: File name too long" in told(capsys, "test", "--ckpt_path", "a" * 300)
-    assert "ckpt_path: 3" in told(capsys, "test", "--config", write("a.yaml", "ckpt_path: 3"))
-    assert "nowhere.ckpt" in told(capsys, "test", "--ensemble", "nowhere.ckpt", "other.ckpt")
+    assert "nowhere.ckpt" in refused(capsys, "test", "--ckpt_path", "nowhere.ckpt")
+    assert "--ckpt_path" in refused(capsys, "test")
+    assert "runs/NAME/version_N/checkpoints/best.ckpt" in refused(capsys, "test", "--ckpt_path", "best")
+    message = refused(capsys, "fit", "--name", "flowers", "--ckpt_path=last")
+    assert "runs/flowers/version_N/checkpoints/last.ckpt" in message
+    assert "elsewhere/NAME" in refused(capsys, "test", "--ckpt_path", "best", "--trainer.default_root_dir", "elsewhere")
+    assert "aaa/checkpoints/best.ckpt: File name too long" in refused(capsys, "test", "--ckpt_path", "a" * 300)
+    assert "ckpt_path: 3" in refused(capsys, "test", "--config", write("a.yaml", "ckpt_path: 3"))
+    assert "nowhere.ckpt" in refused(capsys, "test", "--ensemble", "nowhere.ckpt", "other.ckpt")
 
 
 def test_a_run_folder_is_its_last_checkpoint_for_fit_and_its_best_for_the_others(place: Path) -> None:
@@ -155,7 +158,7 @@ def test_a_run_folder_is_its_last_checkpoint_for_fit_and_its_best_for_the_others
         assert CommandLine([subcommand, "--ckpt_path", run]).checkpoint == folder / "best.ckpt"
     assert CommandLine(["test", "--ensemble", run, "b"]).checkpoint == folder / "best.ckpt"
     assert CommandLine(["test", "--config", write("a.yaml", f"ckpt_path: {run}")]).checkpoint == folder / "best.ckpt"
-    assert CommandLine(["fit"]).checkpoint is None
+    assert CommandLine(["fit", "--data", "Digits"]).checkpoint is None
 
 
 def test_published_weights_need_no_checkpoint(place: Path) -> None:
@@ -167,11 +170,74 @@ def test_published_weights_need_no_checkpoint(place: Path) -> None:
 
 def test_help_needs_no_checkpoint() -> None:
     for argv in (["test", "--help"], ["test", "-h", "--config", "nowhere.yaml"]):
-        request = CommandLine(argv)
-        assert request.help and request.checkpoint is None
+        command_line = CommandLine(argv)
+        assert command_line.help and command_line.checkpoint is None
 
 
-def test_the_data_class_is_found_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_the_data_class_is_read_from_a_separate_file(tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text("class_path: resnet_pl.data.Digits\ninit_args: {batch_size: 8}\n")
     assert CommandLine(["fit", "--data", str(file)]).data_class == "Digits"
+
+
+# ------------------------------------------------------------------------------------ options of other scripts
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ("--epochs 10", "--trainer.max_epochs 10"),
+        ("--lr=0.1", "--model.optimizer.lr 0.1"),
+        ("--batch_size 32", "--data.batch_size 32"),
+        ("--batch-size 32", "--data.batch_size 32"),
+        ("--imgsz 224", "--data.image_size 224"),
+        ("--img_size 224", "--data.image_size 224"),
+        ("--image_size 224", "--data.image_size 224"),
+        ("--workers 4", "--data.num_workers 4"),
+        ("--device cuda:0", "--trainer.accelerator gpu --trainer.devices 1"),
+        ("--devices 2", "--trainer.devices 2"),
+        ("--gpus 2", "--trainer.devices 2"),
+        ("--weight_decay 1e-4", "--model.optimizer.weight_decay 1e-4"),
+        ("--momentum 0.9", "--model.optimizer.momentum 0.9"),
+        ("--seed 1", "--seed_everything 1"),
+        ("--data.path x", "--data.root x"),
+        ("--data_dir x", "--data.root x"),
+        ("--data my/photos", "--data ImageFolder --data.root my/photos"),
+        ("--data here", "--data ImageFolder --data.root here"),
+        ("--resume", "--ckpt_path last"),
+        ("--pretrained", "--model.weights"),
+        ("--weights x.pth", "--model.weights"),
+        ("--amp", "--trainer.precision 16-mixed"),
+        ("--fp16 --epochs 3", "--trainer.precision 16-mixed"),
+        ("--arch resnet50", "--model.backbone resnet50"),
+    ],
+)
+def test_options_of_other_scripts(options: str, instead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("here").mkdir()
+    message = refused(capsys, "fit", "--model.backbone", "resnet18", *options.split())
+    assert options.split()[0].partition("=")[0] in message and instead in message.splitlines()[1]
+
+
+def test_fit_alone_lists_the_configurations(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data ImageFolder" in refused(capsys, "fit")
+    Path("configs").mkdir()
+    for name in ("digits", "folder"):
+        write(f"configs/{name}.yaml", "")
+    for options in ([], ["--trainer.max_epochs", "3"], ["--data.root", "x"]):
+        message = refused(capsys, "fit", *options)
+        assert "--config configs/folder.yaml (your own images), configs/digits.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--data.help"], ("data", "")),
+        (["--data.help", "Digits"], ("data", "Digits")),
+        (["--data.help=Digits"], ("data", "Digits")),
+        (["--data.help", "--name", "x"], ("data", "")),
+        (["--data", "ImageFolder", "--data.init_args.crop.help", "ScaleCrop"], ("data.crop", "ScaleCrop")),
+        (["--name", "help"], None),
+    ],
+)
+def test_help_of_a_class(options: list[str], found: tuple[str, str] | None) -> None:
+    assert CommandLine(["fit", "--model.backbone", "resnet18", *options]).class_help == found

@@ -1,4 +1,4 @@
-"""What other libraries need of us is still needed: an entry of resnet_pl/_compat.py whose test fails can be removed."""
+"""Each workaround in resnet_pl/_compat.py is still needed; one whose test fails can be removed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.tiny import Tiny, classifier, trainer
 
 
 def loads(path: Path) -> bool:
-    """Whether a checkpoint becomes a network that classifies."""
+    """Whether `load_from_checkpoint` returns a working model."""
     try:
-        net = ImageClassifier.load_from_checkpoint(path, map_location="cpu").eval()
-        return net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape == (1, 4)
+        model = ImageClassifier.load_from_checkpoint(path, map_location="cpu").eval()
+        return model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape == (1, 4)
     except Exception:
         return False
 
@@ -38,19 +38,19 @@ def test_load_from_checkpoint_needs_the_instantiator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", INSTANTIATOR.values())
-def test_what_is_named_exists(entry: str) -> None:
+def test_the_instantiator_exists(entry: str) -> None:
     module, _, name = entry.rpartition(".")
     assert callable(getattr(__import__(module, fromlist=[name]), name))
 
 
-class Seen(Callback):
-    """Keeps the batches that are trained on; saves a checkpoint at the end of the first epoch."""
+class BatchRecorder(Callback):
+    """Records the training batches; saves a checkpoint at the end of the first epoch."""
 
-    def __init__(self, path: Path, mended: bool) -> None:
-        self.path, self.mended, self.batches = path, mended, list[tuple[int, int]]()
+    def __init__(self, path: Path, with_workaround: bool) -> None:
+        self.path, self.with_workaround, self.batches = path, with_workaround, list[tuple[int, int]]()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.mended:
+        if self.with_workaround:
             begin_next_epoch(trainer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -61,13 +61,16 @@ class Seen(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_lightning_does_not_begin_the_next_epoch_by_itself(tmp_path: Path) -> None:
-    found = {}
-    for mended in (False, True):
-        path, steps = tmp_path / f"{mended}.ckpt", {"max_steps": 8, "max_epochs": -1, "enable_checkpointing": False}
-        whole, resumed = Seen(path, mended), Seen(path, mended)
-        trainer(callbacks=[whole], **steps).fit(classifier(), datamodule=Tiny())
+def test_lightning_does_not_begin_the_next_epoch_without_the_workaround(tmp_path: Path) -> None:
+    resumes_exactly = {}
+    for with_workaround in (False, True):
+        path, steps = (
+            tmp_path / f"{with_workaround}.ckpt",
+            {"max_steps": 8, "max_epochs": -1, "enable_checkpointing": False},
+        )
+        uninterrupted, resumed = BatchRecorder(path, with_workaround), BatchRecorder(path, with_workaround)
+        trainer(callbacks=[uninterrupted], **steps).fit(classifier(), datamodule=Tiny())
         trainer(callbacks=[resumed], **steps).fit(classifier(), datamodule=Tiny(), ckpt_path=path, weights_only=True)
-        found[mended] = whole.batches[4:] == resumed.batches
-    assert found[True]
-    assert not found[False], "Lightning resumes at the end of an epoch: remove begin_next_epoch"
+        resumes_exactly[with_workaround] = uninterrupted.batches[4:] == resumed.batches
+    assert resumes_exactly[True]
+    assert not resumes_exactly[False], "Lightning resumes at the end of an epoch: remove begin_next_epoch"

@@ -1,4 +1,4 @@
-"""Compiled training: the same losses, keys and copies, one compilation, and evaluation as written."""
+"""Compiled training: the same losses and state dict keys, one compilation, and uncompiled evaluation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from resnet_pl.models.resnet import ResNet
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
-class Counting:
-    """Torch's own operations as the compiled code, so that nothing is rounded in another way; counts compilations."""
+class CountingBackend:
+    """A `torch.compile` backend that runs the graph with torch's operations, without other rounding; counts graphs."""
 
     def __init__(self) -> None:
         self.graphs = 0
@@ -28,16 +28,18 @@ class Counting:
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
-    """What compiles in place of Inductor, which takes a minute."""
-    backend, compile_ = Counting(), torch.compile
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": backend}))
-    return backend
+def backend(monkeypatch: pytest.MonkeyPatch) -> CountingBackend:
+    """Replaces Inductor, which takes a minute."""
+    counting_backend, compile_ = CountingBackend(), torch.compile
+    torch.compiler.reset()
+    monkeypatch.setattr(
+        torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": counting_backend})
+    )
+    return counting_backend
 
 
 class Losses(Callback):
-    """The loss of every training batch."""
+    """Records the loss of every training batch."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -47,7 +49,7 @@ class Losses(Callback):
 
 
 class Small(nn.Module):
-    """Convolution, BatchNorm and head, quickly traced."""
+    """Convolution, BatchNorm and head; fast to trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +61,8 @@ class Small(nn.Module):
         return self.fc(self.bn(self.conv(images)).relu().mean((2, 3)))
 
 
-class Plain(nn.Sequential):
-    """A head alone."""
+class HeadOnly(nn.Sequential):
+    """A linear classifier."""
 
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(192, 4))
@@ -70,11 +72,12 @@ class Plain(nn.Sequential):
 
 
 def fitted(
-    compile: bool, *callbacks: Callback, net: type[nn.Module] = Small, **kwargs: Any
+    compile: bool, *callbacks: Callback, model_class: type[nn.Module] = Small, **kwargs: Any
 ) -> tuple[list[float], ImageClassifier, Trainer]:
-    """Losses, net and trainer of two epochs of four batches with validations, the last batch of which is short."""
+    """Trains two epochs of four batches with validation (smaller last batch); returns losses, model and trainer."""
     torch.manual_seed(0)
-    losses, module = Losses(), ImageClassifier(net(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=compile)
+    losses = Losses()
+    module = ImageClassifier(model_class(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=compile)
     run = trainer(max_epochs=2, callbacks=[losses, *callbacks], **kwargs)
     run.fit(module, datamodule=Tiny(eval_batch_size=7))
     return losses.values, module, run
@@ -85,99 +88,100 @@ def equal_states(one: nn.Module, other: nn.Module) -> bool:
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_losses_weights_and_keys_are_the_same_and_it_compiles_once(counting: Counting) -> None:
-    plain, eager, _ = fitted(compile=False)
-    assert counting.graphs == 0
+def test_losses_weights_and_keys_do_not_change_and_it_compiles_once(backend: CountingBackend) -> None:
+    eager_losses, eager, _ = fitted(compile=False)
+    assert backend.graphs == 0
     losses, module, _ = fitted(compile=True)
-    assert losses == plain
+    assert losses == eager_losses
     assert len(losses) == 8
     assert equal_states(module, eager)
-    assert counting.graphs == 1
+    assert backend.graphs == 1
 
 
 def checkpointed() -> nn.Module:
     return ResNet("basic", [1, 1], num_classes=4, stem="cifar", width=4, checkpoint_activations=True)
 
 
-@pytest.mark.parametrize("net", [Small, checkpointed])
-def test_backward_graphs_give_the_same_losses(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, eager, _ = fitted(compile=False, net=net)
+@pytest.mark.parametrize("model_class", [Small, checkpointed])
+def test_backward_graphs_give_the_same_losses(model_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager_losses, eager, _ = fitted(compile=False, model_class=model_class)
     compile_ = torch.compile
-    torch._dynamo.reset()
+    torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", lambda call, **kwargs: compile_(call, **kwargs | {"backend": "aot_eager"}))
-    losses, module, _ = fitted(compile=True, net=net)
-    assert losses == pytest.approx(plain, rel=1e-4)
+    losses, module, _ = fitted(compile=True, model_class=model_class)
+    assert losses == pytest.approx(eager_losses, rel=1e-4)
     for key, value in eager.state_dict().items():
         assert torch.allclose(module.state_dict()[key].float(), value.float(), rtol=1e-3, atol=1e-5), key
 
 
-def test_evaluation_and_other_shapes_run_eagerly(counting: Counting) -> None:
+def test_evaluation_and_other_shapes_are_not_compiled(backend: CountingBackend) -> None:
     _, module, run = fitted(compile=True)
-    assert counting.graphs == 1
+    assert backend.graphs == 1
     shape = run.datamodule.batch_shape
     for other in ((shape[0] - 1, *shape[1:]), (*shape[:2], 9, 9)):
         module.train()(torch.rand(other))
     with torch.no_grad():
         module.eval()(torch.rand(shape))
-    assert counting.graphs == 1
+    assert backend.graphs == 1
 
 
-def test_a_second_fit_does_not_compile_again(counting: Counting) -> None:
+def test_a_second_fit_does_not_compile_again(backend: CountingBackend) -> None:
     _, module, _ = fitted(compile=True)
     trainer().fit(module, datamodule=Tiny())
-    assert counting.graphs == 1
+    assert backend.graphs == 1
 
 
-def test_layers_that_thaw(counting: Counting) -> None:
-    plain, eager, _ = fitted(False, Freeze(last_frozen="bn", unfreeze_at_epoch=1))
+def test_unfreezing_layers(backend: CountingBackend) -> None:
+    eager_losses, eager, _ = fitted(False, Freeze(last_frozen="bn", unfreeze_at_epoch=1))
     losses, module, _ = fitted(True, Freeze(last_frozen="bn", unfreeze_at_epoch=1))
-    assert losses == plain
+    assert losses == eager_losses
     assert equal_states(module, eager)
-    assert counting.graphs == 2  # frozen and thawed
+    assert backend.graphs == 2  # frozen and unfrozen
 
 
-def test_averaged_weights(counting: Counting) -> None:
-    plain, eager, _ = fitted(False, EMAWeightAveraging(decay=0.5))
+def test_averaged_weights(backend: CountingBackend) -> None:
+    eager_losses, eager, _ = fitted(False, EMAWeightAveraging(decay=0.5))
     losses, module, _ = fitted(True, EMAWeightAveraging(decay=0.5))
-    assert losses == plain
+    assert losses == eager_losses
     assert equal_states(module, eager)
-    assert counting.graphs == 1
+    assert backend.graphs == 1
 
 
-def test_a_second_network_in_the_process_is_compiled_too(counting: Counting) -> None:
+def test_a_second_model_in_the_process_is_compiled_too(backend: CountingBackend) -> None:
     fitted(compile=True)
-    fitted(compile=True, net=Plain)
-    assert counting.graphs == 2
+    fitted(compile=True, model_class=HeadOnly)
+    assert backend.graphs == 2
     torch.compile(lambda x: x.sin() + 1)(torch.rand(3))
-    assert counting.graphs == 3  # nothing of torch's global state has changed
+    assert backend.graphs == 3  # torch's global state is unchanged
 
 
-def test_a_resume_at_the_last_batch_of_an_epoch_stays_compiled(counting: Counting, tmp_path: Any) -> None:
-    class Keep(Callback):
+def test_a_resume_at_the_last_batch_of_an_epoch_stays_compiled(backend: CountingBackend, tmp_path: Any) -> None:
+    class SaveThree(Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             if trainer.global_step == 3:
                 trainer.save_checkpoint(tmp_path / "three.ckpt")
 
-    fitted(False, Keep())
+    fitted(False, SaveThree())
     losses, module = Losses(), ImageClassifier(Small(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=True)
     trainer(max_epochs=2, callbacks=[losses]).fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "three.ckpt")
     assert len(losses.values) == 5
-    assert counting.graphs == 1
+    assert backend.graphs == 1
 
 
-def test_a_checkpoint_goes_on_with_and_without(counting: Counting, tmp_path: Any) -> None:
+def test_a_checkpoint_resumes_with_and_without_compilation(backend: CountingBackend, tmp_path: Any) -> None:
     *_, run = fitted(compile=True)
     run.save_checkpoint(tmp_path / "two.ckpt")
     after = []
     for compile in (False, True):
-        losses, module = Losses(), ImageClassifier(Small(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=compile)
+        losses = Losses()
+        module = ImageClassifier(Small(), optimizer=optimizer(lr=0.05, momentum=0.9), compile=compile)
         trainer(max_epochs=3, callbacks=[losses]).fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "two.ckpt")
         after.append(losses.values)
     assert after[0] == after[1]
     assert len(after[0]) == 4
 
 
-def test_it_is_off_by_default(counting: Counting) -> None:
+def test_compilation_is_off_by_default(backend: CountingBackend) -> None:
     module = classifier()
     trainer(limit_train_batches=1).fit(module, datamodule=Tiny())
-    assert counting.graphs == 0
+    assert backend.graphs == 0

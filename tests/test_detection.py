@@ -1,4 +1,4 @@
-"""The code of docs/detection.md runs, at small size."""
+"""The code in docs/detection.md runs, at small size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "detection.md"
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The names that the page's code leaves, after a classifier was trained for a step."""
+    """Returns the variables of the code in the page, which starts from a classifier trained for one step."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     fitted = trainer(max_steps=1)
@@ -32,23 +32,23 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
-def test_the_page_trains_a_detector(page):
+def test_the_page_trains_a_detector(page: dict[str, Any]) -> None:
     assert set(page["losses"]) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     assert all(loss.isfinite() and loss > 0 for loss in page["losses"].values())
-    net = page["net"]
-    assert all(parameter.grad.any() for parameter in net.parameters()), "every layer learns, down to conv1"
-    assert "conv1.weight" in dict(net.named_parameters())
-    assert [sorted(each) for each in page["found"]] == [["boxes", "labels", "scores"]] * 2
+    backbone = page["backbone"]
+    assert all(parameter.grad.any() for parameter in backbone.parameters()), "every layer is trained, down to conv1"
+    assert "conv1.weight" in dict(backbone.named_parameters())
+    assert [sorted(each) for each in page["detections"]] == [["boxes", "labels", "scores"]] * 2
 
-    # What the net was trained to is what the detector starts from, and its BatchNorm does not change in training.
+    # The detector starts from the trained weights, and its BatchNorm statistics do not change in training.
     trained = ImageClassifier.load_from_checkpoint("best.ckpt")
-    state, found = trained.backbone.state_dict(), net.state_dict()
-    assert "bn1.running_mean" in found and state["bn1.running_mean"].any()
-    assert all(torch.equal(state[key], value) for key, value in found.items())
-    assert not [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    trained_state, state = trained.backbone.state_dict(), backbone.state_dict()
+    assert "bn1.running_mean" in state and trained_state["bn1.running_mean"].any()
+    assert all(torch.equal(trained_state[key], value) for key, value in state.items())
+    assert not [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     images = torch.randn(1, 3, 64, 96)
     for name, stage in trained.backbone.eval().forward_features(images).items():
-        torch.testing.assert_close(net.train().forward_features(images)[name], stage, msg=name)
+        torch.testing.assert_close(backbone.train().forward_features(images)[name], stage, msg=name)
 
     detector = page["detector"]
     assert torch.tensor(detector.transform.image_mean).equal(trained.normalize.mean.flatten())

@@ -1,140 +1,166 @@
-"""Every command and every line of Python in README and docs/paper.md runs, at small size and without a network."""
+"""Every command and every Python example in README and docs/paper.md runs, at small size and without a network.
+
+Each command is one test in its own working directory, so the tests do not depend on their order. `Prepared` generates
+what the commands read: datasets, pretrained weights and finished runs. A working directory has links to the data and a
+copy of the runs, because a command may change a run.
+
+A user may edit README or replace it. A command that reads something that only the user has is therefore skipped:
+`own_input` returns what that is. Everything that ships with the project can be prepared, so a shipped command fails if
+it is wrong: an unknown option, value, subcommand, short class name or file below `configs/`.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import cmarkgfm
 import pytest
-import torch
-import torchvision
-from PIL import Image
 
-from resnet_pl.cli import main
+from resnet_pl.cli.main import main
+from tests.readme_commands import PROJECT, Prepared, option, own_input, setting, shortened
 
-PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-PAPER = (PROJECT / "docs" / "paper.md").read_text(encoding="utf-8")
-PAPER_COMMANDS = [line for text in re.findall(r"```bash\n(.*?)```", PAPER, re.DOTALL) for line in text.splitlines()]
-WEIGHTS = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "convnext_tiny": "convnext_tiny-983f1562.pth",
-}
-SHORT = "--model.backbone.depth 8 --trainer.max_steps 2 --trainer.limit_val_batches 2"
-SMALL = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --data.num_workers 0"
-PHOTOS = "--data.image_size 32 --data.batch_size 4 --trainer.devices 1"
+README, PAPER = PROJECT / "README.md", PROJECT / "docs" / "paper.md"
+PAGES = [path for path in [README, *sorted((PROJECT / "docs").glob("*.md"))] if path.is_file()]
 
 
-def photos(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
-    rng = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for i in range(10):
-            Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / name / f"{i}.jpg")
+def blocks(page: Path, language: str) -> list[str]:
+    """Returns the code blocks of a page in one language."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for page in (README, PAPER) for text in blocks(page, "bash") for line in text.splitlines()]
+CLI_COMMANDS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("python cli.py ")))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands name: configs, photos, data sets, weights in torch's cache."""
-    place = tmp_path_factory.mktemp("readme")
-    (place / "configs").symlink_to(PROJECT / "configs")
-    for folder in ("my/photos", "new/photos", "data/flower_photos", "data/photos"):
-        photos(place / folder)
-    for part in ("train", "val"):
-        photos(place / "data/imagenet" / part, ("n01440764", "n01443537"))
-    rng, arrays = np.random.default_rng(0), {}
-    for part, count in (("train", 5100), ("test", 20)):
-        arrays[f"x_{part}"] = rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
-        arrays[f"y_{part}"] = np.arange(count) % 10
-    (place / "data/cifar10").mkdir()
-    np.savez(place / "data/cifar10/cifar10.npz", **arrays)
-    cache = place / "torch/hub/checkpoints"
-    cache.mkdir(parents=True)
-    for name, file in WEIGHTS.items():
-        torch.save(getattr(torchvision.models, name)().state_dict(), cache / file)
-    return place
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """What the commands of this module share."""
+    return Prepared(tmp_path_factory.mktemp("prepared"))
 
 
-def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) < 250
+@pytest.fixture
+def run_command(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Runs a command in a new working directory and returns its exit code, or skips it."""
+    monkeypatch.setenv("TORCH_HOME", str(prepared.root / "torch"))
 
-
-def test_commands_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
-    ran = 0
-    for command in COMMANDS:
-        if not command.startswith("python cli.py"):
-            continue
+    def run(command: str) -> int:
         args = shlex.split(command)[2:]
-        if args[0] == "fit":
-            args += shlex.split(SMALL)
-            if not any("cifar" in arg or "digits" in arg for arg in args):
-                args += shlex.split(PHOTOS)
-            if args[1:3] == ["--ckpt_path", "last"]:
-                args[args.index("--trainer.max_epochs") + 1] = "2"
-        try:
-            code = main.main(args)
-        except SystemExit as end:  # --print_config
-            code = end.code
-        assert code == 0, command
-        ran += 1
-    assert ran >= 10
+        if own := own_input(args, prepared.root):
+            pytest.skip(f"reads {own}")
+        if setting(args, "model.weights") not in (None, "null"):
+            prepared.weights((setting(args, "model.backbone") or "").split(".")[-1])
+        monkeypatch.chdir(prepared.root)
+        prepared.copy_runs(args, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        for name in ("configs", "data", "my", "new"):
+            (tmp_path / name).symlink_to(prepared.root / name)
+        return main(shortened(args))
+
+    return run
 
 
-def test_the_papers_commands_run_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
-    for command in PAPER_COMMANDS:
-        args = shlex.split(command)[2:]
-        if args[0] == "fit" and "configs/paper/imagenet.yaml" in args:
-            args += shlex.split(SMALL) + shlex.split(PHOTOS)
-        elif args[0] == "fit":
-            args += shlex.split(SHORT)
-        elif args[0] == "test" and "configs/imagenet.yaml" in args:
-            args += shlex.split(PHOTOS)
-        elif args[0] == "sweep":
-            args.append("--print")
-        elif args[:2] == ["paper", "gradients"]:
-            args += ["--batches", "1"]
-        args = [arg for arg in args if arg not in ("224", "256", "384", "480", "640", "--scales")]
-        assert main.main(args) == 0, command
-    for picture in ("fig6.png", "fig7/responses.png", "gradients/gradients.png"):
-        assert (place / picture).stat().st_size > 10_000
+# ------------------------------------------------------------------------------------ tests of the commands
+@pytest.mark.parametrize("command", CLI_COMMANDS, ids=lambda command: command.removeprefix("python cli.py ")[:80])
+def test_command_runs(command: str, run_command: Callable[[str], int]) -> None:
+    assert run_command(command) == 0
+    output = Path(option(shlex.split(command), "output") or "-.csv")
+    plots = list(output.glob("*.png")) if output.is_dir() else [output]
+    if output.suffix in ("", ".png"):
+        assert plots and all(plot.stat().st_size > 10_000 for plot in plots)
 
 
-def test_other_commands_name_what_exists() -> None:
-    makefile = (PROJECT / "Makefile").read_text()
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "fit --config configs/digit.yaml",
+        "fit --config configs/digits.yaml --trainer.epochs 3",
+        "evaluate",
+        "fit --config configs/digits.yaml --data Digit",
+    ],
+)
+def test_a_wrong_command_fails(wrong: str, run_command: Callable[[str], int]) -> None:
+    assert run_command(f"python cli.py {wrong}") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("fit --config configs/folder.yaml --data.root my/photos", None),
+        ("fit --config configs/digits.yaml --trainer.callbacks+=Freeze", None),
+        ("test --ckpt_path best --name mine", None),
+        ("fit --config experiments/a.yaml", "experiments/a.yaml"),
+        ("fit --config configs/folder.yaml --data.root /datasets/birds", "/datasets/birds"),
+        ("fit --config configs/digits.yaml --model.backbone some_package.make_model", "some_package.make_model"),
+        ("fit --config configs/digits.yaml --trainer.callbacks+=some_package.Mine", "some_package.Mine"),
+        ("fit --config configs/digits.yaml --data torch.nn.Module", "torch.nn.Module"),
+        ("fit --config configs/folder.yaml --model.backbone resnet101", "the weights IMAGENET1K_V1 of resnet101"),
+        ("test --ckpt_path mine.ckpt", "mine.ckpt"),
+    ],
+)
+def test_what_only_a_user_has_is_recognized(command: str, own: str | None, prepared: Prepared) -> None:
+    assert own_input(shlex.split(command), prepared.root) == own
+
+
+# ------------------------------------------------------------------------------------ tests of the pages
+def test_other_commands_and_links_refer_to_existing_files() -> None:
+    if not README.read_text(encoding="utf-8").startswith("# resnet_pl\n"):
+        pytest.skip("a README of another project can refer to anything")
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     for command in COMMANDS:
         if command.startswith("make "):
             assert f"\n{command.split()[1]}:" in makefile, command
         for word in command.split():
             if word.startswith(("configs/", "requirements")):
                 assert (PROJECT / word).is_file(), command
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (PROJECT / link).is_file(), link
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
 
 
-def test_recipes_are_all_named() -> None:
-    for path in (PROJECT / "configs" / "recipes").glob("*.yaml"):
-        assert f"`{path.stem}`" in README
-    for path in (PROJECT / "configs").glob("*.yaml"):
-        assert f"`{path.name}`" in README
+def test_configs_in_the_readme_exist() -> None:
+    for name in re.findall(r"^\| `(.+?\.yaml)`", README.read_text(encoding="utf-8"), re.MULTILINE):
+        assert (PROJECT / "configs" / name).is_file(), name
 
 
-def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_table_is_rendered(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    # A row in the source is a line that starts with a bar, in a list too; the second one has only dashes.
+    source = [match[0].splitlines() for match in re.finditer(r"(?:^ *\|.*\n)+", f"{text}\n", re.MULTILINE)]
+    html = cmarkgfm.github_flavored_markdown_to_html(text)
+    tables = re.findall(r"<table>.*?</table>", html, re.DOTALL)
+    assert [table.count("<tr>") for table in tables] == [len(lines) - 1 for lines in source]
+    for lines, table in zip(source, tables, strict=True):
+        columns = len(re.findall(r"(?<!\\)\|", lines[1])) - 1
+        assert {len(re.findall(r"(?<!\\)\|", line)) - 1 for line in lines} == {columns}, lines[0]
+        assert len(re.findall("<t[hd]", table)) - table.count("<thead") == columns * (len(lines) - 1), lines[0]
+
+
+@pytest.mark.parametrize("code", blocks(README, "python"))
+def test_python_example_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile(code, "README", "exec")
+    if "Digits()" not in code:
+        pytest.skip("reads other data than scikit-learn's digits")
     monkeypatch.chdir(tmp_path)
-    (code,) = [text for kind, text in BLOCKS if kind == "python"]
     names: dict[str, object] = {}
-    exec(
-        compile(code.replace("max_epochs=3", "max_epochs=1, limit_train_batches=2, logger=False"), "README", "exec"),
-        names,
-    )
-    assert names["model"].class_names == [str(i) for i in range(10)]
-    assert Path("digits.ckpt").exists()
+    short = re.sub(r"max_epochs=\d+", "max_epochs=1, limit_train_batches=2, logger=False", code)
+    exec(compile(short, "README", "exec"), names)
+    for file in re.findall(r'load_from_checkpoint\("(.+?)"\)', code):
+        assert Path(file).exists() and getattr(names["model"], "class_names", None) == [str(i) for i in range(10)]
+
+
+def test_the_extension_example_trains(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks(PROJECT / "docs" / "architecture.md", "python")
+    (tmp_path / "my_module.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    classes = ["--model.backbone=my_module.MyModel", "--model.loss=my_module.MyLoss"]
+    classes += ["--data.batch_transforms+=my_module.MyTransform", "--trainer.callbacks+=my_module.MyCallback"]
+    steps = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", "--data=my_module.MyData", "--data.image_size=32", *classes, *steps]) == 0
+    assert "train/confidence" in (tmp_path / "runs/resnet/version_0/metrics.csv").read_text()
+    images = ["--data=ImageFolder", f"--data.root={prepared.root / 'my/photos'}", "--data.crop=my_module.MyCrop"]
+    assert main(["fit", *images, "--data.image_size=32", "--data.num_workers=0", *classes, *steps]) == 0

@@ -1,25 +1,23 @@
-"""Names and keys of earlier versions: class paths work, keys that are gone are refused with their replacement."""
+"""Names of earlier versions: renamed ones work and print a hint; removed keys are refused with their replacement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from resnet_pl._renamed import REMOVED, upgrade_config, upgrade_path
+from resnet_pl._renamed import CLASSES, KEYS, REMOVED, RENAMED_METRICS, upgrade_arguments, upgrade_config, upgrade_path
 from resnet_pl.cli.main import main
-from resnet_pl.reports.results import read_results
+from resnet_pl.reports.run_reader import read_metrics
 from resnet_pl.run_dir import class_name
 
 PROJECT = Path(__file__).parent.parent
 DIGITS = str(PROJECT / "configs/digits.yaml")
 OLD = Path(__file__).parent / "old_checkpoint/middle.ckpt"
-# A value that each removed key could have, another than its default.
-VALUES = {
+# A value of each removed key that is not its default.
+REMOVED_VALUES = {
     "keep_memory": False,
     "model.on_bad_loss": "skip",
     "data.decode": "auto",
@@ -37,27 +35,32 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    """What the configuration of a training would be."""
+    """Returns the configuration that `fit` would use."""
     capsys.readouterr()
     assert main(["fit", *argv, "--print_config"]) == 0
     return yaml.safe_load(capsys.readouterr().out)
 
 
-def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What is said of a command line that must be refused, in two lines at most."""
+def hints(text: str) -> list[str]:
+    """Returns the hints in the output of a command."""
+    return [line for line in text.splitlines() if line.startswith("note: ")]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Returns the message, of at most two lines, with which a command line is refused."""
     assert main(argv) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and len(err.splitlines()) <= 2
-    return err
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and len(message.splitlines()) <= 2
+    return message
 
 
 def nested(key: str, value: Any, init_args: bool = False) -> dict[str, Any]:
-    """A configuration in which one dotted key is set."""
-    first, *rest = key.split(".")
-    if not rest:
+    """Returns a configuration with one dotted key."""
+    first, *others = key.split(".")
+    if not others:
         return {first: value}
-    below = nested(".".join(rest), value)
-    return {first: {"init_args": below} if init_args else below}
+    section = nested(".".join(others), value)
+    return {first: {"init_args": section} if init_args else section}
 
 
 # ------------------------------------------------------------------------------------ class paths
@@ -78,7 +81,7 @@ def nested(key: str, value: Any, init_args: bool = False) -> dict[str, Any]:
         ("resnet_pl.models.resnet50", "resnet50"),
     ],
 )
-def test_a_path_of_an_earlier_version_leads_to_the_class(old: str, name: str) -> None:
+def test_old_class_paths_are_upgraded(old: str, name: str) -> None:
     new = upgrade_path(old)
     module, _, last = new.rpartition(".")
     assert last == name and callable(getattr(__import__(module, fromlist=[name]), name))
@@ -88,7 +91,7 @@ def test_a_path_of_an_earlier_version_leads_to_the_class(old: str, name: str) ->
 @pytest.mark.parametrize(
     "path", ["torch.optim.SGD", "resnet_pl.ImageClassifier", "resnet_pl.utils.UserError", "mine.data.digits.Digits"]
 )
-def test_other_paths_are_left_alone(path: str) -> None:
+def test_other_class_paths_are_unchanged(path: str) -> None:
     assert upgrade_path(path) == path
 
 
@@ -140,12 +143,12 @@ trainer: {callbacks: [resnet_pl.callbacks.gone.Freeze]}
     assert [class_name(each) for each in config["trainer"]["callbacks"]] == ["Freeze"]
 
 
-# ------------------------------------------------------------------------------------ keys that are gone
+# ------------------------------------------------------------------------------------ removed keys
 
 
-def test_every_removed_key_is_tried_here() -> None:
-    assert VALUES.keys() == REMOVED.keys()
-    assert all(VALUES[key] != default for key, (default, _) in REMOVED.items())
+def test_every_removed_key_is_tested() -> None:
+    assert REMOVED_VALUES.keys() == REMOVED.keys()
+    assert all(REMOVED_VALUES[key] != default for key, (default, _) in REMOVED.items())
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -153,25 +156,25 @@ def test_every_removed_key_is_tried_here() -> None:
 def test_a_removed_key_on_the_command_line_is_refused(
     key: str, joined: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, _, rest = key.partition(".")
-    for name in {key, f"{first}.init_args.{rest}" if rest else key}:
-        words = [f"--{name}={VALUES[key]}"] if joined else [f"--{name}", str(VALUES[key])]
-        said = told(capsys, "fit", "--config", DIGITS, *words)
-        assert key in said and REMOVED[key][1] in said
+    first, _, remainder = key.partition(".")
+    for name in {key, f"{first}.init_args.{remainder}" if remainder else key}:
+        words = [f"--{name}={REMOVED_VALUES[key]}"] if joined else [f"--{name}", str(REMOVED_VALUES[key])]
+        message = refused(capsys, "fit", "--config", DIGITS, *words)
+        assert key in message and REMOVED[key][1] in message
 
 
 @pytest.mark.parametrize("init_args", [True, False])
 @pytest.mark.parametrize("key", [key for key in REMOVED if key != "model.schedule.warmup_error"])
 def test_a_removed_key_in_a_file_is_refused(key: str, init_args: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("old.yaml").write_text(yaml.safe_dump(nested(key, VALUES[key], init_args)))
-    said = told(capsys, "fit", "--config", DIGITS, "--config", "old.yaml")
-    assert "old.yaml" in said and key in said and REMOVED[key][1] in said
+    Path("old.yaml").write_text(yaml.safe_dump(nested(key, REMOVED_VALUES[key], init_args)))
+    message = refused(capsys, "fit", "--config", DIGITS, "--config", "old.yaml")
+    assert "old.yaml" in message and key in message and REMOVED[key][1] in message
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("init_args", [True, False])
 @pytest.mark.parametrize("key", REMOVED)
-def test_its_default_in_a_file_is_dropped_without_a_word(
+def test_the_default_of_a_removed_key_in_a_file_is_ignored(
     key: str, init_args: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("old.yaml").write_text(yaml.safe_dump(nested(key, REMOVED[key][0], init_args)))
@@ -203,7 +206,7 @@ WARMUP = "{warmup_error: 0.5, warmup_share: 0.2, warmup_limit: 70}"
         (f"model: {{schedule: {WARMUP}}}\ntrainer: {{callbacks+: [Freeze]}}", ["Freeze", "ErrorWarmup"]),
     ],
 )
-def test_the_warm_up_of_a_file_becomes_a_callback(
+def test_the_warm_up_in_a_file_becomes_a_callback(
     text: str, names: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("old.yaml").write_text(text)
@@ -214,10 +217,10 @@ def test_the_warm_up_of_a_file_becomes_a_callback(
     assert schedule["warmup"] == 3 and not [key for key in schedule if key.startswith("warmup_")]
 
 
-def test_the_warm_up_of_an_overlay_keeps_the_callbacks_below(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("below.yaml").write_text("trainer: {callbacks: [Freeze]}")
-    Path("over.yaml").write_text("model: {schedule: {warmup_error: 0.5}}")
-    config = resolved(capsys, "--config", DIGITS, "--config", "below.yaml", "--config", "over.yaml")
+def test_the_warm_up_in_a_recipe_adds_to_the_callbacks_of_earlier_files(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("base.yaml").write_text("trainer: {callbacks: [Freeze]}")
+    Path("recipe.yaml").write_text("model: {schedule: {warmup_error: 0.5}}")
+    config = resolved(capsys, "--config", DIGITS, "--config", "base.yaml", "--config", "recipe.yaml")
     assert [class_name(each) for each in config["trainer"]["callbacks"]] == ["Freeze", "ErrorWarmup"]
 
 
@@ -227,61 +230,161 @@ def test_a_configuration_is_not_changed_in_place() -> None:
     assert config == {"model": {"schedule": {"warmup_error": 0.5}}, "keep_memory": True}
 
 
-# ------------------------------------------------------------------------------------ checkpoints
+# ------------------------------------------------------------------------------------ renamed options, keys and classes
+
+PHOTOS = ["--data", "ImageFolder", "--model.backbone", "resnet18"]
+PHOTOS_YAML = "{model: {backbone: resnet18}, data: {class_path: ImageFolder}}"
+FREEZE = "--trainer.callbacks+=Freeze"
+OPTIONS = [
+    ("--data.scan=true", "--data.verify_images=true"),
+    ("--data.init_args.scan true", "--data.verify_images true"),
+    ("--data.cache decoded", "--data.cache true"),
+    ("--data.cache=decoded", "--data.cache true"),
+    ("--data.init_args.cache=null", "--data.cache=false"),
+    ("--data.cache null", "--data.cache=false"),
+    ("--dashboard.every_seconds 7", "--dashboard.min_interval_seconds 7"),
+    (f"{FREEZE} --trainer.callbacks.up_to layer1", f"{FREEZE} --trainer.callbacks.last_frozen layer1"),
+    (f"{FREEZE} --trainer.callbacks.init_args.up_to=layer1", f"{FREEZE} --trainer.callbacks.last_frozen layer1"),
+    ("--data.crop CentreCrop", "--data.crop ResizeCenterCrop"),
+    ("--data.crop.class_path=CentreCrop", "--data.crop ResizeCenterCrop"),
+    ("--data.crop=resnet_pl.data.transforms.CentreCrop", "--data.crop ResizeCenterCrop"),
+    ("--trainer.callbacks+=EpochLine", "--trainer.callbacks+=EpochSummary"),
+    ("--trainer.callbacks+ resnet_pl.callbacks.start.StartReport", "--trainer.callbacks+=RunSummary"),
+    ("--trainer.callbacks [EpochLine,Freeze]", "--trainer.callbacks [EpochSummary,Freeze]"),
+    ("--trainer.callbacks WhitenStem", "--trainer.callbacks WhiteningInit"),
+]
+FILES = [
+    ("data: {scan: true}", "data: {verify_images: true}"),
+    ("data: {init_args: {scan: true}}", "data: {verify_images: true}"),
+    ("data: {cache: decoded}", "data: {cache: true}"),
+    ("data: {init_args: {cache: null}}", "data: {cache: false}"),
+    ("dashboard: {every_seconds: 7}", "dashboard: {min_interval_seconds: 7}"),
+    (
+        "trainer: {callbacks: [{class_path: Freeze, init_args: {up_to: layer1}}]}",
+        "trainer: {callbacks: [{class_path: Freeze, init_args: {last_frozen: layer1}}]}",
+    ),
+    (
+        "trainer: {callbacks+: {class_path: Freeze, init_args: {up_to: layer1}}}",
+        "trainer: {callbacks+: {class_path: Freeze, init_args: {last_frozen: layer1}}}",
+    ),
+    ("data: {crop: CentreCrop}", "data: {crop: ResizeCenterCrop}"),
+    ("data: {init_args: {crop: {class_path: resnet_pl.data.gone.CentreCrop}}}", "data: {crop: ResizeCenterCrop}"),
+    (
+        "trainer: {callbacks: [EpochLine, Freeze, EpochLine]}",
+        "trainer: {callbacks: [EpochSummary, Freeze, EpochSummary]}",
+    ),
+    ("trainer: {callbacks+: [{class_path: WhitenStem}]}", "trainer: {callbacks: [WhiteningInit]}"),
+    ("trainer: {callbacks: StartReport}", "trainer: {callbacks: RunSummary}"),
+]
 
 
-def spoil(checkpoint: dict[str, Any]) -> None:
-    """Values of options that are gone."""
-    config = checkpoint["resnet_pl"]["config"]
-    config["keep_memory"] = False
-    config["data"]["init_args"]["decode"] = "auto"
-    config["data"]["class_path"] = "resnet_pl.data.gone.Digits"
-    for model in (config["model"], checkpoint["hyper_parameters"]):
-        model["on_bad_loss"] = "skip"
-        model["backbone"]["class_path"] = "resnet_pl.models.gone.ResNet"
+@pytest.mark.parametrize(("old", "new"), OPTIONS)
+def test_an_old_name_on_the_command_line(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["fit", *PHOTOS, *old.split(), "--print_config"]) == 0
+    out, err = capsys.readouterr()
+    (hint,) = hints(err)
+    assert any(name in hint for name in (*CLASSES.values(), *KEYS.values(), "data.cache"))
+    assert main(["fit", *PHOTOS, *new.split(), "--print_config"]) == 0
+    expected, err = capsys.readouterr()
+    assert yaml.safe_load(out) == yaml.safe_load(expected) and not hints(err)
 
 
-def strip(checkpoint: dict[str, Any]) -> None:
-    """Without what the first of the earlier versions did not have yet; with something that is not known here."""
-    story = checkpoint["resnet_pl"]
-    added = [(checkpoint, "exact_resume"), (story, "versions"), (story["data"], "class_names")]
-    added += [(story["config"], key) for key in ("tf32", "keep_memory", "checkpoint")]
-    added += [(story["config"]["data"]["init_args"], "mix")]
-    for model in (story["config"]["model"], checkpoint["hyper_parameters"]):
-        added += [(model, "compile"), (model, "on_bad_loss")]
-        added += [(model["schedule"], f"warmup_{key}") for key in ("error", "share", "limit")]
-    for holder, key in added:
-        holder.pop(key, None)
-    story["data"]["weather"] = "fine"
+@pytest.mark.parametrize(("old", "new"), FILES)
+def test_an_old_name_in_a_file(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = []
+    Path("photos.yaml").write_text(PHOTOS_YAML)
+    for name, text in (("old.yaml", old), ("new.yaml", new)):
+        Path(name).write_text(text)
+        assert main(["fit", "--config", "photos.yaml", "--config", name, "--print_config"]) == 0
+        out, err = capsys.readouterr()
+        configs.append(yaml.safe_load(out))
+        assert len(hints(err)) == (name == "old.yaml") and all("old.yaml: " in line for line in hints(err))
+    assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("change", [spoil, strip])
-@pytest.mark.parametrize("subcommand", ["test", "predict", "fit"])
-def test_a_checkpoint_of_an_earlier_version_is_used(
-    subcommand: str, change: Callable[[dict[str, Any]], None], place: Path
+@pytest.mark.parametrize("old", ["--views flip", "--views=flip", "--views single", "--views=single", "--tta=single"])
+def test_old_options_of_an_evaluation(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--ckpt_path", str(OLD), *old.split(), "--print_config"]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["tta"] == ("flip" if "flip" in old else "none")
+    assert len(hints(err)) == 1 and "--tta" in hints(err)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("views: flip", "flip"), ("views: single", "none"), ("tta: single", "none")]
+)
+def test_old_keys_of_an_evaluation(text: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("test.yaml").write_text(text)
+    assert main(["test", "--ckpt_path", str(OLD), "--config", "test.yaml", "--print_config"]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["tta"] == value
+    assert len(hints(err)) == 1 and "test.yaml" in hints(err)[0]
+
+
+def test_an_old_option_of_an_analysis(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "--backbone", "resnet18", "--compare", "resnet34"]) == 0
+    expected = capsys.readouterr().out
+    assert main(["summary", "--backbone", "resnet18", "--beside", "resnet34"]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected and len(hints(err)) == 1 and "--compare" in hints(err)[0]
+
+
+def test_each_old_name_of_a_command_line_is_hinted_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    upgrade_arguments(["fit", "--data.scan", "true", "--data.scan", "false", "--data.crop=CentreCrop"])
+    assert len(hints(capsys.readouterr().err)) == 2
+
+
+def test_only_the_first_process_prints_hints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = torch.load(OLD, weights_only=True)
-    change(checkpoint)
-    torch.save(checkpoint, "old.ckpt")
-    assert main([subcommand, "--ckpt_path", "old.ckpt"]) == 0
-    if subcommand == "test":
-        assert read_results(Path("results.json"))["images"] == 360
-    if subcommand == "fit":
-        last = torch.load("runs/old/version_0/checkpoints/last.ckpt", weights_only=True)
-        assert (last["resnet_pl"]["format"], last["global_step"]) == (3, 60)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert upgrade_arguments(["test", "--views=flip"]) == ["test", "--tta=flip"]
+    assert not capsys.readouterr().err
 
 
-def test_the_warm_up_of_a_checkpoint_goes_on(place: Path) -> None:
-    checkpoint = torch.load(OLD, weights_only=True)
-    errors = [0.9] * 30
-    for model in (checkpoint["resnet_pl"]["config"]["model"], checkpoint["hyper_parameters"]):
-        model["schedule"] |= {"warmup_error": 0.05, "warmup_share": 0.5, "warmup_limit": 4000, "warmup": 0.0}
-    checkpoint["lr_schedulers"][0]["errors"] = errors
-    torch.save(checkpoint, "old.ckpt")
-    assert main(["fit", "--ckpt_path", "old.ckpt"]) == 0
-    last = torch.load("runs/old/version_0/checkpoints/last.ckpt", weights_only=True)
-    found = last["callbacks"]["ErrorWarmup"]["errors"]
-    assert last["global_step"] == len(found) == 60 and found[:30] == errors
-    config = yaml.safe_load(Path("runs/old/version_0/config.yaml").read_text())
-    (callback,) = config["trainer"]["callbacks"]
-    assert callback["init_args"] == {"error": 0.05, "factor": 0.5, "max_iterations": 4000}
+@pytest.mark.parametrize("init_args", [True, False])
+def test_a_file_with_both_names_of_a_key_is_refused(init_args: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"scan": True, "verify_images": False}
+    Path("both.yaml").write_text(yaml.safe_dump({"data": {"init_args": data} if init_args else data}))
+    message = refused(capsys, "fit", "--config", DIGITS, "--config", "both.yaml")
+    assert "both.yaml" in message and "data.scan" in message and "data.verify_images" in message
+
+
+def test_a_later_file_or_option_replaces_an_old_name(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos.yaml").write_text(PHOTOS_YAML)
+    Path("old.yaml").write_text("data: {scan: true}")
+    Path("new.yaml").write_text("data: {verify_images: false}")
+    files = [word for name in ("photos", "old", "new") for word in ("--config", f"{name}.yaml")]
+    assert resolved(capsys, *files)["data"]["init_args"]["verify_images"] is False
+    assert resolved(capsys, *files, "--data.scan=true")["data"]["init_args"]["verify_images"] is True
+
+
+def test_values_of_other_types_are_unchanged() -> None:
+    config = {"tta": ["single"], "data": {"cache": {"side": 3}, "crop": 7}, "trainer": {"callbacks": None}}
+    assert upgrade_config(config, "a.yaml") == config
+
+
+def test_arguments_of_other_classes_are_unchanged() -> None:
+    config = {"class_path": "my.Model", "init_args": {"views": 3, "keep_memory": False, "crop": "my.CentreCrop"}}
+    assert upgrade_config(config, "a.yaml") == config
+    assert upgrade_config({"model": config}, "a.yaml") == {"model": config}
+
+
+@pytest.mark.parametrize(
+    "text", ["{epoch},step,{rate}\r\n0.5,1,\r\n,2,7\r\n", "step,{epoch},{rate}\r\n1,0.5,\r\n2,,7\r\n"]
+)
+def test_old_columns_of_metrics(text: str) -> None:
+    (old_epoch, epoch), (old_rate, rate) = RENAMED_METRICS.items()
+    Path("metrics.csv").write_text(text.format(epoch=old_epoch, rate=old_rate))
+    metrics = read_metrics(Path("metrics.csv"))
+    assert {name: [list(part) for part in series] for name, series in metrics.items()} == {
+        epoch: [[1], [0.5]],
+        rate: [[2], [7]],
+    }
+
+
+def test_a_resumed_run_can_have_old_and_new_columns() -> None:
+    (old, new), _ = RENAMED_METRICS.items()
+    Path("metrics.csv").write_text(f"step,{old},{new}\r\n1,0.5,\r\n2,,0.25\r\n")
+    assert [list(part) for part in read_metrics(Path("metrics.csv"))[new]] == [[1, 2], [0.5, 0.25]]

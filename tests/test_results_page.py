@@ -1,4 +1,4 @@
-"""The page of results is what its script makes of the records, and a study becomes a record."""
+"""docs/make_results.py makes records of finished runs, and writes the results page and README's table from them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,47 @@ from resnet_pl.reports.results import read_results, write_results
 from tests.reports.made import write_run
 
 PROJECT = Path(__file__).parent.parent
+MARKERS = "before\n\n<!-- results:start -->\n<!-- results:end -->\n\nafter\n"
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """docs/make_results.py, working on a copy."""
+    """Returns docs/make_results.py, which works on a copy of the records and on a README without rows."""
     spec = importlib.util.spec_from_file_location("make_results", PROJECT / "docs" / "make_results.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shutil.copytree(PROJECT / "docs" / "results", tmp_path / "docs" / "results")
     (tmp_path / "docs" / "images").mkdir()
-    shutil.copy(PROJECT / "README.md", tmp_path)
+    (tmp_path / "README.md").write_text(MARKERS, encoding="utf-8")
     monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
     return module
 
 
-def test_the_pages_are_made_of_the_records(script: ModuleType, tmp_path: Path) -> None:
+def table(page: Path) -> list[str]:
+    """Returns the rows of the table between the markers of a README."""
+    text = page.read_text(encoding="utf-8").partition("<!-- results:start -->\n")[2]
+    return [line for line in text.partition("<!-- results:end -->")[0].splitlines() if line]
+
+
+def test_the_pages_are_up_to_date(script: ModuleType, tmp_path: Path) -> None:
     script.main([])
-    for page in ("docs/results.md", "README.md"):
-        assert (tmp_path / page).read_text(encoding="utf-8") == (PROJECT / page).read_text(encoding="utf-8"), page
+    assert (tmp_path / "docs/results.md").read_text("utf-8") == (PROJECT / "docs/results.md").read_text("utf-8")
+    own = table(PROJECT / "README.md")
+    assert own in ([], table(tmp_path / "README.md"))  # a README of the user may have no table
+
+
+def test_the_markers_enclose_the_complete_table(script: ModuleType, tmp_path: Path) -> None:
+    records = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "docs/results").glob("*.json")]
+    for _ in range(2):
+        script.main([])
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert text.startswith("before\n\n<!-- results:start -->\n\n|")
+        assert text.endswith("|\n\n<!-- results:end -->\n\nafter\n")
+        assert len(table(tmp_path / "README.md")) == 2 + sum("rows" not in record for record in records)
+    (tmp_path / "README.md").write_text("a README of the user\n", encoding="utf-8")
+    script.main([])
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "a README of the user\n"
 
 
 def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
@@ -42,13 +64,12 @@ def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
         write_results(first | other, run / "results.json")
     script.main([str(run)])
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "## mine: cifar_resnet 20 on CIFAR10" in page
-    assert "The paper reports 91.25% after 64,000 iterations; this run made 20." in page
-    assert "looked at otherwise (`test --tta`): 10-crop 92.00%.\n" in page
+    section = page[page.index("## mine: ResNet-20 on CIFAR-10\n") :]
+    assert "91.25% after 64,000 iterations" in section and "20. At its speed" in section
+    assert "(`test --tta`): 10-crop 92.00%.\n" in section
     assert (tmp_path / "docs" / "images" / "mine_curves.png").exists()
-    assert (
-        "| cifar_resnet 20 on CIFAR10 | 2 epochs, 3 minutes, 1 × cpu | 90.00% |" in (tmp_path / "README.md").read_text()
-    )
+    row = "| ResNet-20 on CIFAR-10 | 2 epochs (0% of the paper's schedule), 3 minutes, CPU | 90.00% |"
+    assert row in table(tmp_path / "README.md")
 
 
 def test_a_study_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
@@ -57,16 +78,17 @@ def test_a_study_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "b" / "version_0", "cifar_plain")
     (tmp_path / "runs" / "logs").mkdir()
     (tmp_path / "runs" / "logs" / "sweep.log").write_text("$ python cli.py sweep --grid x=1\n3 runs\n")
-    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    script.main([])
+    rows_before = table(tmp_path / "README.md")
     script.main(["--study", "depth", str(tmp_path / "runs")])
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     section = page[page.index("## depth: 3 runs on CIFAR10") :]
     assert "python cli.py sweep --grid x=1\n" in section
-    assert "| cifar_resnet 20 (A) | CIFAR10 | 2 | 8.00 ± 2.83 | 6.00 | 8.75 |" in section
-    assert "The schedules are short: 20 iterations against the paper's 64,000." in section
-    assert "9 minutes of training altogether; commit abc; 1 × cpu (a machine); torch 2." in section
-    for picture in ("depth_curves.png", "depth_nets.png"):
-        assert f"images/{picture}" in section and (tmp_path / "docs" / "images" / picture).exists()
+    assert "cifar_resnet 20 (A)" in section and "92.00 ± 2.83" in section
+    assert "20 iterations compared with 64,000 in the paper" in section
+    assert "Total training time 9 minutes; commit abc; CPU (a machine); torch 2." in section
+    for plot in ("depth_curves.png", "depth_models.png"):
+        assert f"images/{plot}" in section and (tmp_path / "docs" / "images" / plot).exists()
     rows = json.loads((tmp_path / "docs" / "results" / "depth.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["n"] for row in rows] == [1, 2]
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
+    assert sorted(row["n"] for row in rows) == [1, 2]
+    assert table(tmp_path / "README.md") == rows_before

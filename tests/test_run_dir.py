@@ -1,4 +1,4 @@
-"""The run folder: versions, best and last, the rows that a run goes on from."""
+"""The run folder: versions, best and last checkpoint, sessions, and rows of metrics.csv before a resume."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +11,12 @@ from resnet_pl import run_dir as runs
 from resnet_pl.utils import UserError
 
 
-def checkpoint(run: Path, which: str, when: float = 0) -> Path:
+def checkpoint(run: Path, which: str, mtime: float = 0) -> Path:
     path = run / "checkpoints" / f"{which}.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").touch()
     path.touch()
-    os.utime(path, (when, when))
+    os.utime(path, (mtime, mtime))
     return path
 
 
@@ -24,35 +24,35 @@ def checkpoint(run: Path, which: str, when: float = 0) -> Path:
 
 
 def test_each_run_is_the_next_version(tmp_path):
-    made = [runs.create_run_dir(tmp_path, "a") for _ in range(11)]
-    assert made == [tmp_path / "a" / f"version_{i}" for i in range(11)]
-    assert runs.versions(tmp_path, "a") == list(enumerate(made))
+    created = [runs.create_run_dir(tmp_path, "a") for _ in range(11)]
+    assert created == [tmp_path / "a" / f"version_{i}" for i in range(11)]
+    assert runs.versions(tmp_path, "a") == list(enumerate(created))
     assert runs.create_run_dir(tmp_path, "b").name == "version_0"
 
 
-def test_a_gap_is_not_filled_and_other_names_do_not_count(tmp_path):
+def test_gaps_are_not_filled_and_other_names_are_ignored(tmp_path):
     for name in ("version_3", "version_x", "version_", "version_²", "notes"):
         (tmp_path / "a" / name).mkdir(parents=True)
     assert runs.versions(tmp_path, "a") == [(3, tmp_path / "a" / "version_3")]
     assert runs.create_run_dir(tmp_path, "a").name == "version_4"
 
 
-def test_no_two_get_the_same_version(tmp_path):
+def test_concurrent_runs_get_different_versions(tmp_path):
     with ThreadPoolExecutor(16) as pool:
-        made = list(pool.map(lambda _: runs.create_run_dir(tmp_path, "a"), range(64)))
-    assert len(set(made)) == 64
+        created = list(pool.map(lambda _: runs.create_run_dir(tmp_path, "a"), range(64)))
+    assert len(set(created)) == 64
     assert [number for number, _ in runs.versions(tmp_path, "a")] == list(range(64))
 
 
 @pytest.mark.parametrize("obstacle", ["file", "link"])
 @pytest.mark.parametrize("place", ["runs", "runs/a"])
-def test_a_folder_that_cannot_be_made(tmp_path, obstacle, place):
+def test_a_folder_that_cannot_be_created(tmp_path, obstacle, place):
     path = tmp_path / place
     path.parent.mkdir(exist_ok=True)
     if obstacle == "file":
         path.touch()
     else:
-        path.symlink_to(tmp_path / "a disk that is not there")
+        path.symlink_to(tmp_path / "a missing disk")
     with pytest.raises(UserError, match=r"trainer\.default_root_dir") as error:
         runs.create_run_dir(tmp_path / "runs", "a")
     assert str(tmp_path / "runs" / "a" / "version_0") in str(error.value)
@@ -61,10 +61,10 @@ def test_a_folder_that_cannot_be_made(tmp_path, obstacle, place):
 # ------------------------------------------------------------------------------------ checkpoints
 
 
-def test_the_newest_checkpoint_of_a_name_is_of_its_last_version_that_has_one(tmp_path):
-    old = checkpoint(tmp_path / "a" / "version_2", "best", when=200)
-    new = checkpoint(tmp_path / "a" / "version_10", "best", when=100)
-    checkpoint(tmp_path / "b" / "version_99", "best", when=300)
+def test_the_newest_checkpoint_is_that_of_the_last_version_with_one(tmp_path):
+    old = checkpoint(tmp_path / "a" / "version_2", "best", mtime=200)
+    new = checkpoint(tmp_path / "a" / "version_10", "best", mtime=100)
+    checkpoint(tmp_path / "b" / "version_99", "best", mtime=300)
     (tmp_path / "a" / "version_11").mkdir()
     assert runs.newest_checkpoint(tmp_path, "a", "best") == new
     assert runs.newest_checkpoint(tmp_path, None, "best") == tmp_path / "b/version_99/checkpoints/best.ckpt"
@@ -72,31 +72,31 @@ def test_the_newest_checkpoint_of_a_name_is_of_its_last_version_that_has_one(tmp
     assert runs.newest_checkpoint(tmp_path, "a", "last") == old.with_name("last.ckpt")
 
 
-def test_best_of_a_newest_run_that_has_none_is_not_an_older_runs(tmp_path):
+def test_best_is_not_taken_from_an_older_run(tmp_path):
     for which in ("best", "last"):
-        checkpoint(tmp_path / "a" / "version_0", which, when=100)
-    new = checkpoint(tmp_path / "a" / "version_1", "last", when=200)
+        checkpoint(tmp_path / "a" / "version_0", which, mtime=100)
+    new = checkpoint(tmp_path / "a" / "version_1", "last", mtime=200)
     for name in ("a", None):
-        with pytest.raises(UserError, match=r"version_1/checkpoints/best\.ckpt: no images were held out.*\n.* last$"):
+        with pytest.raises(UserError, match=r"version_1/checkpoints/best\.ckpt.*\n.*--ckpt_path last$"):
             runs.newest_checkpoint(tmp_path, name, "best")
         assert runs.newest_checkpoint(tmp_path, name, "last") == new
 
 
-@pytest.mark.parametrize(("name", "shown"), [("a", "a"), (None, "NAME")])
-def test_no_checkpoint_says_what_was_looked_for(tmp_path, name, shown):
+@pytest.mark.parametrize(("name", "folder_name"), [("a", "a"), (None, "NAME")])
+def test_the_message_names_the_missing_checkpoint(tmp_path, name, folder_name):
     checkpoint(tmp_path / "a" / "version_0", "best")
     with pytest.raises(UserError) as error:
         runs.newest_checkpoint(tmp_path, name, "last")
-    assert f"{tmp_path}/{shown}/version_N/checkpoints/last.ckpt" in str(error.value)
+    assert f"{tmp_path}/{folder_name}/version_N/checkpoints/last.ckpt" in str(error.value)
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_no_runs_at_all(tmp_path):
+def test_no_runs(tmp_path):
     with pytest.raises(UserError, match="train first"):
         runs.newest_checkpoint(tmp_path / "runs", None, "last")
 
 
-def test_the_run_of_a_checkpoint(tmp_path, monkeypatch):
+def test_the_run_folder_of_a_checkpoint(tmp_path, monkeypatch):
     path = checkpoint(tmp_path / "a" / "version_0", "best")
     assert runs.run_dir_of(path) == tmp_path / "a" / "version_0"
     monkeypatch.chdir(path.parent)
@@ -112,7 +112,7 @@ def test_a_checkpoint_outside_a_run(tmp_path):
     assert runs.run_dir_of(tmp_path / "elsewhere" / "best.ckpt") is None
 
 
-def test_the_configuration_is_read_back_as_it_was(tmp_path):
+def test_the_configuration_is_read_back_unchanged(tmp_path):
     config = {"name": "Blümchen", "model": {"lr": 1e-4, "none": None, "list": [1, "a"]}, "data": {"std": [0.5]}}
     runs.write_config(tmp_path, config)
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
@@ -156,29 +156,31 @@ def test_the_class_of_a_section(section, expected):
 # ------------------------------------------------------------------------------------ metrics.csv
 
 
-def cut(tmp_path: Path, text: str, step: float) -> list[dict[str, str]]:
+def rows_before(tmp_path: Path, text: str, step: float) -> list[dict[str, str]]:
     (tmp_path / "metrics.csv").write_bytes(text.encode())
     return runs.read_metrics_before(tmp_path / "metrics.csv", step)
 
 
-def test_rows_from_the_step_on_are_cut(tmp_path):
+def test_rows_from_the_step_on_are_dropped(tmp_path):
     text = "epoch,step,loss\r\n0,9,0.5\r\n0,10,\r\n1,11,0.25\r\n"
-    assert cut(tmp_path, text, 10) == [{"epoch": "0", "step": "9", "loss": "0.5"}]
-    assert len(cut(tmp_path, text, 11)) == 2
-    assert len(cut(tmp_path, text, float("inf"))) == 3
+    assert rows_before(tmp_path, text, 10) == [{"epoch": "0", "step": "9", "loss": "0.5"}]
+    assert len(rows_before(tmp_path, text, 11)) == 2
+    assert len(rows_before(tmp_path, text, float("inf"))) == 3
 
 
-@pytest.mark.parametrize("torn", ["0", "0,10", "0,10,0.", "0,10,0.25", "0,1\x00,\xff", "0,10,0.25,7,8\r\n", "0\r\n"])
-def test_a_torn_line_is_left_out(tmp_path, torn):
-    assert [row["step"] for row in cut(tmp_path, f"epoch,step,loss\r\n0,9,0.5\r\n{torn}", 99)] == ["9"]
+@pytest.mark.parametrize(
+    "incomplete", ["0", "0,10", "0,10,0.", "0,10,0.25", "0,1\x00,\xff", "0,10,0.25,7,8\r\n", "0\r\n"]
+)
+def test_an_incomplete_line_is_dropped(tmp_path, incomplete):
+    assert [row["step"] for row in rows_before(tmp_path, f"epoch,step,loss\r\n0,9,0.5\r\n{incomplete}", 99)] == ["9"]
 
 
 @pytest.mark.parametrize("text", ["", "\r\n", "epo", "epoch,step", "time,loss\r\n1,2\r\n"])
-def test_a_file_without_rows_of_ours(tmp_path, text):
-    assert cut(tmp_path, text, 99) == []
+def test_a_file_without_rows(tmp_path, text):
+    assert rows_before(tmp_path, text, 99) == []
 
 
-def test_the_reader_leaves_out_a_torn_line_alone(tmp_path):
+def test_the_reader_drops_only_an_incomplete_last_line(tmp_path):
     (tmp_path / "metrics.csv").write_bytes(b"step,loss\r\n1,0.5\r\n2\r\n3,1,2\r\n4,0.")
     rows = list(runs.metrics_reader(tmp_path / "metrics.csv"))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
@@ -189,7 +191,7 @@ def test_no_file(tmp_path):
     assert runs.read_metrics_before(tmp_path / "metrics.csv", 5) == []
 
 
-def test_a_launch_that_is_started_anew_finds_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restarted_torchrun_job_finds_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
     run = runs.create_run_dir(tmp_path, "digits")
     (run / "checkpoints").mkdir()
@@ -210,13 +212,13 @@ def test_a_launch_that_is_started_anew_finds_its_own_run(tmp_path: Path, monkeyp
     assert len(runs.read_sessions(run)) == 1
 
 
-def test_a_slurm_job_finds_its_run_where_it_was_queued_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_slurm_job_finds_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     last = checkpoint(tmp_path / "a/version_0", "last")
     runs.write_session(tmp_path / "a/version_0", {"launch": runs.job_id(), "command": "fit x"})
-    assert runs.find_interrupted_run(tmp_path, "a", "fit x") is None, "the same command, twice in one job"
-    for turn in ("1", "2"):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", turn)
+    assert runs.find_interrupted_run(tmp_path, "a", "fit x") is None, "the same command twice in one job"
+    for restart_count in ("1", "2"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart_count)
         assert runs.find_interrupted_run(tmp_path, "a", "fit x") == last
         runs.write_session(tmp_path / "a/version_0", {"launch": runs.job_id(), "command": "fit x"})
     monkeypatch.setenv("SLURM_JOB_ID", "78")

@@ -1,4 +1,4 @@
-"""Bars, the program's name, files that are either whole or not there, and imports without a search for garbage."""
+"""Progress bars, the program name, atomic file writes, and imports without garbage collection."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import pytest
 
 from resnet_pl.utils import UserError, atomic_write, gc_paused, prog_name, progress, shell_command, similar
 
+PROJECT = Path(__file__).parent.parent
+
 # ------------------------------------------------------------------------------------ the terminal
 
 
-def test_a_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("working", 2) as advance:
         advance(2)
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("unit", "shown"), [("items", "2/2"), ("bytes", "2/2 bytes")])
-def test_a_bar_on_a_terminal(
-    unit: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("unit", "text"), [("items", "2/2"), ("bytes", "2/2 bytes")])
+def test_a_progress_bar_on_a_terminal(
+    unit: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress("some [odd] name", 2, unit) as advance:  # type: ignore[arg-type]
@@ -30,7 +32,7 @@ def test_a_bar_on_a_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     assert "some [odd] name" in err
-    assert shown in err
+    assert text in err
 
 
 @pytest.mark.parametrize(
@@ -42,13 +44,13 @@ def test_a_bar_on_a_terminal(
         ("/there/pytest/__main__.py", "python cli.py"),
     ],
 )
-def test_the_program_is_called_as_it_was_started(started: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_name_is_that_of_the_command(started: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [started, "fit"])
     assert prog_name() == name
     assert shell_command(["fit", "a b"]) == f"{name} fit 'a b'"
 
 
-def test_the_most_similar_name_is_found() -> None:
+def test_the_most_similar_name() -> None:
     assert similar("batch_siz", ["image_size", "batch_size", "fold"]) == ["batch_size"]
     assert similar("xyz", ["image_size", "batch_size"]) == []
 
@@ -56,7 +58,7 @@ def test_the_most_similar_name_is_found() -> None:
 # ------------------------------------------------------------------------------------ files
 
 
-def test_the_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> None:
+def test_the_new_file_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with atomic_write(path) as partial:
@@ -67,7 +69,7 @@ def test_the_new_file_takes_the_old_ones_place_at_the_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_error_leaves_only_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(error), atomic_write(path) as partial:
@@ -77,13 +79,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: ty
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
+def test_folders_are_created(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a" / "b" / "c.txt") as partial:
-        partial.write_text("text")
-    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "text"
+        partial.write_text("content")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "content"
 
 
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_use_separate_temporary_files(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.txt") as one, atomic_write(tmp_path / "a.txt") as two:
         one.write_text("one")
         two.write_text("two")
@@ -91,7 +93,7 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "file/below"])
-def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+def test_a_path_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     path = tmp_path / place
@@ -104,23 +106,24 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
 
 IMPORTED = """
 import gc, sys
-searched = []
-gc.callbacks.append(lambda phase, _: searched.append("torch" in sys.modules))
+collections = []
+gc.callbacks.append(lambda phase, _: collections.append("torch" in sys.modules))
 from resnet_pl.cli.main import main
 main(["summary", "nowhere"])
-print(sum(searched), gc.isenabled(), gc.get_freeze_count())
+print(sum(collections), gc.isenabled(), gc.get_freeze_count())
 """
 
 
 @pytest.mark.process
-def test_imports_are_not_searched_for_garbage() -> None:
+def test_imports_run_without_garbage_collection() -> None:
     words = [sys.executable, "-c", IMPORTED]
-    searched, enabled, frozen = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
-    # A thousand where nothing is done; the command itself makes objects too.
-    assert int(searched) < 100 and enabled == "True" and int(frozen) > 100_000
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True)
+    collections, enabled, frozen = done.stdout.split()
+    # About a thousand without the pause. The command itself creates objects too.
+    assert int(collections) < 100 and enabled == "True" and int(frozen) > 100_000
 
 
-def test_with_torch_there_already_nothing_is_changed() -> None:
+def test_nothing_changes_if_torch_has_been_imported() -> None:
     import torch  # noqa: F401
 
     before = gc.get_freeze_count()

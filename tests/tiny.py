@@ -1,4 +1,4 @@
-"""Data, nets and trainers small enough for a test."""
+"""Small data modules, models and trainers for tests."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from resnet_pl.models import cifar_resnet
 
 
 class Tiny(TensorDataModule):
-    """Random images whose mean tells their class.
+    """Random images; their mean depends on their class.
 
     Args:
-        count: images altogether.
+        count: total number of images.
         classes: number of classes.
     """
 
@@ -40,7 +40,7 @@ def classifier(**kwargs: Any) -> ImageClassifier:
 
 
 def trainer(folder: Path | None = None, **kwargs: Any) -> Trainer:
-    """A trainer on the CPU that is silent and writes nothing but what it is asked to."""
+    """Returns a Trainer on the CPU that prints nothing and writes no files by default."""
     settings = {
         "default_root_dir": folder,
         "accelerator": "cpu",
@@ -58,5 +58,5 @@ def trainer(folder: Path | None = None, **kwargs: Any) -> Trainer:
 
 
 def optimizer(**kwargs: Any) -> Any:
-    """What the command line would make of `optimizer: {...}`."""
+    """Returns a factory as the command line creates for `optimizer: {...}`."""
     return lambda parameters: torch.optim.SGD(parameters, **({"lr": 0.1} | kwargs))

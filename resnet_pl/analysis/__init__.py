@@ -1,39 +1,49 @@
-"""Commands that train nothing: they look at nets, checkpoints and finished runs.
+"""Commands that do not train: they analyze models, checkpoints, datasets and finished runs.
 
-A command is a line in COMMANDS and a module that has its name, or the name's last word: `check-data` is check_data.py,
-`paper curves` is curves.py. The module's docstring is the help. `add_arguments(parser)` adds the options.
-`run(settings)` does the work and returns the exit code, or None for 0; `settings.command_line` is the command as it was
-typed. A module may have `parse(parser, options)`, which reads the options in place of the parser's own `parse_args`.
+A command is an entry in COMMANDS and a module of the same name, or of its last word: `check-data` is check_data.py,
+`paper curves` is curves.py. Each module has
+
+- a docstring, which is the help text of the command,
+- `add_arguments(parser)`, which adds the options,
+- `run(settings)`, which returns the exit code, or None for 0; `settings.command_line` is the command line as text,
+- optionally `parse(parser, options)`, which replaces `parser.parse_args(options)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from resnet_pl.utils import UserError, gc_paused, prog_name, shell_command, shorten_help
 
-# Read before torch is imported: no module of a command may be imported for it.
+# Here, not in the modules of the commands, because --help prints them without importing torch.
 COMMANDS = {
-    "summary": "layers, parameters, multiply-adds and memory of any net",
-    "compare": "a table of runs, mean ± std over seeds, next to the paper",
-    "sweep": "train and test many runs, one after another or several at a time",
-    "check-data": "broken files, copies, class balance and sizes of a folder of photos",
-    "paper": "list the studies of the paper",
-    "paper responses": "how strongly each layer of a net responds (Fig. 7)",
-    "paper gradients": "gradient of each layer, at the start and in a checkpoint",
-    "paper curves": "training and validation error of several runs, in one picture",
+    "summary": "layers, parameters, multiply-adds and activation memory of a model",
+    "compare": "table and plot of several runs, mean ± standard deviation over seeds",
+    "sweep": "train and test every combination of option values",
+    "check-data": "corrupt files, duplicates, class balance and image sizes of an image folder",
+    "paper": "list the commands for the experiments of the ResNet paper",
+    "paper responses": "per-layer response standard deviation (paper, Fig. 7)",
+    "paper gradients": "per-layer gradient norms at initialization and at a checkpoint",
+    "paper curves": "training and validation error of several runs over iterations (paper, Fig. 6)",
 }
 STUDIES = [name.removeprefix("paper ") for name in COMMANDS if name.startswith("paper ")]
 
 
 def run(args: Sequence[str]) -> int:
-    """Runs a command and returns its exit code; raises UserError where the user can put it right.
+    """Runs a command.
 
     Args:
-        args: arguments, the command's name first.
+        args: command-line arguments; the first is the name of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: an option or an input is wrong.
     """
-    # One word of the shell may hold both words of a name.
+    # `paper curves` may be quoted in the shell.
     words = [*args[0].split(), *args[1:]]
     if words[0] != "paper":
         return _run(words[0], words[1:], args)
@@ -42,24 +52,26 @@ def run(args: Sequence[str]) -> int:
         return 0
     name = f"paper {words[1]}"
     if name not in COMMANDS:
-        raise UserError(f"paper: there is no study {words[1]}\nthe word after paper is one of {', '.join(STUDIES)}")
+        raise UserError(f"paper: unknown command {words[1]}\nuse one of {', '.join(STUDIES)}")
     return _run(name, words[2:], args)
 
 
 def _studies() -> str:
-    """The help of `paper`."""
-    head = f"usage: {prog_name()} paper NAME [options]\n\nstudies of the ResNet paper (arXiv:1512.03385):"
+    """The help text of `paper`."""
+    head = f"usage: {prog_name()} paper NAME [options]\n\nExperiments of the ResNet paper (arXiv:1512.03385):"
     lines = [f"  {name:<12}{COMMANDS[f'paper {name}']}" for name in STUDIES]
-    return "\n".join([head, *lines, "", f"`{prog_name()} paper NAME --help` lists the options of one."])
+    return "\n".join([head, *lines, "", f"Run `{prog_name()} paper NAME --help` for its options."])
 
 
 def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
-    """Imports the module of a command, reads its options and calls it."""
+    """Imports the module of a command, parses its options and runs it."""
     from jsonargparse import ArgumentError, ArgumentParser
+    from typing_extensions import override
 
     class Parser(ArgumentParser):
-        def format_help(self) -> str:
-            return shorten_help(super().format_help())
+        @override
+        def format_help(self, *args: Any, **kwargs: Any) -> str:
+            return shorten_help(super().format_help(*args, **kwargs))
 
     with gc_paused():
         command = import_module(f"{__name__}.{name.split()[-1].replace('-', '_')}")
@@ -69,6 +81,6 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
         settings = getattr(command, "parse", ArgumentParser.parse_args)(parser, options)
     except ArgumentError as error:
         message = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"{name}: {message}\nsee {prog_name()} {name} --help") from error
+        raise UserError(f"{name}: {message}\nrun {prog_name()} {name} --help for its options") from error
     settings.command_line = shell_command(args)
     return command.run(settings) or 0

@@ -1,4 +1,9 @@
-"""A table of trained and tested runs: mean ± standard deviation over seeds, next to the paper's figures."""
+"""Compare runs: validation and test accuracy, and the options in which the runs differ.
+
+Runs that differ only in the seed are one row: mean ± standard deviation. The best validation top-1 comes first. The
+column `paper` has the result of the ResNet paper for the same model and dataset. The table is also written as
+comparison.csv and comparison.md, and a plot as comparison.png.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +13,42 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from resnet_pl.reports.comparison import comparison_table, error_over_depth, group_runs, markdown
+from resnet_pl.reports.comparison import comparison_table, markdown
+from resnet_pl.reports.comparison_plot import plot_comparison
+from resnet_pl.reports.run_groups import group_runs
 from resnet_pl.reports.run_reader import read_runs
 from resnet_pl.reports.tables import print_report, write_csv
 from resnet_pl.utils import atomic_write
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """See the package."""
-    parser.add_argument("runs", nargs="+", type=str, help="run folders, or folders above them")
-    where = "folder for comparison.csv, .md and .png; the one that holds all runs if not given"
-    parser.add_argument("--output", type=str | None, default=None, help=where)
+    """Adds the options of `compare`."""
+    parser.add_argument("runs", nargs="+", type=str, help="run folders or parent folders")
+    output = "folder for comparison.csv, .md and .png; default: the common parent folder of the runs"
+    parser.add_argument("--output", type=str | None, default=None, help=output)
 
 
 def run(settings: Namespace) -> None:
-    """Prints the table and writes it."""
+    """Runs the command."""
     compare([Path(path) for path in settings.runs], Path(settings.output) if settings.output else None)
 
 
 def compare(paths: Sequence[Path], output: Path | None = None) -> None:
-    """Prints the table of the runs among and below the paths, and writes it to a folder as CSV, markdown and PNG."""
-    runs, lines = read_runs(paths)
+    """Prints the comparison of all runs among and below the paths, and writes it to a folder as CSV, Markdown and PNG.
+
+    Args:
+        paths: run folders or parent folders.
+        output: folder to write to; the common parent folder of the runs if not given.
+    """
+    runs, skipped = read_runs(paths, require_test=False)
     groups = group_runs(runs)
     output = output or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     print_report(comparison_table(groups))
-    for line in lines:
-        print(line)
+    for message in skipped:
+        print(message)
     rows = [group.row() for group in groups]
     write_csv(output / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
     with atomic_write(output / "comparison.md") as partial:
         partial.write_text(markdown(groups), encoding="utf-8")
-    error_over_depth(groups, output / "comparison.png")
-    print(f"written to {output / 'comparison.csv'}, comparison.md and comparison.png beside it")
+    plot_comparison(groups, output / "comparison.png")
+    print(f"Saved comparison.csv, comparison.md and comparison.png to {output}")

@@ -1,4 +1,4 @@
-"""Several trained nets tested as one: their class probabilities are averaged (Table 5)."""
+"""Ensembles: class probabilities averaged over several trained models (ResNet paper, Table 5)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from resnet_pl.utils import UserError
 
 
 class Ensemble(LightningModule):
-    """Averages what its members say; each is given the images as its own data module prepares them.
+    """Averages class probabilities over its members.
+
+    Each member gets the batch from its own data module, because members may differ in image size.
 
     Args:
-        members: nets of the same classes, their weights loaded.
+        members: models with the same classes.
+
+    Attributes:
+        results: the metrics, after a test or validation.
     """
 
     def __init__(self, members: Sequence[ImageClassifier]) -> None:
@@ -31,14 +36,17 @@ class Ensemble(LightningModule):
         self.results: dict[str, Any] = {}
 
     def test_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
-        """Takes a batch of the same images from every member's loader."""
-        scores = [member.probabilities(batch) for member, batch in zip(self.members, batches, strict=True)]
-        self.metrics.update(torch.stack(scores).mean(0), batches[0].labels)
+        """Updates the metrics; `batches` has the same images from the loader of each member."""
+        probabilities = []
+        for member, batch in zip(self.members, batches, strict=True):
+            assert isinstance(member, ImageClassifier)  # nn.ModuleList does not know the type of its modules
+            probabilities.append(member.probabilities(batch))
+        self.metrics.update(torch.stack(probabilities).mean(0), batches[0].labels)
 
     validation_step = test_step
 
     def on_test_epoch_end(self) -> None:
-        """Leaves the figures in `results`."""
+        """Computes `results`."""
         self.results = self.metrics.compute()
         self.metrics.reset()
 
@@ -46,24 +54,24 @@ class Ensemble(LightningModule):
 
 
 def check_members(members: Sequence[tuple[str, ImageClassifier, ImageDataModule]], split: str) -> None:
-    """Makes sure that nets can be tested together.
+    """Checks that models can be evaluated as an ensemble.
 
     Args:
-        members: name, net and data of each.
-        split: what they are tested on.
+        members: name, model and data module of each member.
+        split: the split to evaluate on.
 
     Raises:
-        UserError: they have other classes or other images to be tested on, or one was trained on another's test image.
+        UserError: the members have different classes or different images, or a member was trained on images of `split`.
     """
-    for (name, net, data), (other, other_net, other_data) in permutations(members, 2):
-        if net.class_names != other_net.class_names:
-            raise UserError(f"an ensemble's nets must have the same classes, {name} and {other} have not")
+    for (name, model, data), (other, other_model, other_data) in permutations(members, 2):
+        if model.class_names != other_model.class_names:
+            raise UserError(f"the models of an ensemble must have the same classes; {name} and {other} do not")
         tested = set(data.split(split).names)
         leak = sorted(tested.intersection(getattr(other_data.splits.get("train"), "names", ())))
         if leak and data.root == other_data.root:
             raise UserError(
-                f"{len(leak)} {split} images of {name} are training images of {other}, such as {leak[0]}\n"
-                "an ensemble needs nets that were trained with one split: give both the same --data.split_seed"
+                f"{len(leak)} {split} images of {name} are training images of {other}, for example {leak[0]}\n"
+                "train all models of an ensemble with the same --data.split_seed"
             )
         if list(data.split(split).names) != list(other_data.split(split).names):
-            raise UserError(f"{name} and {other} have other {split} images\nname one folder for all with --data.root")
+            raise UserError(f"{name} and {other} have different {split} images\ngive one folder with --data.root")

@@ -1,7 +1,7 @@
-"""L2 norm of the training loss's gradient with respect to each layer's weight, as gradients.csv and gradients.png.
+"""Measure the L2 norm of the loss gradient with respect to the weight of each layer.
 
-The mean over a few training batches, augmented as in training, of the net as its seed initialised it and with the
-checkpoint's weights.
+The norm is the mean over a few training batches with augmentation. It is measured at initialization, which the seed of
+the run reproduces, and at the checkpoint. The results are saved as gradients.csv and gradients.png.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, gradients_picture, measure_models
+from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, plot_gradients
 from resnet_pl.data import ImageDataModule
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import progress, rank_zero_print
@@ -23,38 +23,39 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The command's options."""
+    """Adds the options of `paper gradients`."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--batches", type=PositiveInt, default=8, help="training batches to average over")
 
 
 def run(settings: Namespace) -> None:
-    """Measures one net after another."""
-    measure_models(settings, "gradients", _measure, gradients_picture)
+    """Runs the command."""
+    measure_models(settings, "gradients", _measure, plot_gradients)
 
 
-def _measure(net: LoadedRun, settings: Namespace) -> Measured:
-    data = net.data
+def _measure(loaded: LoadedRun, settings: Namespace) -> Measured:
+    data, name = loaded.data, loaded.run.model
     data.split("train")
     data.setup("fit")
     count = min(settings.batches, len(data.train_dataloader()))
     measured_on = f"{count} batches of {data.batch_size}, {data.describe_split('train')}"
-    rank_zero_print(f"{net.run.net}: {measured_on}; {net.run.path}")
-    if net.model.weights is not None:
-        rank_zero_print("note: the run started from pretrained weights; initialisation is at random here")
+    rank_zero_print(f"{name}: {measured_on}; {loaded.run.path}")
+    if loaded.model.weights is not None:
+        rank_zero_print("note: the run started from pretrained weights; here the initial weights are random")
     norms = {}
-    for when, model in {"initial": net.initial(), "trained": net.model}.items():
-        batches = _batches(data, count, net.model.device, f"{net.run.net}, {when}")
-        own = gradient_norms(model.to(net.model.device), batches, model.criterion)
-        norms[when] = {layer.removeprefix("backbone."): norm for layer, norm in own.items()}
+    for when, model in {"initial": loaded.initial(), "trained": loaded.model}.items():
+        batches = _batches(data, count, loaded.model.device, f"{name}, {when}")
+        by_layer = gradient_norms(model.to(loaded.model.device), batches, model.criterion)
+        norms[when] = {layer.removeprefix("backbone."): norm for layer, norm in by_layer.items()}
     return measured_on, norms
 
 
 def _batches(data: ImageDataModule, count: int, device: torch.device, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same ones each time: order and augmentation are drawn from the seed."""
+    """Yields the same images and labels in each call: order and augmentation depend on the seed only."""
     with progress(name, count) as advance:
         for batch in islice(data.train_dataloader(), count):
             batch = data.augment(data.transfer_batch_to_device(batch, device, 0))
+            assert isinstance(batch.images, Tensor)  # lists of views occur in evaluation only
             yield batch.images, batch.labels
             advance(1)
 
@@ -62,27 +63,27 @@ def _batches(data: ImageDataModule, count: int, device: torch.device, name: str)
 def gradient_norms(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor]
 ) -> dict[str, float]:
-    """L2 norm of the loss's gradient with respect to each convolution's and linear layer's weight, as in training.
+    """Returns the L2 norm of the loss gradient with respect to the weight of each convolution and linear layer.
 
-    The model is as it was afterwards: running statistics, mode and gradients.
+    The model runs in training mode. Its running statistics, modes and gradients are not changed.
 
     Args:
-        model: images to logits.
-        batches: images and labels.
-        loss: of (logits, labels).
+        model: maps images to logits.
+        batches: pairs of images and labels.
+        loss: function of logits and labels.
 
     Returns:
-        The mean over the batches, by the layer's name, in the model's own order.
+        The mean over the batches, by layer name, in the order of `named_modules()`.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (*CONVOLUTIONS, nn.Linear))}
-    # Of copies, so that a layer that is frozen has a gradient too.
+    # Detached copies, so that frozen layers have a gradient too.
     weights = {f"{name}.weight": layer.weight.detach().requires_grad_() for name, layer in layers.items()}
     modes = {module: module.training for module in model.modules()}
     norms = []
     model.train()
     try:
         for images, labels in batches:
-            # BatchNorm counts the batch in copies of its statistics.
+            # BatchNorm updates these copies of its running statistics.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             logits = functional_call(model, buffers | weights, (images,))
             gradients = torch.autograd.grad(loss(logits, labels), list(weights.values()), materialize_grads=True)

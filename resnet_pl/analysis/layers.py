@@ -1,4 +1,4 @@
-"""What the studies of a net's layers share: the nets of checkpoints, a table of the layers, and pictures of them."""
+"""Common code of the per-layer measurements: loading checkpoints, writing the CSV, and plots over layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
 from resnet_pl.load import build, load_run
-from resnet_pl.reports.plots import MUTED, add_legend, new_figure, render, save_png, style_axes
+from resnet_pl.reports.plots import MUTED, add_legend, new_figure, plot_label, render, save_png, style_axes
 from resnet_pl.reports.run_reader import Run
 from resnet_pl.reports.tables import write_csv
 from resnet_pl.run_dir import find_checkpoint
@@ -25,20 +25,20 @@ from resnet_pl.run_dir import find_checkpoint
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The images in words, and under the name of each quantity a number for each layer, by name.
+# Description of the images, and for each quantity its value by layer name.
 Measured = tuple[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """The net of a checkpoint, with its data.
+    """Model and data of a checkpoint.
 
     Attributes:
-        run: the run that it is of, under the path of the checkpoint.
-        step: steps it was trained for.
-        model: with the checkpoint's weights, in evaluation mode.
-        data: with its splits.
-        initial: builds the net anew, with the weights that the run's seed gave it.
+        run: the run; its `path` is the checkpoint.
+        step: optimizer steps of the checkpoint.
+        model: the model with the weights of the checkpoint, in evaluation mode.
+        data: the data module, after `setup`.
+        initial: returns a new model with the initial weights of the run, reproduced from its seed.
     """
 
     run: Run
@@ -49,14 +49,19 @@ class LoadedRun:
 
 
 def load(checkpoint: str | Path, options: Sequence[str] = ()) -> LoadedRun:
-    """Loads a checkpoint: a file, a run folder, `best` or `last`; takes the options of `test`, such as --data.root."""
+    """Loads a checkpoint for measurements.
+
+    Args:
+        checkpoint: a file, a run folder, `best` or `last`.
+        options: options of `test`, for example `--data.root`.
+    """
     file = find_checkpoint(checkpoint)
     trained, data = load_run(file, options=options)
     stored = ckpt.read(file)
     config = ckpt.config_of(stored, file, "test")
 
     def initial() -> ImageClassifier:
-        # Seeded and built in the order of `fit`. `seed_everything: false` leaves the generators as they are.
+        # In the order of `fit`, so that the random numbers are equal. `seed_everything: false` means no seed.
         if (seed := config.get("seed_everything", 0)) is not False:
             seed_everything(seed, workers=True, verbose=False)
         model, _ = build(config, options)
@@ -69,13 +74,13 @@ def load(checkpoint: str | Path, options: Sequence[str] = ()) -> LoadedRun:
 
 @dataclass(frozen=True)
 class LayerMeasurements:
-    """Numbers of the layers of one net.
+    """Per-layer measurements of one model.
 
     Attributes:
-        run: the run that it is of, under the path of the checkpoint.
-        step: steps it was trained for.
-        measured_on: the images, in words.
-        columns: under the name of each quantity a number for each layer, by name and in order.
+        run: the run; its `path` is the checkpoint.
+        step: optimizer steps of the checkpoint.
+        measured_on: description of the images.
+        columns: for each quantity its value by layer name, in the order of the layers.
     """
 
     run: Run
@@ -85,15 +90,15 @@ class LayerMeasurements:
 
     @property
     def layers(self) -> list[str]:
-        """Their names."""
+        """Names of the layers."""
         return list(next(iter(self.columns.values())))
 
 
 def add_checkpoint_arguments(parser: ArgumentParser) -> None:
-    """Options that say which nets to look at."""
-    parser.add_argument("checkpoints", type=str, nargs="+", help="files, run folders, best or last")
-    parser.add_argument("--output", type=str, default=".", help="folder to write into")
-    root = "folder of the images; where they were in training if not given"
+    """Adds the options that select checkpoints, images and the output folder."""
+    parser.add_argument("checkpoints", type=str, nargs="+", help="checkpoint files, run folders, `best` or `last`")
+    parser.add_argument("--output", type=str, default=".", help="folder to write to")
+    root = "folder of the images; default: the folder used in training"
     parser.add_argument("--data.root", type=str | None, default=None, help=root)
 
 
@@ -103,43 +108,48 @@ def measure_models(
     measure: Callable[[LoadedRun, Namespace], Measured],
     draw: Callable[[Sequence[LayerMeasurements]], np.ndarray],
 ) -> None:
-    """Measures one net after another, and writes STUDY.csv and STUDY.png.
+    """Measures all checkpoints and writes STUDY.csv and STUDY.png.
 
     Args:
-        settings: what `add_checkpoint_arguments` reads, among others.
+        settings: the parsed options, including those of `add_checkpoint_arguments`.
         study: name of the two files.
-        measure: of a net, on a GPU if there is one, and the settings.
-        draw: the picture, (H, W, 3) uint8.
+        measure: function of a loaded checkpoint and the settings; the model is on a GPU if there is one.
+        draw: returns the plot `(H, W, 3)` uint8.
     """
-    nets = []
+    measurements = []
     for checkpoint in settings.checkpoints:
-        net = load(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
-        net.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        nets.append(LayerMeasurements(net.run, net.step, *measure(net, settings)))
-    table, picture = (Path(settings.output) / f"{study}.{kind}" for kind in ("csv", "png"))
-    write_layers(nets, table)
-    save_png(draw(nets), picture)
-    print(f"written to {table} and {picture}")
+        loaded = load(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        measurements.append(LayerMeasurements(loaded.run, loaded.step, *measure(loaded, settings)))
+    table, plot = (Path(settings.output) / f"{study}.{kind}" for kind in ("csv", "png"))
+    write_layers(measurements, table)
+    save_png(draw(measurements), plot)
+    print(f"Saved to {table} and {plot}")
 
 
-def write_layers(nets: Sequence[LayerMeasurements], path: Path) -> None:
-    """Write a row for each layer as CSV; raises UserError if nothing can be written at `path`."""
+def write_layers(measurements: Sequence[LayerMeasurements], path: Path) -> None:
+    """Writes a CSV file with one row per layer; raises UserError if `path` cannot be written."""
     rows = []
-    for net in nets:
-        for index, layer in enumerate(net.layers, 1):
-            values = [f"{column[layer]:.9g}" for column in net.columns.values()]
-            rows.append([net.run.net, net.run.path, net.step, net.measured_on, index, layer, *values])
-    write_csv(path, ["net", "checkpoint", "step", "measured_on", "index", "layer", *nets[0].columns], rows)
+    for measured in measurements:
+        for index, layer in enumerate(measured.layers, 1):
+            values = [f"{column[layer]:.9g}" for column in measured.columns.values()]
+            facts = [measured.run.model, measured.run.path, measured.step, measured.measured_on]
+            rows.append([*facts, index, layer, *values])
+    write_csv(path, ["model", "checkpoint", "step", "measured_on", "index", "layer", *measurements[0].columns], rows)
 
 
-def responses_picture(nets: Sequence[LayerMeasurements]) -> np.ndarray:
-    """The `std` of the layers as Fig. 7 has it, above in their order, below sorted, one color a depth; (H, W, 3)."""
+def plot_responses(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
+    """Plots the column `std` as in Fig. 7: in layer order and sorted by magnitude, one color per depth.
+
+    Returns:
+        The plot `(H, W, 3)` uint8.
+    """
     figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
-    for net, label, color in zip(nets, _labels(nets), _colors(nets), strict=True):
-        std = np.array(list(net.columns["std"].values()))
+    for measured, label, color in zip(measurements, _labels(measurements), _colors(measurements), strict=True):
+        std = np.array(list(measured.columns["std"].values()))
         for axes, values in ((above, std), (below, np.sort(std)[::-1])):
-            _line(axes, net, values, color=color, linewidth=1.6, label=label)
+            _draw_line(axes, measured, values, color=color, linewidth=1.6, label=label)
     style_axes(above, "layer index", "std")
     style_axes(below, "layer index, sorted by magnitude", "std")
     above.set_ylim(bottom=0)
@@ -149,47 +159,53 @@ def responses_picture(nets: Sequence[LayerMeasurements]) -> np.ndarray:
     return render(figure)
 
 
-def gradients_picture(nets: Sequence[LayerMeasurements]) -> np.ndarray:
-    """`initial` thin and `trained` bold over the layers, on a logarithmic axis, one color a net; (H, W, 3)."""
+def plot_gradients(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
+    """Plots the columns `initial` (thin) and `trained` (bold) over the layers, logarithmically, one color per model.
+
+    Returns:
+        The plot `(H, W, 3)` uint8.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = new_figure(7.2, 4.8)
     axes = figure.add_subplot()
-    # A block whose last BatchNorm starts at zero has gradients of zero, which are left out.
+    # Zeros are not drawn: with `zero_init_residual` some gradients are zero at initialization.
     axes.set_yscale("log", nonpositive="mask")
-    for index, (net, label) in enumerate(zip(nets, _labels(nets), strict=True)):
-        initial, trained = (list(net.columns[when].values()) for when in ("initial", "trained"))
-        _line(axes, net, initial, color=f"C{index}", linewidth=0.9, alpha=0.75)
-        _line(axes, net, trained, color=f"C{index}", linewidth=1.9, label=f"{label}, step {net.step:,}")
+    for index, (measured, label) in enumerate(zip(measurements, _labels(measurements), strict=True)):
+        initial, trained = (list(measured.columns[when].values()) for when in ("initial", "trained"))
+        _draw_line(axes, measured, initial, color=f"C{index}", linewidth=0.9, alpha=0.75)
+        _draw_line(axes, measured, trained, color=f"C{index}", linewidth=1.9, label=f"{label}, step {measured.step:,}")
     style_axes(axes, "layer index", "L2 norm of the gradient")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title("thin: at initialisation   bold: in the checkpoint", loc="left", fontsize=10, color=MUTED)
+    axes.set_title("thin: at initialization   bold: at the checkpoint", loc="left", fontsize=10, color=MUTED)
     add_legend(axes, fontsize=9)
     return render(figure)
 
 
-def _labels(nets: Sequence[LayerMeasurements]) -> list[str]:
-    """The nets' names, with run and checkpoint where several have the same."""
-    count = Counter(net.run.net for net in nets)
-    parts = [[part for part in net.run.path.with_suffix("").parts if part != "checkpoints"][-3:] for net in nets]
-    names = [(net.run.net, "/".join(own)) for net, own in zip(nets, parts, strict=True)]
-    return [name if count[name] == 1 else f"{name}, {place}" for name, place in names]
+def _labels(measurements: Sequence[LayerMeasurements]) -> list[str]:
+    """The models' names; with run and checkpoint if several models have the same name."""
+    count = Counter(measured.run.model for measured in measurements)
+    labels = []
+    for run in (measured.run for measured in measurements):
+        parts = [part for part in run.path.with_suffix("").parts if part != "checkpoints"][-3:]
+        labels.append(plot_label(run.model if count[run.model] == 1 else f"{run.model}, {'/'.join(parts)}"))
+    return labels
 
 
-def _colors(nets: Sequence[LayerMeasurements]) -> list[str]:
-    """One color for a plain and a residual net of the same depth; another for the next pair of that depth."""
-    kinds = [(len(net.layers), net.run.plain) for net in nets]
-    pairs = [(kind[0], kinds[:place].count(kind)) for place, kind in enumerate(kinds)]
+def _colors(measurements: Sequence[LayerMeasurements]) -> list[str]:
+    """One color for a plain and a residual network of the same depth; another color for the next pair of that depth."""
+    kinds = [(len(measured.layers), measured.run.plain) for measured in measurements]
+    pairs = [(kind[0], kinds[:index].count(kind)) for index, kind in enumerate(kinds)]
     order = list(dict.fromkeys(pairs))
     return [f"C{order.index(pair)}" for pair in pairs]
 
 
-def _line(axes: Axes, net: LayerMeasurements, values: Sequence[float] | np.ndarray, **style: object) -> None:
+def _draw_line(axes: Axes, measured: LayerMeasurements, values: Sequence[float] | np.ndarray, **style: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    dashes = {"linestyle": (0, (4, 1.5))} if net.run.plain else {}
+    dashes = {"linestyle": (0, (4, 1.5))} if measured.run.plain else {}
     marker = "o" if len(values) == 1 else None
     axes.plot(np.arange(1, len(values) + 1), values, marker=marker, **dashes, **style)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

@@ -1,7 +1,7 @@
-"""Train and test every combination of a grid, each in processes of its own, and compare them.
+"""Train and test every combination of option values, each in its own process, and compare the runs.
 
-What is done is skipped, what was stopped goes on, and a run that fails stops no other. A run is known by its command
-line: after a change inside a configuration file give the sweep another --name.
+Completed runs are skipped, interrupted runs resume, and a failed run does not stop the sweep. Runs are identified by
+their command line: after a change inside a configuration file, use another --name.
 """
 
 from __future__ import annotations
@@ -33,121 +33,123 @@ PROJECT = Path(__file__).parent.parent.parent
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """See the package."""
+    """Adds the options of `sweep`."""
     listed = {"action": "append", "type": str, "default": []}
-    parser.add_argument("--config", **listed, help="configuration file; later ones win, and the grid over all")
-    key = "option of fit and its values, such as model.backbone.depth=20,56; the first --grid varies slowest"
-    parser.add_argument("--grid", **listed, metavar="KEY=VALUE,…", help=key)
-    parser.add_argument("--name", type=str, default="sweep", help="the runs are runs/NAME/CELL/version_N")
-    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
-    shown = "print the command lines, one a run, for a job scheduler; starts nothing"
-    parser.add_argument("--print", action="store_true", help=shown)
-    parser.add_argument("options", nargs="*", type=str, help="after --: options for every fit")
+    config = "configuration file; later files override earlier ones, and the grid overrides files"
+    parser.add_argument("--config", **listed, help=config)
+    grid = (
+        "an option of fit and its values, such as model.backbone.depth=20,56; values of the first --grid vary slowest"
+    )
+    parser.add_argument("--grid", **listed, metavar="KEY=VALUE,…", help=grid)
+    parser.add_argument("--name", type=str, default="sweep", help="name of the sweep; runs are in runs/NAME/")
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="number of runs in parallel")
+    dry_run = "print one command line per run, for a job scheduler, and exit"
+    parser.add_argument("--print", action="store_true", help=dry_run)
+    parser.add_argument("options", nargs="*", type=str, help="after --: options of fit for every run")
 
 
 def run(settings: Namespace) -> int:
-    """Runs what is not done yet; 1 if a run failed."""
+    """Runs the command; returns 1 if a run failed."""
     folder = Path("runs") / settings.name
     cells = grid_runs(settings.grid, settings.config, settings.options, folder)
     for cell in cells:
-        # What is wrong with its command line is told before anything starts.
+        # Reports a wrong command line before anything starts.
         CommandLine(cell.args)
-    found = [(cell, cell.finished_run()) for cell in cells]
-    left = [cell for cell, done in found if done is None]
+    states = [(cell, cell.finished_run()) for cell in cells]
+    remaining = [cell for cell, finished in states if finished is None]
     if settings.print:
-        for cell in left:
+        for cell in remaining:
             print(" && ".join(f"{prog_name()} {shlex.join(args)}" for args in cell.steps()))
         return 0
-    sweep = Sweep(left, folder / "logs", settings.jobs)
-    for cell, done in found:
-        sweep.record_duration(cell, done.seconds if done else None)
-    sweep.log(f"$ {settings.command_line}", shown=False)
-    skipped = f", {len(cells) - len(left)} of them done" if len(left) < len(cells) else ""
-    sweep.log(f"{len(cells)} runs{skipped}, {settings.jobs} at a time; {sweep.estimate()}")
+    sweep = Sweep(remaining, folder / "logs", settings.jobs)
+    for cell, finished in states:
+        sweep.record_duration(cell, finished.seconds if finished else None)
+    sweep.log(f"$ {settings.command_line}", to_stdout=False)
+    skipped = f", {len(cells) - len(remaining)} already completed" if len(remaining) < len(cells) else ""
+    sweep.log(f"{len(cells)} runs{skipped}, {settings.jobs} in parallel; {sweep.estimate()}")
     failed = sweep.run()
-    if runs := [done.path for cell in cells if (done := cell.finished_run())]:
+    if runs := [finished.path for cell in cells if (finished := cell.finished_run())]:
         compare(runs, folder)
     if failed:
-        print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}; the same command tries them again")
+        print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}\nRerun the same command to retry them.")
     return int(bool(failed))
 
 
 class Sweep:
-    """Runs cells, some at a time, and tells how far it is.
+    """Runs the combinations of a grid in parallel processes and reports the progress.
 
     Args:
-        cells: what is to be done.
-        logs: folder for what it and the processes say.
-        jobs: how many run at a time.
+        cells: the runs to perform.
+        logs: folder for sweep.log and the output of each run.
+        jobs: number of runs in parallel.
     """
 
     def __init__(self, cells: list[SweepRun], logs: Path, jobs: int) -> None:
         self.cells, self.jobs, self._logs = cells, jobs, logs
-        self._left = [cell.group_key for cell in cells]
+        self._remaining = [cell.group_key for cell in cells]
         self._durations: dict[str, list[float]] = {}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopping = threading.Lock(), False
         logs.mkdir(parents=True, exist_ok=True)
 
     def record_duration(self, cell: SweepRun, seconds: float | None) -> None:
-        """Keeps how long a cell took, where that tells of others: neither None nor not a number."""
+        """Records a run's duration for the time estimate; ignores None and NaN."""
         if seconds and seconds > 0:
             self._durations.setdefault(cell.group_key, []).append(seconds)
 
     def estimate(self) -> str:
-        """How long the rest takes, as far as finished runs tell."""
-        if not self._left:
-            return "nothing is left to do"
+        """Returns the number of remaining runs and the estimated time for them, as text."""
+        count = len(self._remaining)
+        if not count:
+            return "0 left"
         if not self._durations:
-            return f"{len(self._left)} left; the first to finish tells how long it takes"
+            return f"{count} left, no time estimate yet"
         known = list(chain(*self._durations.values()))
-        seconds = sum(fmean(self._durations.get(group_key, known)) for group_key in self._left) / min(
-            self.jobs, len(self._left)
-        )
-        return f"{len(self._left)} left, about {duration(seconds)} by those that are done"
+        total = sum(fmean(self._durations.get(group_key, known)) for group_key in self._remaining)
+        return f"{count} left, about {duration(total / min(self.jobs, count))} remaining"
 
     def run(self) -> list[str]:
-        """Runs the cells; returns the names of those that failed. Leaves no process behind, however it ends."""
+        """Performs the runs and returns the names of failed ones; stops all processes if it is interrupted."""
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 codes = list(pool.map(self._run, self.cells))
             except BaseException:
                 self._stop(pool)
-                print("stopped; the same command goes on", flush=True)
+                print("Interrupted. Rerun the same command to resume.", flush=True)
                 raise
             finally:
                 signal.signal(signal.SIGTERM, before)
         return [cell.name for cell, code in zip(self.cells, codes, strict=True) if code]
 
     def _run(self, cell: SweepRun) -> int:
-        """Trains and tests; returns the exit code of the first process that failed."""
+        """Trains and tests; returns the exit code of the first command that failed, else 0."""
         start, code, steps, log = time.monotonic(), 0, cell.steps(), self._logs / f"{cell.name}.log"
         resumed = steps[0] != cell.args
-        self.log(f"{cell.name} {'goes on' if resumed else 'starts'}")
+        self.log(f"{cell.name} {'resumed' if resumed else 'started'}")
         for args in steps:
             code = code or self._process(args, log)
         seconds = time.monotonic() - start
         with self._lock:
-            self._left.remove(cell.group_key)
+            self._remaining.remove(cell.group_key)
             self.record_duration(cell, None if code or resumed else seconds)
-            left = self.estimate()
-        how = f"failed: {_reason(log, code)}" if code else f"finished in {duration(seconds)}"
-        self.log(f"{cell.name} {how}; {left}")
+            estimate = self.estimate()
+        outcome = f"failed: {_failure(log, code)}" if code else f"finished in {duration(seconds)}"
+        self.log(f"{cell.name} {outcome}; {estimate}")
         return code
 
-    def log(self, line: str, shown: bool = True) -> None:
-        """Prints a line and keeps it in sweep.log."""
+    def log(self, line: str, to_stdout: bool = True) -> None:
+        """Appends a line to sweep.log and prints it."""
         with self._lock:
             if self._stopping:
                 return
             with (self._logs / "sweep.log").open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
-            if shown:
+            if to_stdout:
                 print(line, flush=True)
 
     def _process(self, args: list[str], log: Path) -> int:
-        """Runs a command line to its end, what it says going to the log; returns its exit code."""
+        """Runs a command with its output in the log file; returns its exit code."""
         paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         if self.jobs > 1:
@@ -158,7 +160,7 @@ class Sweep:
             with self._lock:
                 if self._stopping:
                     return 130
-                # A session of its own: Ctrl-C reaches the sweep alone, which asks each process to end in good order.
+                # In a new session, so that Ctrl-C reaches only the sweep, which then terminates each process cleanly.
                 command = [sys.executable, "-m", "resnet_pl", *args]
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env,
@@ -170,7 +172,7 @@ class Sweep:
         return code
 
     def _stop(self, pool: ThreadPoolExecutor) -> None:
-        """Lets every process write its checkpoint and end; a second Ctrl-C kills them."""
+        """Terminates all processes after they saved a checkpoint; a second Ctrl-C kills them."""
         with self._lock:
             self._stopping = True
         try:
@@ -184,13 +186,13 @@ class Sweep:
 
 
 def _kill_with_parent() -> partial[int] | None:
-    """What a new process calls so that the system ends it when the sweep is killed; two must not train one run."""
-    # PR_SET_PDEATHSIG; looked up here, as little as possible may happen between fork and exec.
+    """Returns a `preexec_fn` that kills the child if the sweep is killed, so that no two processes train one run."""
+    # PR_SET_PDEATHSIG. The symbol is looked up here, because little is safe between fork and exec.
     return partial(ctypes.CDLL(None).prctl, 1, int(signal.SIGTERM)) if sys.platform == "linux" else None
 
 
-def _reason(log: Path, code: int) -> str:
-    """Why the last process failed: its error if it told one, and where all it said is."""
-    said = log.read_text(encoding="utf-8", errors="replace").rsplit("\n$ ", 1)[-1].splitlines()
-    error = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), f"exit code {code}")
+def _failure(log: Path, code: int) -> str:
+    """The error message of the last command in a log file, and the path of the log."""
+    output = log.read_text(encoding="utf-8", errors="replace").rsplit("\n$ ", 1)[-1].splitlines()
+    error = next((line.removeprefix("error: ") for line in output if line.startswith("error: ")), f"exit code {code}")
     return f"{error}; see {log}"

@@ -1,4 +1,4 @@
-"""One callback for each concern around training; each can be removed without another."""
+"""Callbacks and loggers. Each handles one concern and can be removed without affecting the others."""
 
 from resnet_pl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from resnet_pl.callbacks.dashboard import Dashboard
@@ -10,6 +10,7 @@ from resnet_pl.callbacks.predictions import PredictionWriter
 from resnet_pl.callbacks.progress import EpochSummary, ProgressBar
 from resnet_pl.callbacks.run_summary import RunSummary
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
+from resnet_pl.callbacks.tensorboard import TensorBoardCurves
 from resnet_pl.callbacks.throughput import Throughput
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.callbacks.whitening_init import WhiteningInit
@@ -27,6 +28,7 @@ __all__ = [
     "ProgressBar",
     "RunSummary",
     "StopOnNaN",
+    "TensorBoardCurves",
     "Throughput",
     "TrainLog",
     "WhiteningInit",

@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: the best by a validation metric, and the last."""
+"""The two checkpoints of a run: best.ckpt, by a validation metric, and last.ckpt."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from resnet_pl._compat import begin_next_epoch
-from resnet_pl.callbacks.train_log import stepped
+from resnet_pl.callbacks.access import is_logging_step, is_optimizer_step
 from resnet_pl.types import PositiveFloat, PositiveInt
 
 
 class BestCheckpoint(Checkpoint):
-    """Saves best.ckpt whenever a validation metric is at least as good as before; nothing without validation.
+    """Saves best.ckpt after every validation whose metric is at least as good as the best so far.
 
-    Of equal scores the later is kept: under a falling learning rate it is the better network.
+    Of two equal scores the later model is saved: under a decaying learning rate it tends to be the better one. Without
+    validation nothing is saved.
 
     Args:
-        folder: where the checkpoint goes.
-        monitor: the metric.
-        mode: whether the metric should be large or small.
+        folder: folder of the checkpoint.
+        monitor: log key of the metric.
+        mode: whether a larger or a smaller metric is better.
+
+    Attributes:
+        path: file of the checkpoint.
+        score: best score so far; None before the first validation.
     """
 
     def __init__(self, folder: Path, monitor: str = "val/top1", mode: Literal["max", "min"] = "max") -> None:
@@ -33,12 +38,12 @@ class BestCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Has the last step validated even if `max_steps` ends the run within an epoch: it may be the best."""
+        """Makes Lightning validate after the last step even if `max_steps` ends the run within an epoch."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves if this validation is the best so far."""
+        """Saves the checkpoint if this validation is the best so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
             return
         score = float(trainer.callback_metrics[self.monitor])
@@ -47,25 +52,25 @@ class BestCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score."""
+        """Returns the best score."""
         return {"score": self.score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score, if its checkpoint is in this run's folder."""
+        """Restores the best score if its checkpoint is in the folder; otherwise the comparison starts again."""
         self.score = state_dict["score"] if self.path.is_file() else None
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves last.ckpt at the end of an epoch, and within it every so many steps or minutes.
+    """Saves last.ckpt after every epoch and, within an epoch, every N steps or minutes.
 
-    It is saved only between two optimizer steps. An exception saves nothing: the run resumes from the file before, and
-    repeats what came after it bit for bit.
+    The checkpoint is saved only between two optimizer steps. An exception saves nothing: the run resumes from the
+    previous checkpoint and repeats the steps after it bit for bit.
 
     Args:
-        folder: where the checkpoint goes.
-        every_n_epochs: epochs from one to the next; the end of the run is always saved.
-        every_n_steps: optimizer steps after which it is also saved within an epoch.
-        every_minutes: minutes after which it is also saved within an epoch; null for never.
+        folder: folder of the checkpoint.
+        every_n_epochs: number of epochs between two checkpoints; the end of the run is always saved.
+        every_n_steps: number of optimizer steps after which a checkpoint is also saved within an epoch.
+        every_minutes: minutes after which a checkpoint is also saved within an epoch; null disables it.
     """
 
     def __init__(
@@ -82,21 +87,21 @@ class LastCheckpoint(Checkpoint):
         self.saved_step, self.saved_at = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts from here."""
+        """Starts counting steps and minutes, also in a resumed run."""
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         begin_next_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves where it is due."""
+        """Saves if steps or minutes are due."""
         if ends_within_epoch(trainer):
             trainer.save_checkpoint(self.final)
         elif between_steps(trainer, batch_idx) and self._due(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what was due before a validation within an epoch, together with its result."""
+        """Saves a checkpoint that was due before a validation within an epoch, so that it contains the result."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch:
             return
         if ends_within_epoch(trainer) and validation_is_due(trainer, trainer.fit_loop.batch_idx):
@@ -105,14 +110,14 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the epoch."""
-        done = trainer.current_epoch + 1
-        ends = trainer.should_stop or done == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if ends or done % self.every_n_epochs == 0 or self._due(trainer):
+        """Saves if epochs, steps or minutes are due, and at the end of the run."""
+        epochs = trainer.current_epoch + 1
+        ends = trainer.should_stop or epochs == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if ends or epochs % self.every_n_epochs == 0 or self._due(trainer):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Saves now; all processes call this together."""
+        """Saves now; all processes must call this together."""
         if not ends_within_epoch(trainer):
             trainer.save_checkpoint(self.path)
         elif trainer.is_global_zero:
@@ -120,39 +125,42 @@ class LastCheckpoint(Checkpoint):
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _due(self, trainer: Trainer) -> bool:
-        """Whether steps or minutes are over. Several processes agree on the minutes, at logging steps only."""
+        """Whether `every_n_steps` or `every_minutes` have passed.
+
+        With several processes, rank 0 decides about the minutes, at logging steps only.
+        """
         if trainer.global_step - self.saved_step >= self.every_n_steps:
             return True
         if math.isinf(self.every_seconds) or trainer.global_step == self.saved_step:
             return False
-        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
+        if trainer.world_size > 1 and not is_logging_step(trainer):
             return False
         return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_seconds)
 
 
 def between_steps(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether a state saved at the end of this training batch resumes exactly.
+    """Whether a checkpoint saved at the end of this training batch resumes exactly.
 
-    Not among accumulated batches. Not before a validation either, whose result would be lost: it is saved after it. And
-    not at the last batch of an epoch or of the run: their end saves.
+    False while gradients are accumulated; before a validation, whose result would be missing (the checkpoint is saved
+    after it); and after the last batch of an epoch or of the run, which have their own checkpoint.
     """
     if trainer.is_last_batch or ends_within_epoch(trainer):
         return False
-    return stepped(trainer, batch_idx) and not validation_follows(trainer, batch_idx)
+    return is_optimizer_step(trainer, batch_idx) and not validation_follows(trainer, batch_idx)
 
 
 def saves_after_validation(trainer: Trainer) -> bool:
-    """Whether a state saved at the end of this validation resumes exactly: within an epoch, and between two steps."""
+    """Whether a checkpoint saved at the end of this validation resumes exactly: within an epoch, between two steps."""
     if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.is_last_batch or ends_within_epoch(trainer):
         return False
-    return stepped(trainer, trainer.fit_loop.batch_idx)
+    return is_optimizer_step(trainer, trainer.fit_loop.batch_idx)
 
 
 def ends_within_epoch(trainer: Trainer) -> bool:
-    """Whether `max_steps` ends the run before the epoch is over.
+    """Whether `max_steps` ends the run within an epoch.
 
-    The run is validated there. A longer run continues within the epoch, and knows nothing of a validation that was not
-    due.
+    The run is validated there, and last.ckpt holds the state from before that validation: a run resumed with a larger
+    `max_steps` equals one that never stopped.
     """
     return trainer.global_step == trainer.max_steps and not trainer.is_last_batch
 
@@ -163,11 +171,11 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether Lightning validates after this training batch even if the run does not end there."""
-    if not _validated_epoch(trainer) or trainer.val_check_batch is None:  # None: by time
+    """Whether Lightning validates after this training batch, unless only because the run ends there."""
+    if not _validated_epoch(trainer) or trainer.val_check_batch is None:  # None: `val_check_interval` is a duration
         return False
-    done = batch_idx + 1 if trainer.check_val_every_n_epoch else trainer.fit_loop.total_batch_idx + 1
-    return done % trainer.val_check_batch == 0
+    batches = batch_idx + 1 if trainer.check_val_every_n_epoch else trainer.fit_loop.total_batch_idx + 1
+    return batches % trainer.val_check_batch == 0
 
 
 def _validated_epoch(trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""TensorBoard: what the net sees, its mistakes, its hyper-parameters with the real metric, its graph."""
+"""Images, hyperparameters and the model graph for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,78 +12,82 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from resnet_pl.callbacks.access import as_classifier, get_datamodule
+from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.loader import Batch
-from resnet_pl.reports.plots import confusion_matrix, contact_sheet
+from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
 from resnet_pl.types import NonNegativeFloat, NonNegativeInt
 
 
 class Dashboard(Callback):
-    """Draws pictures for TensorBoard.
+    """Logs the first training batch, the confusion matrix, the worst mistakes and the model graph to TensorBoard.
+
+    At the first validation the run gets a row in the HPARAMS tab, with hyperparameters and the best validation:
+    `val_best/top1` and its loss, `val_best/loss`. Of two equal scores the later counts, as for best.ckpt.
 
     Args:
-        images: pictures on a sheet; 0 draws none.
-        every_seconds: least time between two drawings after validations, so that short epochs are not held up;
-            the last validation is always drawn.
-        graph: whether the net's graph is drawn.
+        images: images per contact sheet; 0 logs no contact sheets.
+        min_interval_seconds: minimum time between two logs of images, so that they do not slow down short epochs;
+            the last validation is always logged.
+        graph: whether the model graph is logged.
     """
 
     def __init__(
         self, images: NonNegativeInt = 16, min_interval_seconds: NonNegativeFloat = 60, graph: bool = True
     ) -> None:
         self.images, self.min_interval_seconds, self.graph = images, min_interval_seconds, graph
-        self._drawn_at = -float("inf")
-        self._worst: list[tuple[float, int, int, int]] = []
+        self._last_draw = -float("inf")
+        self._mistakes: list[tuple[float, int, int, int]] = []
         self._drawing = False
-        self._best = 0.0
+        self._has_hyperparameters = False
+        self._best: dict[str, float] = {}  # top1 and loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation top-1."""
-        return {"best": self._best}
+        """Returns top-1 and loss of the best validation."""
+        return {"best": self._best.get("top1", 0.0), "best_loss": self._best.get("loss")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best validation top-1."""
-        self._best = state_dict["best"]
+        """Restores the best validation; checkpoints of version 0.1 hold its top-1 only."""
+        if (loss := state_dict.get("best_loss")) is not None:
+            self._best = {"top1": state_dict["best"], "loss": loss}
+        elif state_dict["best"]:
+            self._best = {"top1": state_dict["best"]}
 
     # ------------------------------------------------------------------------------------ start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hyper-parameters with the metric they are judged by, and the graph."""
-        logger = _tensorboard(trainer)
-        if logger is None:
-            return
-        best = {"hp/best_val_top1": 0.0} if "val" in trainer.datamodule.splits and not trainer.global_step else {}
-        logger.log_hyperparams(_hyperparameters(pl_module.config or {}), best)
-        if self.graph:
-            _draw_graph(logger, pl_module, trainer.datamodule.image_size)
+        """Logs the model graph."""
+        self._has_hyperparameters = False
+        if self.graph and (logger := _tensorboard(trainer)) is not None:
+            _log_graph(logger, pl_module, get_datamodule(trainer).image_size)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """The first batch as the net sees it, after all augmentation and before normalisation."""
+        """Logs the first batch after all augmentation, before normalization."""
         if batch_idx > 0 or not self.images or trainer.global_step > 0 or (logger := _tensorboard(trainer)) is None:
             return
+        assert isinstance(batch.images, torch.Tensor), "training batches have one view per image"
         images = batch.images[: self.images].float().clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        labels = batch.labels[: self.images].cpu()
-        captions = [_label(label, pl_module.class_names) for label in labels]
-        _draw(logger, "train/first_batch", contact_sheet(list(images), captions), 0)
+        captions = [_label(label, as_classifier(pl_module).class_names) for label in batch.labels[: self.images].cpu()]
+        _log_image(logger, "train/first_batch", contact_sheet(list(images), captions), 0)
 
     # ------------------------------------------------------------------------------------ validation
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decides whether this validation is drawn."""
+        """Decides whether images of this validation are logged."""
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        due = last or time.monotonic() - self._drawn_at >= self.min_interval_seconds
+        due = last or time.monotonic() - self._last_draw >= self.min_interval_seconds
         self._drawing = due and not trainer.sanity_checking and trainer.state.fn == "fit"
-        self._worst = []
+        self._mistakes = []
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: dict[str, torch.Tensor],
+        outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the worst mistakes so far: (probability of the truth, image, truth, prediction)."""
+        """Collects the worst mistakes so far: (probability of the true class, image index, true class, prediction)."""
         if not self._drawing or not self.images:
             return
         probabilities = outputs["probabilities"]
@@ -92,81 +96,73 @@ class Dashboard(Callback):
         worst = wrong[truth[wrong].argsort()[: self.images]]
         columns = truth[worst], batch.indices.to(worst.device)[worst], batch.labels[worst], predicted[worst]
         mistakes = zip(*(column.tolist() for column in columns), strict=True)
-        self._worst = sorted([*self._worst, *mistakes])[: self.images]
+        self._mistakes = sorted([*self._mistakes, *mistakes])[: self.images]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Confusion matrix, worst mistakes and the best score so far."""
+        """Logs the best validation so far, the confusion matrix and the worst mistakes."""
         logger = _tensorboard(trainer)
         if logger is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._best = max(self._best, pl_module.results["top1"])
-        # The step that was made, as for all scalars: a run that goes on leaves out what has a later one.
+        results, names = as_classifier(pl_module).results, as_classifier(pl_module).class_names
+        # The last completed step, as for all metrics: resuming from here hides what has a later step.
         step = max(0, trainer.global_step - 1)
-        logger.experiment.add_scalar("hp/best_val_top1", self._best, step)
+        self._log_best(trainer, pl_module, logger, step)
         if not self._drawing:
             return
-        self._drawn_at = time.monotonic()
-        names = pl_module.class_names
-        _draw(logger, "val/confusion", confusion_matrix(pl_module.results["confusion"].numpy(), names), step)
-        if self._worst:
-            images = trainer.datamodule.splits["val"]
-            pictures = [images.load_full_image(index).permute(1, 2, 0).numpy() for _, index, _, _ in self._worst]
-            captions = [f"{names[p]}\nis {names[t]} ({share:.0%})" for share, _, t, p in self._worst]
-            _draw(logger, "val/worst_mistakes", contact_sheet(pictures, captions, ["wrong"] * len(pictures)), step)
+        self._last_draw = time.monotonic()
+        _log_image(logger, "val/confusion", confusion_matrix(results["confusion"].numpy(), names), step)
+        if self._mistakes:
+            split = get_datamodule(trainer).splits["val"]
+            images = [split.load_full_image(index).permute(1, 2, 0).numpy() for _, index, _, _ in self._mistakes]
+            captions = [f"pred: {names[p]}\ntrue: {names[t]} ({share:.0%})" for share, _, t, p in self._mistakes]
+            marks: list[Mark] = ["wrong"] * len(images)
+            _log_image(logger, "val/worst_mistakes", contact_sheet(images, captions, marks), step)
+
+    def _log_best(self, trainer: Trainer, pl_module: LightningModule, logger: TensorBoardLogger, step: int) -> None:
+        results = as_classifier(pl_module).results
+        if results["top1"] >= self._best.get("top1", 0.0):
+            self._best = {"top1": results["top1"], "loss": results["loss"]}
+        metrics = {f"val_best/{name}": value for name, value in self._best.items()}
+        if self._has_hyperparameters:
+            logger.log_metrics(metrics, step)
+        else:
+            # TensorBoard has one row per run folder: of a resumed run it keeps the first hyperparameters.
+            logger.log_hyperparams(hyperparameters(trainer, pl_module), metrics, step)
+            self._has_hyperparameters = True
 
 
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    """The logger that draws, in the process that writes."""
+    """Returns the TensorBoard logger; None in processes that do not log."""
     if not trainer.is_global_zero:
         return None
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def _draw_graph(logger: TensorBoardLogger, pl_module: LightningModule, size: int) -> None:
+def _log_graph(logger: TensorBoardLogger, pl_module: LightningModule, size: int) -> None:
     example = torch.zeros(1, 3, size, size, device=pl_module.device)
-    # The writer draws in evaluation mode, where BatchNorm learns nothing, and then trains every part, frozen or not.
+    # The writer traces in evaluation mode and then sets training mode on all modules, also on frozen ones.
     modes = [(module, module.training) for module in pl_module.modules()]
     try:
-        # TensorBoard's writer prints the tracer's error before it raises it.
+        # The writer prints the tracer's error before raising it.
         with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             logger.experiment.add_graph(pl_module, example)
-    # Not every net can be traced, which is no reason not to train it.
+    # Not every model can be traced, and training does not need the graph.
     except Exception as error:
-        rank_zero_warn(f"the net's graph is not drawn: {str(error).strip().splitlines()[0]}")
+        warnings.warn(f"the model graph is not logged: {str(error).strip().splitlines()[0]}", stacklevel=2)
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _draw(logger: TensorBoardLogger, tag: str, picture: np.ndarray, step: int) -> None:
-    logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+def _log_image(logger: TensorBoardLogger, tag: str, image: np.ndarray, step: int) -> None:
+    logger.experiment.add_image(tag, image, step, dataformats="HWC")
 
 
 def _label(label: torch.Tensor, names: list[str]) -> str:
-    """A class, or the shares of a mixed label."""
+    """Returns the class name, or the two largest fractions of a mixed label."""
     if label.ndim == 0:
         return names[int(label)]
-    shares, classes = label.topk(2)
-    pairs = zip(classes.tolist(), shares.tolist(), strict=True)
-    return "\n".join(f"{names[i]} {share:.0%}" for i, share in pairs if share > 0)
-
-
-def _hyperparameters(config: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    """Seed, net and data of a configuration as one level of plain values, for the table of runs."""
-    sections = {"seed": config.get("seed_everything"), **(config.get("model") or {}), "data": config.get("data")}
-    return _flat({key: value for key, value in sections.items() if key != "class_names"})
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if key == "class_path":
-            flat[prefix.removesuffix(".")] = value.rsplit(".", 1)[-1]
-        elif isinstance(value, dict):
-            flat |= _flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
-        elif isinstance(value, str | int | float):
-            flat[f"{prefix}{key}"] = value
-        elif value:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+    fractions, classes = label.topk(2)
+    pairs = zip(classes.tolist(), fractions.tolist(), strict=True)
+    return "\n".join(f"{names[i]} {fraction:.0%}" for i, fraction in pairs if fraction > 0)

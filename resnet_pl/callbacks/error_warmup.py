@@ -1,4 +1,4 @@
-"""The warm-up of the paper's 110-layer network, which lasts until the training error has fallen (§4.2)."""
+"""Learning-rate warm-up of the paper's 110-layer network, which lasts until the training error has dropped (§4.2)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from resnet_pl.callbacks.train_log import stepped
+from resnet_pl.callbacks.access import is_optimizer_step
 from resnet_pl.types import PositiveFloat, PositiveInt, UnitInterval
 from resnet_pl.utils import UserError
 
-# Iterations over which the training error is averaged: a single batch is below a threshold by chance.
+# Iterations over which the training error is averaged: a single batch may be below the threshold by chance.
 ERROR_WINDOW = 100
 
 
 class ErrorWarmup(Callback):
     """Multiplies the learning rate by `factor` until the training error over 100 iterations is below `error`.
 
-    Milestones of the schedule do not move.
+    The milestones of the schedule do not change.
 
     Args:
-        error: share of wrong training images at which the warm-up ends.
-        factor: what the learning rate is multiplied by until then.
-        max_iterations: the run stops if the error is not below by then.
+        error: training error, 0 to 1, below which the warm-up ends.
+        factor: factor of the learning rate during the warm-up.
+        max_iterations: number of iterations after which the run is aborted if the error is still not below `error`.
+
+    Attributes:
+        errors: training errors of the last iterations; None after the warm-up.
     """
 
     def __init__(
@@ -33,43 +36,43 @@ class ErrorWarmup(Callback):
     ) -> None:
         self.error, self.factor, self.max_iterations = error, factor, max_iterations
         self.errors: list[float] | None = []
-        self._counts: Tensor | None = None  # wrong images and images since the last step
+        self._counts: Tensor | None = None  # incorrect images and images since the last step
 
     def state_dict(self) -> dict[str, Any]:
-        """The errors so far; None once the warm-up is over."""
+        """Returns the errors so far; None after the warm-up."""
         return {"errors": self.errors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues the warm-up."""
+        """Restores the errors."""
         self.errors = state_dict["errors"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stops a warm-up that does not end."""
+        """Aborts the run if the warm-up does not end."""
         if self.errors and trainer.global_step >= self.max_iterations:
             mean = sum(self.errors) / len(self.errors)
             raise UserError(
                 f"ErrorWarmup: the training error is {mean:.2%} after {trainer.global_step:,} iterations, "
-                f"not below {self.error:.2%}\nlower its factor, or raise its max_iterations"
+                f"not below {self.error:.2%}\nlower `factor` or raise `max_iterations` of the callback"
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Lowers the rate of this step; the schedule sets the next one's."""
+        """Lowers the learning rate of this step; the schedule sets that of the next one."""
         for group in optimizer.param_groups if self.errors is not None else ():
             group["lr"] *= self.factor
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the step's error over all processes, and ends the warm-up where it is low enough."""
+        """Adds the training error of the step over all processes, and ends the warm-up if the mean is low enough."""
         if self.errors is None:
             return
         labels = batch.labels.argmax(1) if batch.labels.ndim > 1 else batch.labels
-        wrong = (outputs["logits"].argmax(1) != labels).sum(dtype=torch.float32)
-        counts = torch.stack([wrong, wrong.new_full((), len(labels))])
+        incorrect = (outputs["logits"].argmax(1) != labels).sum(dtype=torch.float32)
+        counts = torch.stack([incorrect, incorrect.new_full((), len(labels))])
         self._counts = counts if self._counts is None else self._counts + counts
-        if stepped(trainer, batch_idx):
-            wrong_images, images = trainer.strategy.reduce(self._counts, reduce_op="sum").tolist()
+        if is_optimizer_step(trainer, batch_idx):
+            incorrect_images, images = trainer.strategy.reduce(self._counts, reduce_op="sum").tolist()
             self._counts = None
-            self.errors = [*self.errors, wrong_images / images][-ERROR_WINDOW:]
+            self.errors = [*self.errors, incorrect_images / images][-ERROR_WINDOW:]
             if len(self.errors) == ERROR_WINDOW and sum(self.errors) / ERROR_WINDOW < self.error:
                 self.errors = None

@@ -1,4 +1,4 @@
-"""metrics.csv: one row for each logging step, whole at any moment, continued when a run goes on."""
+"""The logger of metrics.csv: one row per logging step, extended when a run resumes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 from resnet_pl.run_dir import read_metrics_before
 from resnet_pl.utils import atomic_write
 
 
 class MetricsCSV(Logger):
-    """Appends metrics to a file as they come. Lightning's CSVLogger would delete the rows of a run that goes on.
+    """Appends each row to metrics.csv as it is logged.
+
+    Lightning's CSVLogger would delete the earlier rows when a run resumes.
 
     Args:
-        run: the run folder.
-        start_step: the step that the run goes on from; rows from there on are cut, earlier ones kept.
+        run: run folder.
+        start_step: optimizer step that the run is resumed from; rows from this step on are removed.
     """
 
     def __init__(self, run: Path, start_step: int = 0) -> None:
@@ -28,26 +31,26 @@ class MetricsCSV(Logger):
         self._columns: list[str] | None = None
 
     @property
+    @override
     def name(self) -> str:
-        """The run's name."""
         return self.path.parent.parent.name
 
     @property
+    @override
     def version(self) -> str:
-        """The run's version."""
         return self.path.parent.name
 
     @property
+    @override
     def log_dir(self) -> str:
-        """The run folder."""
         return str(self.path.parent)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Does nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes a row."""
+        """Appends a row; a new column rewrites the file atomically."""
         row = {"epoch": "", "step": step, **metrics}
         if row["epoch"] != "":
             row["epoch"] = int(row["epoch"])
@@ -57,7 +60,7 @@ class MetricsCSV(Logger):
             self._rewrite(rows)
         new = [name for name in row if name not in self._columns]
         if new:
-            # `inf` as the cut: every row stays, under a header that has the new columns too.
+            # Before step `inf`: all rows are copied under a header that includes the new columns.
             rows = read_metrics_before(self.path, float("inf"))
             self._columns += new
             self._rewrite(rows)

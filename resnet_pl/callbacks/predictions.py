@@ -1,4 +1,4 @@
-"""What `predict` leaves behind: predictions.csv and a contact sheet."""
+"""Writes the results of `predict`: predictions.csv and a contact sheet."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
-from resnet_pl.reports.plots import contact_sheet, save_png
+from resnet_pl.callbacks.access import as_classifier, get_datamodule
+from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
 
 
 class PredictionWriter(Callback):
-    """Collects the likeliest classes of every image, from all processes, in the order of the images.
+    """Writes the most probable classes of every image, from all processes, in the order of the images.
 
     Args:
-        folder: where predictions.csv and contact_sheet.png go.
-        top_k: classes told for each image.
-        sheet: images on the contact sheet at most.
+        folder: folder of predictions.csv and contact_sheet.png.
+        top_k: number of classes per image.
+        sheet: maximum number of images on the contact sheet.
+
+    Attributes:
+        rows: one dictionary per image: `path`, `truth` (None if unknown), `classes` and `probabilities`.
     """
 
     def __init__(self, folder: Path, top_k: int = 5, sheet: int = 64) -> None:
@@ -27,34 +32,34 @@ class PredictionWriter(Callback):
         self.rows: list[dict[str, Any]] = []
         self._own: list[tuple[int, int, list[int], list[float]]] = []
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback."""
         self._own = []
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: dict[str, torch.Tensor],
+        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """See Lightning's Callback."""
+        """Collects the top classes of the batch."""
         k = min(self.top_k, outputs["probabilities"].shape[1])
         probabilities, classes = outputs["probabilities"].topk(k, dim=1)
         columns = outputs["indices"], outputs["labels"], classes, probabilities
         self._own += zip(*(column.tolist() for column in columns), strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback."""
-        found = [self._own]
+        """Gathers the predictions of all processes and writes the files."""
+        gathered: list[Any] = [self._own]
         if trainer.world_size > 1:
-            found = [None] * trainer.world_size
-            torch.distributed.all_gather_object(found, self._own)
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self._own)
         if not trainer.is_global_zero:
             return
-        images, names = trainer.datamodule.predict_images, pl_module.class_names
+        images, names = get_datamodule(trainer).predict_images, as_classifier(pl_module).class_names
         self.rows = [
             {
                 "path": _display_path(images, index),
@@ -62,19 +67,19 @@ class PredictionWriter(Callback):
                 "classes": [names[i] for i in classes],
                 "probabilities": probabilities,
             }
-            for index, label, classes, probabilities in sorted(row for rows in found for row in rows)
+            for index, label, classes, probabilities in sorted(row for rows in gathered for row in rows)
         ]
         write_predictions(self.rows, self.folder / "predictions.csv")
-        order = sorted(index for rows in found for index, *_ in rows)[: self.sheet]
-        pictures = [_thumbnail(images.load_full_image(index)) for index in order]
-        if pictures:
-            shown = self.rows[: len(pictures)]
-            sheet = contact_sheet(pictures, [_caption(row) for row in shown], [_verdict(row) for row in shown])
+        order = sorted(index for rows in gathered for index, *_ in rows)[: self.sheet]
+        thumbnails = [_thumbnail(images.load_full_image(index)) for index in order]
+        if thumbnails:
+            shown = self.rows[: len(thumbnails)]
+            sheet = contact_sheet(thumbnails, [_caption(row) for row in shown], [_mark(row) for row in shown])
             save_png(sheet, self.folder / "contact_sheet.png")
 
 
 def _thumbnail(image: torch.Tensor) -> np.ndarray:
-    """A `(3, H, W)` photo as `(H, W, 3)`, thinned out and copied, so that many large ones fit into memory."""
+    """Returns an image `(3, H, W)` as a subsampled copy `(H, W, 3)`, so that many large images fit into memory."""
     step = max(1, min(image.shape[1:]) // 320)
     return image[:, ::step, ::step].permute(1, 2, 0).numpy().copy()
 
@@ -85,11 +90,11 @@ def _display_path(images: Any, index: int) -> str:
 
 
 def _caption(row: dict[str, Any]) -> str:
-    told = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
-    return told if _verdict(row) != "wrong" else f"{told}\nis {row['truth']}"
+    prediction = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
+    return f"pred: {prediction}\ntrue: {row['truth']}" if _mark(row) == "wrong" else prediction
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _mark(row: dict[str, Any]) -> Mark:
     if row["truth"] is None:
         return "none"
     return "right" if row["truth"] == row["classes"][0] else "wrong"

@@ -1,4 +1,4 @@
-"""How fast training goes: images a second, seconds an epoch, and whether it waits for photos."""
+"""Training throughput, and whether data loading is the bottleneck."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from resnet_pl.callbacks.access import get_datamodule
 from resnet_pl.utils import rank_zero_print
 
-# So long, and such a share of the time, that a word on it helps.
+# Waiting time for data, in seconds and as a fraction of training time, above which a hint is printed.
 MIN_WAIT_SECONDS, MIN_WAIT_FRACTION = 60, 1 / 3
 
 
 class Throughput(Callback):
-    """Logs `images_per_second` of all processes and `epoch_seconds` after each training epoch, validation apart.
+    """Logs `throughput/images_per_second` of all processes and `throughput/epoch_seconds` after every training epoch.
 
-    In the end it says what would help, where the net has waited for photos much of the time.
+    Validation time is not included. At the end of the run a hint is printed if data loading was the bottleneck.
     """
 
     def __init__(self) -> None:
@@ -26,48 +27,47 @@ class Throughput(Callback):
         self._start = self._end = self._validation = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that goes on in the middle of an epoch sees no start of that epoch."""
+        """Starts the timer also in a run that resumes within an epoch, where `on_train_epoch_start` is not called."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback."""
+        """Starts the timer of the epoch."""
         self._images, self._start = 0, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See Lightning's Callback."""
+        """Counts the images of the batch; a GPU is synchronized at the last batch only."""
         self._images += len(batch.indices)
         if trainer.is_last_batch and pl_module.device.type == "cuda":
-            # Until here it has only been told what to do.
+            # Kernels run asynchronously: without this the epoch would seem to end before they do.
             torch.cuda.synchronize(pl_module.device)
         self._end = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback."""
+        """Starts the timer of the validation."""
         self._validation = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Moves the epoch's times on by the validation's length: to Lightning it is part of the training epoch."""
+        """Excludes the validation from the time of the epoch, of which it is a part in Lightning."""
         seconds = time.perf_counter() - self._validation
         self._start, self._end = self._start + seconds, self._end + seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback."""
+        """Logs the throughput of the epoch."""
         seconds = max(self._end - self._start, 1e-9)
         self._training += seconds
         pl_module.log("throughput/epoch_seconds", seconds)
         pl_module.log("throughput/images_per_second", self._images * trainer.world_size / seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback."""
+        """Prints a hint if data loading was the bottleneck and a cache of decoded images is available but unused."""
         waited = getattr(trainer.train_dataloader, "wait_seconds", 0.0)
-        # Data without such a cache, or in one already, has to wait.
-        could = getattr(trainer.datamodule, "cache", True) is False
-        if could and waited > max(MIN_WAIT_SECONDS, MIN_WAIT_FRACTION * self._training):
-            # Of an epoch that was broken off there is the waiting alone.
-            share = waited / max(self._training, waited)
+        cacheable = getattr(get_datamodule(trainer), "cache", True) is False
+        if cacheable and waited > max(MIN_WAIT_SECONDS, MIN_WAIT_FRACTION * self._training):
+            # An interrupted epoch has waiting time, but no training time.
+            fraction = waited / max(self._training, waited)
             rank_zero_print(
-                f"the net waited for photos in {share:.0%} of the time: --data.cache true decodes them once, "
-                "for all later epochs and runs"
+                f"data loading took {fraction:.0%} of the time\n"
+                "--data.cache true stores decoded images on disk, for all later epochs and runs"
             )

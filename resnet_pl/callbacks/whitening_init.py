@@ -1,4 +1,4 @@
-"""A head start for short trainings: the first convolution begins by taking apart what pixels have in common."""
+"""Whitening initialization of the first convolution (Page, 2019; Jordan, 2024, arXiv 2404.00498)."""
 
 from __future__ import annotations
 
@@ -11,53 +11,65 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnet_pl.callbacks.access import as_classifier, get_datamodule
 from resnet_pl.data.loader import ShardedEpochSampler
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError
 
 
 class WhiteningInit(Callback):
-    """Starts the backbone's first convolution as whitening filters (Page, 2019; Jordan, 2024).
+    """Initializes the first convolution of the backbone with whitening filters, for short trainings from scratch.
 
-    They are the principal components of the training images' patches, each scaled to unit variance, once as they are
-    and once negated, the greatest first; filters beyond twice their number keep what they started from. All are
-    trained like any other weight.
+    The filters are the principal components of image patches, scaled to unit variance, in order of decreasing variance,
+    followed by their negatives. Remaining filters keep their initialization. All filters are trainable.
 
     Args:
-        images: training images that patches are taken from.
+        images: number of training images that the patches are taken from.
     """
 
     def __init__(self, images: PositiveInt = 5000) -> None:
         self.images = images
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See Lightning's Callback; a run that goes on keeps its filters."""
+        """Sets the filters; a resumed run has them in its checkpoint."""
         if trainer.ckpt_path is not None:
             return
-        if pl_module.weights is not None:
-            raise UserError("WhiteningInit is for nets from scratch\nleave it out, or give --model.weights null")
-        stem = next((module for module in pl_module.backbone.modules() if isinstance(module, nn.Conv2d)), None)
+        module, data = as_classifier(pl_module), get_datamodule(trainer)
+        if module.weights is not None:
+            raise UserError(
+                "WhiteningInit is for training from scratch\nremove the callback, or set --model.weights null"
+            )
+        stem = next((layer for layer in module.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if stem is None or stem.groups > 1:
-            raise UserError("WhiteningInit: the first convolution of the backbone must be dense (groups=1)\nremove it")
-        data = trainer.datamodule
-        images = data.split("train")
-        sampler = ShardedEpochSampler(len(images), data.seed, shuffle=True)
-        batches = islice(data.loader(images, sampler, data.batch_size), math.ceil(self.images / data.batch_size))
-        views = (pl_module.normalize(batch.images.to(pl_module.device)).float() for batch in batches)
-        filters = whitening(F.unfold(view, stem.kernel_size, stride=stem.kernel_size) for view in views)
+            raise UserError("WhiteningInit: the backbone has no first convolution with groups=1\nremove the callback")
+        split = data.split("train")
+        sampler = ShardedEpochSampler(len(split), data.seed, shuffle=True)
+        batches = islice(data.loader(split, sampler, data.batch_size), math.ceil(self.images / data.batch_size))
+        images = (
+            module.normalize(batch.images.to(module.device)).float()
+            for batch in batches
+            if isinstance(batch.images, Tensor)
+        )
+        # Patches of the size of the filters, without overlap.
+        filters = whitening_filters(F.unfold(each, stem.kernel_size, stride=stem.kernel_size) for each in images)
         count = min(len(filters), stem.out_channels // 2)
         with torch.no_grad():
             stem.weight[:count] = filters[:count].reshape(count, *stem.weight.shape[1:])
             stem.weight[count : 2 * count] = -stem.weight[:count]
 
 
-def whitening(patches: Iterable[Tensor]) -> Tensor:
-    """`(K, K)` filters, a row each, for patches `(N, K, P)`: scaled to unit variance, that of the greatest first."""
-    count, total, products = 0, 0, 0
-    for each in patches:
-        columns = each.transpose(0, 1).flatten(1)
+def whitening_filters(patches: Iterable[Tensor]) -> Tensor:
+    """Returns filters `(K, K)`, one per row, whose outputs are uncorrelated and have unit variance.
+
+    Args:
+        patches: tensors `(N, K, P)`: N images with P patches of K values.
+    """
+    count = 0
+    total = products = torch.zeros(())
+    for batch in patches:
+        columns = batch.transpose(0, 1).flatten(1)
         count, total, products = count + columns.shape[1], total + columns.sum(1), products + columns @ columns.T
     mean = total / count
     values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    # What hardly varies is noise, and is not blown up.
+    # Directions with almost no variance are noise: their gain is limited.
     return (vectors * values.clamp_min(1e-4 * values[-1]).rsqrt()).T.flip(0)

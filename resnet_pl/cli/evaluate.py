@@ -23,7 +23,7 @@ from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, sin
 from resnet_pl.evaluation.metrics import per_class
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.load import load_run
-from resnet_pl.models.normalize import BATCH_NORMS
+from resnet_pl.models.normalize import BatchNorm
 from resnet_pl.models.pretrained import save_weights
 from resnet_pl.reports.plots import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
@@ -35,31 +35,31 @@ if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
 TTA = {"none": None, "flip": WithHorizontalFlip(single), "10-crop": WithHorizontalFlip(five_crops)}
-OUTPUT = "folder to write into; the checkpoint's run if not given"
+OUTPUT = "Folder to write to; the run folder of the checkpoint by default."
 
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
-    """The options of `validate` and `test`."""
+    """Adds the options of `validate` and `test`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
-    tta = "test-time augmentation: average over the image and its horizontal flip, ten crops, or several image sizes"
+    tta = "Test-time augmentation: average over the image and its horizontal flip, ten crops, or several image sizes."
     parser.add_argument("--tta", type=Literal[(*TTA, "multi-scale")], default="none", help=tta)
-    scales = "shorter sides for multi-scale, pixels; 224 256 384 480 640 in proportion to the image size if not given"
+    scales = "Shorter sides for multi-scale, pixels; 224 256 384 480 640 in proportion to the image size by default."
     parser.add_argument("--scales", type=PositiveInt, nargs="+", help=scales)
-    ensemble = "checkpoints whose class probabilities are averaged"
+    ensemble = "Checkpoints whose class probabilities are averaged."
     parser.add_argument("--ensemble", type=str, nargs="+", help=ensemble)
-    precise = "average BatchNorm statistics over so many training images, or all, before the test"
+    precise = "Recompute BatchNorm statistics on this number of training images, or on all, before the evaluation."
     parser.add_argument("--precise_bn", type=PositiveInt | Literal["all"] | None, default=None, help=precise)
-    save_to = "where to keep the checkpoint with those statistics, or with or without them the weights as .safetensors"
+    save_to = "File for the checkpoint with recomputed BatchNorm statistics, or NAME.safetensors for the weights only."
     parser.add_argument("--save_to", type=str | None, default=None, help=save_to)
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:
-    """None: `PreciseBN` needs all networks of an ensemble, and is added later."""
+    """Returns none. `PreciseBN` needs all models of an ensemble and is added by `run`."""
     return []
 
 
 def run(cli: ProjectCLI) -> None:
-    """Evaluates on the validation or the test images, prints and writes the results."""
+    """Evaluates on the validation or the test set, prints and writes the results."""
     name, settings, model, data = cli.command_line.subcommand, cli.config, cli.model, cli.datamodule
     split = "val" if name == "validate" else "test"
     _check_options(settings)
@@ -69,7 +69,7 @@ def run(cli: ProjectCLI) -> None:
         _apply_options(settings, network, own)
     if settings["precise_bn"]:
         pairs = [(network, own) for _, network, own in members]
-        cli.trainer.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
+        cli.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
     start = time.perf_counter()
     evaluate = getattr(cli.trainer, name)
     if len(members) > 1:
@@ -98,7 +98,7 @@ def run(cli: ProjectCLI) -> None:
 
 
 def prepare_split(cli: ProjectCLI, split: str) -> None:
-    """Finds the images, and prints which they are."""
+    """Loads the splits and prints which images are used."""
     data, what = cli.datamodule, cli.command_line.checkpoint or checkpoint_label(cli)
     data.prepare_data()
     data.setup(cli.command_line.subcommand)
@@ -108,7 +108,7 @@ def prepare_split(cli: ProjectCLI, split: str) -> None:
 
 
 def checkpoint_label(cli: ProjectCLI) -> str:
-    """What is evaluated: the checkpoint as its run names it, or published weights."""
+    """Label of the evaluated model: checkpoint path relative to its run, or the name of published weights."""
     path = cli.command_line.checkpoint
     if path is None:
         return f"weights {cli.model.weights}"
@@ -117,19 +117,19 @@ def checkpoint_label(cli: ProjectCLI) -> str:
 
 
 def _check_options(settings: Namespace) -> None:
-    """Raises UserError where the options do not fit together."""
+    """Raises UserError if the options contradict each other."""
     if settings["scales"] and settings["tta"] != "multi-scale":
-        raise UserError("--scales are for --tta multi-scale: add it, or remove --scales")
+        raise UserError("--scales needs --tta multi-scale\nadd it, or remove --scales")
     path = settings["save_to"]
     if path and (settings["ensemble"] or not (settings["precise_bn"] or path.endswith(".safetensors"))):
         raise UserError(
-            "--save_to keeps the BatchNorm statistics of one checkpoint, or its weights as NAME.safetensors\n"
-            "give --precise_bn all or such a name, and no --ensemble"
+            "--save_to needs --precise_bn, or a file name that ends in .safetensors, and no --ensemble\n"
+            "use --precise_bn all --save_to NAME.ckpt, or --save_to NAME.safetensors for the weights only"
         )
 
 
 def _apply_options(settings: Namespace, model: ImageClassifier, data: ImageDataModule) -> None:
-    """Makes the data follow the options; raises UserError where the network does not allow them."""
+    """Applies the options to the data; raises UserError if the model does not support them."""
     size = data.image_size
     if settings["tta"] == "multi-scale":
         data.views = MultiScale(settings["scales"])
@@ -137,13 +137,13 @@ def _apply_options(settings: Namespace, model: ImageClassifier, data: ImageDataM
             raise UserError(f"--scales: {least} is smaller than the image size {size}\ngive {size} or more")
     else:
         data.views = TTA[settings["tta"]]
-    if settings["precise_bn"] and not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+    if settings["precise_bn"] and not any(isinstance(module, BatchNorm) for module in model.modules()):
         raise UserError("--precise_bn: the network has no BatchNorm\nremove the option")
 
 
 # ---------------------------------------------------------------------------------------- ensembles
 def _ensemble_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, ImageDataModule]]:
-    """Name, network and data of an ensemble's other members; the command line's data options hold for all of them."""
+    """Name, model and data of the other members of an ensemble, with the data options of the command line."""
     words, options = [*cli.command_line.options, "--"], []
     for word, following in pairwise(words):
         if word.startswith("--data"):
@@ -151,7 +151,7 @@ def _ensemble_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, Image
     members = []
     for path in cli.config["ensemble"] or []:
         file = run_dir.find_checkpoint(path)
-        if file.resolve() != cli.command_line.checkpoint.resolve():
+        if (first := cli.command_line.checkpoint) is None or file.resolve() != first.resolve():
             model, data = load_run(file, options=options)
             data.trainer = cli.trainer
             members.append((path, model, data))
@@ -159,13 +159,14 @@ def _ensemble_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, Image
 
 
 def _evaluate_ensemble(cli: ProjectCLI, members: list[Any], split: str) -> dict[str, Any]:
-    """The results of the averaged probabilities."""
+    """Evaluates the averaged class probabilities of all members."""
     _, model, data = members[0]
+    assert cli.checkpoint is not None  # the first member
     check_members([(str(cli.command_line.checkpoint), model, data), *members[1:]], split)
     model.configure_model()
     model.load_state_dict(cli.checkpoint["state_dict"])
     data.trainer = cli.trainer
-    # Every loader gives the same images in the same order, each as its own network wants them.
+    # All loaders return the same images in the same order, each prepared for its own model.
     loaders = [own.val_dataloader() if split == "val" else own.test_dataloader() for *_, own in members]
     ensemble = Ensemble([network for _, network, _ in members])
     cli.trainer.ckpt_path = None
@@ -176,12 +177,12 @@ def _evaluate_ensemble(cli: ProjectCLI, members: list[Any], split: str) -> dict[
 
 # ---------------------------------------------------------------------------------------- results
 def _protocol(cli: ProjectCLI, evaluated: int, available: int, others: list[str]) -> str:
-    """How it was evaluated, with what differs from the training's own way; the key of the result."""
+    """Key of the result in results.json: test options, and what differs from the configuration of the training."""
     data, settings = cli.datamodule, cli.config
     trained = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("config") or {}
     precision = settings["trainer"]["precision"]
     size = run_dir.get_init_args(trained.get("data")).get("image_size", data.image_size)
-    words = {"none": "single view", "flip": "horizontal flip"}.get(settings["tta"], settings["tta"])
+    words: str = {"none": "single view", "flip": "horizontal flip"}.get(settings["tta"]) or settings["tta"]
     if isinstance(data.views, MultiScale):
         words += " " + " ".join(str(scale) for scale in data.views.scales_for(data.image_size))
     parts = [words]
@@ -195,15 +196,15 @@ def _protocol(cli: ProjectCLI, evaluated: int, available: int, others: list[str]
 
 def _report_results(folder: Path, results: dict[str, Any], confusion: np.ndarray) -> None:
     suffix = "" if results["split"] == "test" else "-val"
-    place, picture = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
+    place, plot = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
     print_report(results_table(results))
     write_results(results, place)
-    save_png(confusion_matrix(confusion, list(results["per_class"])), picture)
-    print(f"written to {place} and {picture}")
+    save_png(confusion_matrix(confusion, list(results["per_class"])), plot)
+    print(f"Saved to {place} and {plot}")
 
 
 def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes what was evaluated: the checkpoint, or the weights of its network alone."""
+    """Writes the evaluated checkpoint, or only the weights of its model as .safetensors."""
     if path.suffix == ".safetensors":
         mean, std = (getattr(model.normalize, name).flatten().tolist() for name in ("mean", "std"))
         facts = {"classes": model.class_names, "mean": mean, "std": std}
@@ -211,4 +212,4 @@ def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> N
     else:
         state = {key: value.cpu() for key, value in model.state_dict().items()}
         ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | {"state_dict": state}, path)
-    print(f"kept as {path}")
+    print(f"Saved to {path}")

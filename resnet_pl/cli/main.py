@@ -1,4 +1,4 @@
-"""The entry: answers what needs no torch at once, hands the rest on, and says errors in a line or two."""
+"""Entry point of the command line: answers `--help`, `--version` and typing errors before torch is imported."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 from resnet_pl import __version__, analysis
@@ -15,49 +16,56 @@ from resnet_pl.command_line import CommandLine
 from resnet_pl.utils import UserError, gc_paused, prog_name, similar
 
 SUBCOMMANDS = {
-    "fit": "train a network",
-    "validate": "evaluate a checkpoint on the validation images",
-    "test": "evaluate a checkpoint on the test images",
+    "fit": "train a model",
+    "validate": "evaluate a checkpoint on the validation set",
+    "test": "evaluate a checkpoint on the test set",
     "predict": "classify images with a checkpoint",
 }
-# The module of each in this package.
+# The module of each subcommand in this package.
 MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict"}
+# Subcommands of other training scripts, and what to use here.
+OTHER_SUBCOMMANDS = {
+    **dict.fromkeys(["train", "training"], "fit"),
+    **dict.fromkeys(["eval", "evaluate", "val", "evaluation"], "test (test set) or validate (validation set)"),
+    **dict.fromkeys(["infer", "inference", "classify"], "predict"),
+}
 
 HELP = f"""usage: {prog_name()} SUBCOMMAND [options]
 
-resnet_pl {__version__}: train residual networks properly with PyTorch Lightning.
+resnet_pl {__version__} trains and evaluates ResNets with PyTorch Lightning.
 
-subcommands:
+train and evaluate:
 {chr(10).join(f"  {name:<17}{text}" for name, text in SUBCOMMANDS.items())}
 
-nets and finished runs:
+inspect models, data and runs:
 {chr(10).join(f"  {name:<17}{text}" for name, text in COMMANDS.items())}
 
 examples:
   {prog_name()} fit --config configs/digits.yaml
-  {prog_name()} fit --config configs/flowers.yaml --data.root my/flowers --trainer.max_epochs 10
+  {prog_name()} fit --config configs/folder.yaml --data.root my/photos --trainer.max_epochs 20
   {prog_name()} test --ckpt_path best
-  {prog_name()} predict --ckpt_path runs/flowers/version_0/checkpoints/best.ckpt --images photos/*.jpg
+  {prog_name()} predict --ckpt_path best --images my/new/*.jpg
 
-`{prog_name()} SUBCOMMAND --help` lists every option; --debug shows the traceback of an error."""
+`{prog_name()} SUBCOMMAND --help` lists all options of a subcommand.
+`--debug` shows the traceback of an error, `--version` the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        argv: arguments after the program's name; the process's own by default.
+        argv: arguments after the program's name; `sys.argv[1:]` by default.
 
     Returns:
-        The exit code: 0, 2 where the user can put it right, 1 at another error, 130 after Ctrl-C, 143 after SIGTERM,
-        141 where nobody reads what is printed any more.
+        The exit code: 0 on success, 2 for an error the user can fix, 1 for any other error, 130 after Ctrl-C,
+        143 after SIGTERM, 141 if the reader of the output has closed it.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A terminal that knows ASCII alone must not stop a training.
+        if isinstance(stream, TextIOWrapper):
+            # A terminal with an ASCII encoding must not stop a training.
             stream.reconfigure(errors="replace")
-    # The installed command finds a user's own classes beside it, as `python cli.py` does.
+    # The installed command finds the user's classes in the working folder, as `python cli.py` does.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     debug = "--debug" in args
@@ -67,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader has gone, as `| head` does; Python would complain of it once more at its end.
+        # The reader has closed the pipe, as `| head` does. Python would report the same error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
@@ -78,14 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        # What the system says of a file that is there, or of a path that can never be, is the user's to put right.
+        # Errors of the system about an existing file, such as its permissions, can be fixed by the user.
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
         print(f"error: {_unexpected(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
@@ -105,9 +113,12 @@ def _dispatch(args: list[str]) -> int:
         raise UserError(_unknown_subcommand(args[0]))
     command_line = CommandLine(args)
     with gc_paused():
-        from resnet_pl.cli import parser
+        from resnet_pl.cli import help_pages, parser
 
         subcommand = import_module(f"resnet_pl.cli.{MODULES[command_line.subcommand]}")
+    if page := help_pages.page(command_line, subcommand):
+        print(page)
+        return 0
     return parser.run(command_line, subcommand)
 
 
@@ -118,10 +129,10 @@ def _unexpected(error: Exception) -> str:
 
 
 def _unknown_subcommand(word: str) -> str:
-    near = similar(word, [*SUBCOMMANDS, *COMMANDS])
     if word.startswith("-"):
-        return f"the subcommand comes first, before {word}\nit is one of {', '.join(SUBCOMMANDS)}"
-    if f"paper {word}" in COMMANDS:
-        near = [f"paper {word}"]
-    hint = f"did you mean: {near[0]}" if near else f"it is one of {', '.join([*SUBCOMMANDS, *COMMANDS])}"
-    return f"there is no subcommand {word}\n{hint}"
+        return f"the subcommand must come before {word}\ngive one of {', '.join(SUBCOMMANDS)}"
+    if instead := OTHER_SUBCOMMANDS.get(word):
+        return f"unknown subcommand {word}\nuse {instead}"
+    near = [f"paper {word}"] if f"paper {word}" in COMMANDS else similar(word, [*SUBCOMMANDS, *COMMANDS])
+    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join([*SUBCOMMANDS, *COMMANDS])}"
+    return f"unknown subcommand {word}\n{hint}"

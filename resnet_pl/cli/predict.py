@@ -17,16 +17,18 @@ from resnet_pl.utils import run_on_rank_zero
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
+IMAGES = "Image files, folders or glob patterns; the test set by default."
+
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
-    """The options of `predict`."""
+    """Adds the options of `predict`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
-    parser.add_argument("--images", type=str, nargs="+", help="files, folders or patterns; the test images by default")
-    parser.add_argument("--top_k", type=PositiveInt, default=5, help="classes listed for each image")
+    parser.add_argument("--images", type=str, nargs="+", help=IMAGES)
+    parser.add_argument("--top_k", type=PositiveInt, default=5, help="Number of classes reported per image.")
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:
-    """What writes the predictions."""
+    """Returns the callback that writes the predictions."""
     return [PredictionWriter(cli.output, cli.config["top_k"])]
 
 
@@ -41,8 +43,9 @@ def run(cli: ProjectCLI) -> None:
 
 
 def _report(cli: ProjectCLI) -> None:
-    writer = next(callback for callback in cli.trainer.callbacks if isinstance(callback, PredictionWriter))
-    # Three classes fit on a line; the file has as many as were asked for.
+    writer = cli.callback(PredictionWriter)
+    assert writer is not None  # added by `callbacks`
+    # Three classes fit on a line of the terminal. The file has all `top_k`.
     print_report(predictions_table(writer.rows, min(3, cli.config["top_k"])))
     drawn = f" (the first {writer.sheet} of {len(writer.rows):,})" if len(writer.rows) > writer.sheet else ""
-    print(f"written to {cli.output / 'predictions.csv'} and {cli.output / 'contact_sheet.png'}{drawn}")
+    print(f"Saved to {cli.output / 'predictions.csv'} and {cli.output / 'contact_sheet.png'}{drawn}")

@@ -1,4 +1,4 @@
-"""LightningDataModules and what they are made of."""
+"""Data modules, crops and batch transforms."""
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import BatchTransform, Cutout, PadCrop, PCAColor, RandomFlip

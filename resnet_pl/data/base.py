@@ -1,4 +1,4 @@
-"""The base of all data modules: splits, loaders, augmentation, classes and normalization."""
+"""The base class of all data modules: splits, data loaders, batch augmentation and normalization."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ from resnet_pl.utils import UserError, rank_zero_print
 
 
 class ImageDataModule(LightningDataModule):
-    """Images with one label each. Subclasses find the images; this class serves them.
+    """Images with one label each. Subclasses implement `find_splits`.
 
     Args:
-        batch_size: training images per step and process.
-        eval_batch_size: images per step and process in evaluation; `batch_size` if not given.
-        image_size: side of the network's input, pixels.
-        mean: what is subtracted from images in [0, 1]: one value per channel, or measured on the training split,
-            `channel` by channel or `pixel` by pixel as in the paper.
-        std: what images are divided by: one value per channel, measured (`channel`), or nothing (null).
-        batch_transforms: augmentation of whole training batches on the device, in order.
-        mix: what mixes the images of a batch after that, MixUp or CutMix.
-        val_split: share (below 1) or number of images held out for validation where the data has no such part.
-        test_split: share (below 1) or number of images held out for testing where the data has no such part.
-        num_folds: number of folds; the images that are not for testing are then cut in so many parts.
-        fold: the fold that is held out for validation, from 0.
-        split_seed: seed of the cut, apart from the run's own so that runs with other seeds share their splits.
-        num_workers: processes that read files; null chooses from the machine, 0 reads in the main process.
-        on_bad_image: what to do at a file that cannot be read: `error` stops and names it, `skip` leaves it out, counts
-            it and lists it in bad_images.txt of the run folder, up to a tenth of the images.
+        batch_size: training batch size per process.
+        eval_batch_size: evaluation batch size per process; `batch_size` by default.
+        image_size: height and width of the network's input, pixels.
+        mean: mean that is subtracted from images in [0, 1]: one value per channel, or measured on the training split,
+            per channel (`channel`) or per pixel (`pixel`) as in the paper.
+        std: standard deviation that images are divided by: one value per channel, measured on the training split
+            (`channel`), or null for no division.
+        batch_transforms: augmentation of training batches on the device, applied in order.
+        mix: MixUp or CutMix, applied after the batch transforms.
+        val_split: fraction (below 1) or number of images held out for validation if the data has no such split.
+        test_split: fraction (below 1) or number of images held out for testing if the data has no such split.
+        num_folds: number of folds for cross-validation; the images outside the test split are divided into them.
+        fold: the fold used for validation, from 0.
+        split_seed: seed of the split, independent of the training seed: runs with different seeds share their splits.
+        num_workers: processes that load images; null chooses by the number of CPU cores, 0 loads in the main process.
+        on_bad_image: what happens at an unreadable image file: `error` stops and names it; `skip` skips it, counts it
+            and lists it in bad_images.txt in the run folder, for up to 10 % of the images.
     """
 
-    # The paper's batch size for such data, printed at the start beside the run's own.
+    # The paper's batch size for this kind of data, printed at the start of a run.
     paper_batch_size: ClassVar[int] = 256
-    root: Path | None = None
+    # Whether checkpoints store the image names of each split; not needed if the folders on disk define the splits.
+    store_split_names = True
+    root: Path | None = None  # folder of the images, if there is one
 
     def __init__(
         self,
@@ -69,47 +72,44 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_input(image_size, mean, std)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.image_size, self.mean, self.std = image_size, mean, std
+        self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size or batch_size, image_size
+        self.mean: Mean = mean
+        self.std: Std = std
         self.batch_transforms = [*(batch_transforms or []), *([mix] if mix else [])]
         self.val_split, self.test_split = val_split, test_split
         self.num_folds, self.fold, self.split_seed = num_folds, fold, split_seed
         self.num_workers, self.on_bad_image = num_workers, on_bad_image
-        self.splits: dict[str, Any] = {}
         self.classes: list[str] = []
-        self.split_sources: dict[str, str] = {}
-        # Classes and splits of the checkpoint that is resumed or tested; empty without one.
-        self.restored_provenance = Provenance()
-        # Folder for bad_images.txt.
-        self.bad_images_dir: Path | None = None
-        # Test-time augmentation: several views of each image.
-        self.views: Views | None = None
-        # Files that `predict` was given; the data set itself is then not needed.
-        self.predict_paths: list[Path] | None = None
+        self.splits: dict[str, Any] = {}
+        self.split_sources: dict[str, str] = {}  # description of a split, if it is not "the NAME split"
+        self.restored_provenance: Provenance | None = None  # of the checkpoint that is resumed or evaluated
+        self.bad_images_dir: Path | None = None  # folder of bad_images.txt
+        self.views: Views | None = None  # test-time augmentation
+        self.predict_paths: list[Path] | None = None  # see `set_predict_files`
         self._train_loader: ResumableLoader | None = None
-        self._position: dict[str, int] = {}
+        self._resume_position: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------------ what a subclass defines
     def find_splits(self) -> dict[str, Any]:
-        """Sets `self.classes` and returns the splits that exist: `train`, `val`, `test`.
+        """Sets `self.classes` and returns the available splits among `train`, `val` and `test`.
 
-        A split is `ImageFileDataset(root, names, labels, image_size)`, for training with `crop` and `seed`, or
-        `TensorImageDataset` in memory. If `self.restored_provenance` is true, a checkpoint is resumed or tested, and
-        its splits must be used. `ImageFolder` and `TensorDataModule` do all this: subclass those unless the images are
-        neither files nor tensors.
+        A split is an `ImageFileDataset(root, names, labels, image_size)`, for training with `crop` and `seed`, or a
+        `TensorImageDataset` in memory. If `self.restored_provenance` is not None, a checkpoint is being resumed or
+        evaluated, and its splits must be used. `ImageFolder` and `TensorDataModule` handle all of this; subclass one of
+        them unless the images are neither files nor tensors.
         """
         raise NotImplementedError
 
     @property
     def class_names(self) -> list[str]:
-        """A name for each class that a person understands; the classes themselves unless a subclass knows better."""
+        """Readable class names; `self.classes` unless a subclass overrides this."""
         return self.classes
 
-    # ------------------------------------------------------------------------------------ splits
+    # ------------------------------------------------------------------------------------ setup and data loaders
     def setup(self, stage: str) -> None:
-        """Finds the splits, once; they need not exist where files are named to predict on."""
+        """Finds the splits, unless there are files to predict on; for training, fits the batch transforms."""
         if self.trainer is not None:
-            # Only the first process knows its folder.
+            # Only rank 0 knows the run folder.
             self.bad_images_dir = self.trainer.strategy.broadcast(self.bad_images_dir)
         if not self.splits and self.predict_paths is None:
             self.splits = self.find_splits()
@@ -117,10 +117,136 @@ class ImageDataModule(LightningDataModule):
             for transform in self.batch_transforms:
                 transform.fit(self)
 
+    def train_dataloader(self) -> ResumableLoader:
+        """Returns shuffled, randomly cropped training images; a resumed epoch starts at the checkpoint's position."""
+        self._train_loader = self._make_loader(self.split("train"), training=True)
+        if self._resume_position:
+            self._train_loader.load_state_dict(self._resume_position)
+            self._resume_position = {}
+        return self._train_loader
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """Returns the validation images; an empty list without a validation split."""
+        return self._make_loader(self.splits["val"], training=False) if "val" in self.splits else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Returns the test images."""
+        return self._make_loader(self.split("test"), training=False)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Returns the images of `set_predict_files`; the test images by default."""
+        return self._make_loader(self.predict_images, training=False)
+
+    def loader(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> ResumableLoader:
+        """Returns a loader of one split."""
+        workers = min(self.resolved_num_workers, len(sampler))
+        pin_memory = self.device.type == "cuda"
+        return ImageFileLoader(images, sampler, batch_size, workers, pin_memory, self.on_bad_image, self.bad_images_dir)
+
+    def _make_loader(self, images: Any, training: bool) -> ResumableLoader:
+        """Returns a loader of this process's images."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        if len(images) < world_size:
+            raise UserError(
+                f"{self.describe()}: {len(images)} images are fewer than the {world_size} processes\n"
+                "lower --trainer.devices or add images"
+            )
+        if not training and self.views is not None and isinstance(images, ImageFileDataset):
+            images = images.with_views(self.views)
+        sampler = ShardedEpochSampler(len(images), self.seed, training, rank, world_size)
+        return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the epoch and the number of batches done, to resume in the middle of an epoch.
+
+        With another batch size or number of processes, training resumes after the same number of batches, not images.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Stores the position for `train_dataloader`, which Lightning calls later."""
+        self._resume_position = dict(state_dict)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of this process per epoch, known before the Trainer has its own data loader."""
+        assert self.trainer is not None, "only a Trainer limits the batches of an epoch"
+        batches, limit = len(self._make_loader(self.split("train"), training=True)), self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a full training batch, `(N, C, H, W)`."""
+        return self.batch_size, 3, self.image_size, self.image_size
+
+    @property
+    def seed(self) -> int:
+        """The training seed, as set by `seed_everything`."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    @property
+    def resolved_num_workers(self) -> int:
+        """Worker processes of this process."""
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        return default_num_workers(processes) if self.num_workers is None else self.num_workers
+
+    # ------------------------------------------------------------------------------------ batch augmentation
+    # Worker processes decode and crop images (dataset.py), these methods augment batches, and the model normalizes.
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augments training batches on the device.
+
+        Seeds the global generators per batch, so that a resumed run draws the same numbers, for example for dropout.
+        """
+        assert self.trainer is not None, "only a Trainer calls this hook"
+        if not self.trainer.training:
+            return batch
+        seed_generators(self.seed, batch.epoch, batch.batch_idx, self.trainer.global_rank)
+        return self.augment(batch)
+
+    def augment(self, batch: Batch) -> Batch:
+        """Applies `batch_transforms`; images `(N, C, H, W)` uint8 become float in [0, 1]."""
+        assert isinstance(batch.images, Tensor), "training batches have one view per image"
+        images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
+        rng = BatchRNG(self.seed, batch.epoch, batch.batch_idx, batch.indices)
+        for transform in self.batch_transforms:
+            images, labels = transform(images, labels, rng)
+        return batch._replace(images=images, labels=labels)
+
+    # ------------------------------------------------------------------------------------ normalization
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Statistics of the training split, measured once."""
+        return self.measure(self.split("train"))
+
+    def measure(self, images: Any) -> Statistics:
+        """Measures the statistics of a split, with the crop of evaluation."""
+        center_crops = ImageFileDataset(images.root, images.names, images.labels, self.image_size)
+        loader = self.loader(center_crops, ShardedEpochSampler(len(center_crops)), self.eval_batch_size)
+        return Statistics.of(batch.images for batch in loader if isinstance(batch.images, Tensor))
+
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """Returns the mean and standard deviation of images in [0, 1], each `(C, 1, 1)` or `(C, H, W)`."""
+        return normalization(self.mean, self.std, lambda: self.statistics)
+
+    # ------------------------------------------------------------------------------------ splits
+    def split(self, name: str) -> Any:
+        """Returns the split `name`; raises UserError if it does not exist."""
+        if name not in self.splits:
+            fix = f"hold out images with --data.{name}_split when training"
+            if name == "train":
+                fix = "to train on other data, start a new run; --model.weights starts it from these weights"
+            raise UserError(f"{self.describe()} has no {name} split\n{fix}")
+        return self.splits[name]
+
     def split_indices(
         self, digests: Sequence[str], labels: Sequence[int], names: Sequence[str], test: int | float
     ) -> dict[str, list[int]]:
-        """Cuts images that have no split of their own: name of the split to sorted positions."""
+        """Splits images that have no splits of their own; returns the sorted indices of each split by name."""
         split = make_split(
             digests,
             labels,
@@ -136,170 +262,38 @@ class ImageDataModule(LightningDataModule):
             rank_zero_print(f"note: {warning}")
         return {"train": split.train, "val": split.val, "test": split.test}
 
-    # Whether the names in each split go into the checkpoint: not where the folders on disk say it.
-    store_split_names = True
+    def describe(self) -> str:
+        """Returns a short description of the data, for messages and reports."""
+        return type(self).__name__ + (f" at {self.root}" if self.root is not None else "")
+
+    def describe_split(self, name: str) -> str:
+        """Returns a short description of a split's images, for messages and reports."""
+        return f"{self.split_sources.get(name, f'the {name} split')}, {self.describe()}"
 
     def provenance(self) -> dict[str, Any]:
-        """Where the images came from, for the checkpoint: what `Provenance` lists, plain types."""
+        """Returns the fields of `Provenance` as plain types, for the checkpoint."""
+        names = {name: list(images.names) for name, images in self.splits.items()}
         return {
             "root": None if self.root is None else str(self.root.resolve()),
             "classes": list(self.classes),
             "class_names": list(self.class_names),
-            "splits": {part: list(images.names) for part, images in self.splits.items()}
-            if self.store_split_names
-            else None,
+            "splits": names if self.store_split_names else None,
         }
 
     def use_provenance(self, provenance: dict[str, Any]) -> None:
         """Makes `setup` use the splits and classes of a checkpoint."""
-        # Keys that this version does not know are ignored.
-        self.restored_provenance = Provenance(
-            **{key: provenance[key] for key in vars(Provenance()) if key in provenance}
-        )
+        self.restored_provenance = Provenance.from_dict(provenance)
 
-    def split(self, name: str) -> Any:
-        """Returns a split, or explains that there is none."""
-        if name not in self.splits:
-            way_out = f"hold some out with --data.{name}_split when training"
-            if name == "train":
-                way_out = "to train on other data start a new run, from these weights with --model.weights"
-            raise UserError(f"{self.describe()} has no images for {name}\n{way_out}")
-        return self.splits[name]
-
-    def describe(self) -> str:
-        """The data in a few words."""
-        return type(self).__name__ + (f" at {self.root}" if self.root is not None else "")
-
-    def describe_split(self, part: str) -> str:
-        """Which images a split holds, in a few words."""
-        return f"{self.split_sources.get(part, f'the {part} split')}, {self.describe()}"
-
-    # ------------------------------------------------------------------------------------ normalisation
-    @cached_property
-    def statistics(self) -> Statistics:
-        """Statistics of the training split, measured once."""
-        return self.measure(self.split("train"))
-
-    def measure(self, images: Any) -> Statistics:
-        """Measures a split in evaluation's view."""
-        plain = ImageFileDataset(images.root, images.names, images.labels, self.image_size)
-        loader = self.loader(plain, ShardedEpochSampler(len(plain)), self.eval_batch_size)
-        return Statistics.of(batch.images for batch in loader)
-
-    def normalization(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each `(C, 1, 1)` or `(C, H, W)`, of images in [0, 1]."""
-        return normalization(self.mean, self.std, lambda: self.statistics)
-
-    # ------------------------------------------------------------------------------------ loaders
-    @property
-    def seed(self) -> int:
-        """The run's seed, as `seed_everything` left it."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process trains."""
-        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-
-    @property
-    def resolved_num_workers(self) -> int:
-        """Processes that read files for this process."""
-        if self.num_workers is not None:
-            return self.num_workers
-        return default_num_workers(self.trainer.num_devices if self.trainer is not None else 1)
-
-    def loader(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> ResumableLoader:
-        """A loader for one of the splits."""
-        workers = min(self.resolved_num_workers, len(sampler))
-        pin = self.device.type == "cuda"
-        return ImageFileLoader(images, sampler, batch_size, workers, pin, self.on_bad_image, self.bad_images_dir)
-
-    def _make_loader(self, images: Any, training: bool) -> ResumableLoader:
-        """A loader of the images that this process sees."""
-        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        if len(images) < processes:
-            raise UserError(
-                f"{self.describe()}: {len(images)} images cannot be shared by {processes} processes\n"
-                "lower --trainer.devices or give more images"
-            )
-        if not training and self.views is not None and isinstance(images, ImageFileDataset):
-            images = images.with_views(self.views)
-        sampler = ShardedEpochSampler(len(images), self.seed, training, rank, processes)
-        return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Training images, shuffled and cropped at random; the first epoch starts where a checkpoint left off."""
-        self._train_loader = self._make_loader(self.split("train"), training=True)
-        if self._position:
-            self._train_loader.load_state_dict(self._position)
-            self._position = {}
-        return self._train_loader
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches that training has received, for resuming in the middle of an epoch.
-
-        With another batch size or number of processes the epoch continues after as many batches, not images.
-        """
-        return {} if self._train_loader is None else self._train_loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Takes a position; Lightning calls this before the loaders are made."""
-        self._position = dict(state_dict)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Training batches of this process in an epoch; the Trainer itself knows them only once training begins."""
-        batches, limit = len(self._make_loader(self.split("train"), training=True)), self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-    @property
-    def batch_shape(self) -> tuple[int, int, int, int]:
-        """Shape of a complete training batch, `(N, C, H, W)`."""
-        return self.batch_size, 3, self.image_size, self.image_size
-
-    def val_dataloader(self) -> ResumableLoader | list[Any]:
-        """Validation images; none where nothing is held out."""
-        return self._make_loader(self.splits["val"], training=False) if "val" in self.splits else []
-
-    def test_dataloader(self) -> ResumableLoader:
-        """Test images."""
-        return self._make_loader(self.split("test"), training=False)
-
-    def predict_dataloader(self) -> ResumableLoader:
-        """The images named on the command line, else the test images."""
-        return self._make_loader(self.predict_images, training=False)
+    def set_predict_files(self, paths: Sequence[Path]) -> None:
+        """Makes `predict` read these files; a parent folder that is named after a class gives the true label."""
+        self.predict_paths = list(paths)
 
     @property
     def predict_images(self) -> Any:
-        """What `predict` reads."""
+        """The images for `predict`: those of `set_predict_files`, otherwise the test split."""
         if self.predict_paths is None:
             return self.split("test")
-        number = {name: index for index, name in enumerate(self.restored_provenance.classes or self.classes)}
-        labels = [number.get(path.parent.name, -1) for path in self.predict_paths]
+        classes = self.restored_provenance.classes if self.restored_provenance else self.classes
+        index = {name: label for label, name in enumerate(classes)}
+        labels = [index.get(path.parent.name, -1) for path in self.predict_paths]
         return ImageFileDataset(Path(), [str(path) for path in self.predict_paths], labels, self.image_size)
-
-    def set_predict_files(self, paths: Sequence[Path]) -> None:
-        """Makes `predict` read these files; a parent folder with a class's name gives the true label."""
-        self.predict_paths = list(paths)
-
-    # ------------------------------------------------------------------------------------ augmentation
-    # Worker processes decode and crop photos (dataset.py). The device augments batches: `batch_transforms`, then `mix`.
-    # The model normalizes.
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augments training batches on the device.
-
-        The generators are seeded for each batch, so that whatever a step draws, dropout for example, does not depend on
-        where a run was resumed.
-        """
-        if not self.trainer.training:
-            return batch
-        seed_generators(self.seed, batch.epoch, batch.batch_idx, self.trainer.global_rank)
-        return self.augment(batch)
-
-    def augment(self, batch: Batch) -> Batch:
-        """Applies `batch_transforms`: images `(N, C, H, W)` uint8 to float in [0, 1]."""
-        images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
-        rng = BatchRNG(self.seed, batch.epoch, batch.batch_idx, batch.indices)
-        for transform in self.batch_transforms:
-            images, labels = transform(images, labels, rng)
-        return batch._replace(images=images, labels=labels)

@@ -1,4 +1,4 @@
-"""Photos decoded once, in one file that later epochs and other runs read."""
+"""Decoded images in one file on disk, shared by later epochs and other runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from resnet_pl.data.loader import default_num_workers
 from resnet_pl.utils import UserError, atomic_write, progress
 
 GB = 10**9
-_FORMAT = 1  # of the two files
-_MEASURED = 1000  # headers read to estimate the size
+_FORMAT = 1  # version of the file format
+_ESTIMATE_SAMPLES = 1000  # image headers read to estimate the size of a cache
 
 
 class DecodedImageCache:
-    """Photos in a file of pixels, by position.
+    """Decoded images, by index.
 
     Args:
-        path: uint8 `(H, W, 3)` images one after another.
-        index: `(N, 3)` int64, offset in bytes, height and width of each photo; height 0 for one that is not there.
+        path: file of uint8 `(H, W, 3)` images, one after another.
+        index: `(N, 3)` int64, offset in bytes, height and width of each image; height 0 for an unreadable image.
     """
 
     def __init__(self, path: Path, index: np.ndarray) -> None:
@@ -44,110 +44,110 @@ class DecodedImageCache:
         return type(self), (self.path, self.index)
 
     def __getitem__(self, position: int) -> Tensor | None:
-        """`(3, H, W)` uint8 as `read_image` gives it; None for a photo that could not be read."""
+        """Returns the same `(3, H, W)` uint8 as `read_image`; None for an image that could not be read."""
         start, height, width = self.index[position].tolist()
         if not height:
             return None
-        # A copy: a transform in place must not reach the file.
+        # A copy: an in-place transform must not change the file.
         pixels = np.array(self._pixels[start : start + 3 * height * width])
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def select(self, positions: Sequence[int]) -> DecodedImageCache:
-        """The photos at these positions."""
+        """Returns a cache of the images at these positions, in the same file."""
         return DecodedImageCache(self.path, self.index[list(positions)])
 
 
 def open_cache(
     root: Path, names: Sequence[str], side: int | None = None, folder: str | None = None
 ) -> DecodedImageCache:
-    """Opens the cache of a folder's photos; decodes them first where there is none or the folder has changed.
+    """Opens the cache of a folder's images; decodes them first if the cache is missing or outdated.
 
-    Of several processes one decodes while the others wait. A photo is another one when its size or time of change is.
+    An image counts as changed if its file size or modification time differs. One process decodes; others wait for it.
 
     Args:
-        root: folder that the names start from.
-        names: path of each photo relative to `root`.
-        side: length that a longer shorter side is resized to, pixels; null keeps every photo's own.
-        folder: where caches are; see `default_folder`.
+        root: folder that the names are relative to.
+        names: path of each image relative to `root`.
+        side: maximum shorter side, pixels; larger images are downscaled. None stores the full size.
+        folder: folder of the caches; `default_folder()` by default.
 
     Raises:
-        UserError: the folder cannot be written to, or its disk has too little room.
+        UserError: the folder cannot be written to, or has too little free space.
     """
-    place = Path(folder) if folder else default_folder()
-    own = place / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side)}"
+    caches = Path(folder) if folder else default_folder()
+    root_caches = caches / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side)}"
     key = short_hash(torchvision.__version__, *((name, stat_key(root / name)) for name in names))
-    pixels, index = own / f"{key}.pixels", own / f"{key}.npy"
+    pixels, index = root_caches / f"{key}.pixels", root_caches / f"{key}.npy"
     try:
-        # Written last: where it is, the pixels are whole.
+        # The index is written last: if it exists, the pixels are complete.
         if not index.is_file():
-            own.mkdir(parents=True, exist_ok=True)
-            with lock(place / f"{own.name}.lock", f"the photos of {root}", "decodes"):
+            root_caches.mkdir(parents=True, exist_ok=True)
+            with lock(caches / f"{root_caches.name}.lock", f"the images of {root}", "decodes"):
                 if not index.is_file():
-                    for older in own.iterdir():
-                        older.unlink()
+                    for outdated in root_caches.iterdir():
+                        outdated.unlink()
                     _decode(root, names, side, pixels, index)
     except OSError as error:
         raise UserError(
-            f"the cache of decoded photos cannot be written to {own}: {error.strerror}\n"
-            "choose another place with --data.cache_dir, or go without with --data.cache null"
+            f"the cache of decoded images cannot be written to {root_caches}: {error.strerror}\n"
+            "choose another folder with --data.cache_dir, or disable the cache with --data.cache false"
         ) from error
     return DecodedImageCache(pixels, np.load(index))
 
 
 def default_folder() -> Path:
-    """The user's folder for caches."""
+    """Returns the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet_pl"
 
 
-def short_hash(*parts: object) -> str:
-    """16 hexadecimal digits of things that say what they are."""
+def short_hash(*values: object) -> str:
+    """Returns 16 hexadecimal digits, a hash of the values' `repr`."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(repr(part).encode())
+    for value in values:
+        digest.update(repr(value).encode())
     return digest.hexdigest()
 
 
 def stat_key(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of change in nanoseconds; None for a file that is not there."""
+    """Returns size in bytes and modification time in nanoseconds; None for a missing file."""
     try:
-        found = path.stat()
-    except OSError:  # such as a dangling link, which reading reports
+        stat = path.stat()
+    except OSError:  # such as a dangling link, which is reported when it is read
         return None
-    return found.st_size, found.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _decode(root: Path, names: Sequence[str], side: int | None, pixels: Path, index: Path) -> None:
     needed, free = estimate(root, names, side), shutil.disk_usage(pixels.parent).free
     if needed > free:
-        smaller = "with fewer pixels (--data.cache_side), " if side is None else ""
+        smaller = "smaller images (--data.cache_side), " if side is None else ""
         raise UserError(
-            f"{len(names):,} decoded photos take about {needed / GB:.1f} GB, "
+            f"{len(names):,} decoded images take about {needed / GB:.1f} GB, "
             f"{pixels.parent} has {free / GB:.1f} GB free\n"
-            f"keep them {smaller}elsewhere (--data.cache_dir) or not at all (--data.cache null)"
+            f"use {smaller}another folder (--data.cache_dir) or no cache (--data.cache false)"
         )
-    # Not by `tell`: any one of the processes decodes.
-    print(f"decoding {len(names):,} photos into {pixels.parent}, about {needed / GB:.1f} GB", flush=True)
-    turn = Lock()
+    # Not `rank_zero_print`: any of the processes may be the one that decodes.
+    print(f"decoding {len(names):,} images into {pixels.parent}, about {needed / GB:.1f} GB", flush=True)
+    write_lock = Lock()
 
-    def keep(name: str) -> tuple[int, int, int]:
+    def append(name: str) -> tuple[int, int, int]:
         try:
             image = resize_shorter_side(read_image(root / name), side)
-        except BadImage:  # read again, and reported, when it is asked for
+        except BadImage:  # reported when the image is accessed, and its file read again
             return 0, 0, 0
         data = image.permute(1, 2, 0).contiguous().numpy()
-        with turn:
+        with write_lock:
             start = file.tell()
-            file.write(data)
+            file.write(data.data)
         return start, data.shape[0], data.shape[1]
 
     with (
         atomic_write(pixels) as partial,
         partial.open("wb") as file,
         ThreadPool(default_num_workers(1)) as pool,
-        progress("decoding photos", len(names)) as advance,
+        progress("decoding images", len(names)) as advance,
     ):
         rows = []
-        for row in pool.imap(keep, names, chunksize=8):
+        for row in pool.imap(append, names, chunksize=8):
             rows.append(row)
             advance(1)
     with atomic_write(index) as partial, partial.open("wb") as file:
@@ -155,16 +155,16 @@ def _decode(root: Path, names: Sequence[str], side: int | None, pixels: Path, in
 
 
 def resize_shorter_side(image: Tensor, side: int | None) -> Tensor:
-    """`(3, H, W)` with a shorter side of at most `side`, resized as `ResizeCenterCrop` does it."""
+    """Resizes `(3, H, W)` to a shorter side of at most `side`, in the same way as `ResizeCenterCrop`."""
     if side is None or min(image.shape[-2:]) <= side:
         return image
     return TF.resize(limit_aspect_ratio(image), [side], antialias=True)
 
 
 def estimate(root: Path, names: Sequence[str], side: int | None) -> int:
-    """Bytes that the decoded photos take, from the headers of about a thousand of them."""
+    """Returns the estimated size of the decoded images in bytes, from the headers of about a thousand of them."""
     sizes = []
-    for name in names[:: -(-len(names) // _MEASURED)]:
+    for name in names[:: -(-len(names) // _ESTIMATE_SAMPLES)]:
         try:
             with Image.open(root / name) as image:
                 scale = min(1, (side or image.width) / min(image.size))

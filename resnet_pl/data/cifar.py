@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from resnet_pl.data.batch_transforms import BatchTransform, PadCrop, RandomFlip
 from resnet_pl.data.download import DownloadMixin, extract
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
-from resnet_pl.types import PositiveInt
+from resnet_pl.data.typed_kwargs import CIFARArgs, ImageDataModuleArgs
+from resnet_pl.types import PositiveInt, Unpack
 from resnet_pl.utils import UserError
 
 PIXELS = 3 * 32 * 32
 
 
 class _CIFAR(DownloadMixin, TensorDataModule):
-    """What both sets share: the paper's augmentation and normalisation, 5,000 images held out for validation.
+    """Base class of both data sets, with the paper's augmentation, normalization and validation split (§4.2).
 
     Args:
-        root: folder that holds the .npz or the unpacked binary files.
-        download: whether to fetch the archive when the images are not there.
-        val_split: share (below 1) or number of the training images held out for validation; 0 trains on all.
-        mean: what is subtracted from images in [0, 1]; the mean image of the training split by default, as in §4.2.
-        std: what images are divided by; nothing by default.
-        batch_transforms: augmentation of whole batches; mirror, pad by 4 and crop by default, as in §4.2.
+        root: folder of the .npz or the unpacked binary files.
+        download: whether the archive is downloaded if the images are missing.
+        mean: mean that is subtracted from images in [0, 1]; the mean image of the training split by default (§4.2).
+        std: standard deviation that images are divided by; no division by default.
+        batch_transforms: augmentation of training batches; horizontal flip, padding by 4 pixels and random crop by
+            default (§4.2).
+        val_split: fraction (below 1) or number of training images held out for validation; 0 trains on all images.
+        test_split: not used; CIFAR has a test split.
     """
 
     paper_batch_size = 128
@@ -35,7 +40,7 @@ class _CIFAR(DownloadMixin, TensorDataModule):
     binaries: ClassVar[dict[str, list[str]]]
     # Bytes before each image in the binary files; the last of them is the label.
     label_bytes: ClassVar[int]
-    names: ClassVar[list[str]]
+    names: ClassVar[Sequence[str]]
 
     def __init__(
         self,
@@ -47,12 +52,13 @@ class _CIFAR(DownloadMixin, TensorDataModule):
         std: Std = None,
         batch_transforms: list[BatchTransform] | None = None,
         val_split: int | float = 5000,
-        **kwargs: Any,
+        test_split: int | float = 0.1,
+        **kwargs: Unpack[ImageDataModuleArgs],
     ) -> None:
         if image_size != 32:
-            raise ValueError(f"{type(self).__name__}: image_size is {image_size}, but the images have 32 pixels a side")
+            raise ValueError(f"{type(self).__name__}: image_size is {image_size}, but CIFAR images have 32×32 pixels")
         if batch_transforms is None:
-            # In this order, for the padding to be zero in the net's eyes where the mean image is not symmetric.
+            # The flip first: the mean image, which the padding is filled with, is not symmetric.
             batch_transforms = [RandomFlip(), PadCrop(4)]
         super().__init__(
             batch_size=batch_size,
@@ -61,78 +67,85 @@ class _CIFAR(DownloadMixin, TensorDataModule):
             std=std,
             batch_transforms=batch_transforms,
             val_split=val_split,
+            test_split=test_split,
             **kwargs,
         )
-        self.root, self.download = Path(root), download
+        self.root: Path = Path(root)  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
+        self.download = download
 
-    def _binaries(self, part: str) -> list[Path] | None:
-        """The binary files of a part, in the root or one folder down, if all are there."""
+    def _binaries(self, split: str) -> list[Path] | None:
+        """Returns the binary files of a split, in the root or one folder below; None if any is missing."""
         for folder in (self.root, *sorted(path for path in self.root.glob("*") if path.is_dir())):
-            paths = [folder / name for name in self.binaries[part]]
+            paths = [folder / name for name in self.binaries[split]]
             if all(path.is_file() for path in paths):
                 return paths
         return None
 
+    @override
     def is_downloaded(self) -> bool:
-        """See `DownloadMixin.is_downloaded`."""
-        return (self.root / self.npz).is_file() or all(self._binaries(part) for part in self.binaries)
+        return (self.root / self.npz).is_file() or all(self._binaries(split) for split in self.binaries)
 
+    @override
     def unpack(self, archive: Path) -> None:
-        """See `Downloaded.unpack`."""
         extract(archive, self.root)
 
+    @override
     def read(self) -> dict[str, TensorImageDataset]:
-        """See `TensorDataModule.read`."""
         self.classes = list(self.names)
         if (self.root / self.npz).is_file():
             return self._read_npz(self.root / self.npz)
-        return {part: self._read_binaries(part) for part in self.binaries}
+        return {split: self._read_binaries(split) for split in self.binaries}
 
     def _read_npz(self, path: Path) -> dict[str, TensorImageDataset]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return {part: self._part(part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in self.binaries}
-        # A damaged file makes numpy raise almost anything: BadZipFile, EOFError, KeyError, TypeError, ...
+                return {
+                    split: self._make_dataset(split, arrays[f"x_{split}"], arrays[f"y_{split}"])
+                    for split in self.binaries
+                }
+        # A damaged file makes NumPy raise almost anything: BadZipFile, EOFError, KeyError, TypeError, ...
         except Exception as error:
             raise UserError(
                 f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
-                "it must hold the uint8 arrays x_train, x_test (N, 32, 32, 3) and the labels y_train, y_test"
+                "it must contain the uint8 arrays x_train, x_test (N, 32, 32, 3) and the labels y_train, y_test"
             ) from error
 
-    def _read_binaries(self, part: str) -> TensorImageDataset:
-        paths = self._binaries(part)
+    def _read_binaries(self, split: str) -> TensorImageDataset:
+        paths = self._binaries(split)
         if paths is None:
             raise UserError(
-                f"{type(self).__name__} is not in {self.root}: looked for {self.npz} and {self.binaries[part][0]}\n"
-                f"let it be downloaded (--data.download true), or unpack {self.urls[0]} there"
+                f"{type(self).__name__} not found in {self.root}: no {self.npz} and no {self.binaries[split][0]}\n"
+                f"download it with --data.download true, or unpack {self.urls[0]} there"
             )
         files = [np.fromfile(path, dtype=np.uint8) for path in paths]
         record = self.label_bytes + PIXELS
         for path, content in zip(paths, files, strict=True):
             if len(content) == 0 or len(content) % record:
-                raise UserError(f"{path} is empty or cut short\nunpack {Path(self.urls[0]).name} again")
+                raise UserError(f"{path} is empty or truncated\nunpack {Path(self.urls[0]).name} again")
         data = np.concatenate(files).reshape(-1, record)
         images = data[:, self.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         try:
-            return self._part(part, images, data[:, self.label_bytes - 1])
+            return self._make_dataset(split, images, data[:, self.label_bytes - 1])
         except ValueError as error:
-            raise UserError(f"{paths[0].parent} holds no {type(self).__name__}: {error}\nunpack it again") from error
+            name = type(self).__name__
+            raise UserError(f"{paths[0].parent} does not contain {name}: {error}\nunpack it again") from error
 
-    def _part(self, part: str, images: np.ndarray, labels: np.ndarray) -> TensorImageDataset:
+    def _make_dataset(self, split: str, images: np.ndarray, labels: np.ndarray) -> TensorImageDataset:
+        """Returns a checked split of `(N, 32, 32, 3)` images and `(N,)` or `(N, 1)` labels."""
         labels = labels.reshape(-1).astype(np.int64)
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
-            raise ValueError(f"x_{part} is {images.dtype} of shape {images.shape}")
+            raise ValueError(f"x_{split} is {images.dtype} of shape {images.shape}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise ValueError(f"y_{part} has labels {labels.min()} to {labels.max()}, for {len(self.classes)} classes")
+            raise ValueError(f"y_{split} has labels {labels.min()} to {labels.max()}, for {len(self.classes)} classes")
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return TensorImageDataset(pixels, torch.from_numpy(labels), [f"{part}/{i:05d}" for i in range(len(labels))])
+        return TensorImageDataset(pixels, torch.from_numpy(labels), [f"{split}/{i:05d}" for i in range(len(labels))])
 
 
 class CIFAR10(_CIFAR):
-    """CIFAR-10, downloaded (170 MB) when it is not there.
+    """CIFAR-10, downloaded (170 MB) if missing.
 
     Args:
-        root: folder that holds cifar10.npz or the unpacked binary files.
+        root: folder of cifar10.npz or the unpacked binary files.
     """
 
     urls = ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
@@ -142,15 +155,15 @@ class CIFAR10(_CIFAR):
     label_bytes = 1
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
-    def __init__(self, root: str = "data/cifar10", **kwargs: Any) -> None:
+    def __init__(self, root: str = "data/cifar10", **kwargs: Unpack[CIFARArgs]) -> None:
         super().__init__(root=root, **kwargs)
 
 
 class CIFAR100(_CIFAR):
-    """CIFAR-100 with its fine labels, downloaded (169 MB) when it is not there.
+    """CIFAR-100 with fine labels, downloaded (169 MB) if missing.
 
     Args:
-        root: folder that holds cifar100.npz or the unpacked binary files.
+        root: folder of cifar100.npz or the unpacked binary files.
     """
 
     urls = ["https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"]
@@ -168,5 +181,5 @@ class CIFAR100(_CIFAR):
         "television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
     ).split()
 
-    def __init__(self, root: str = "data/cifar100", **kwargs: Any) -> None:
+    def __init__(self, root: str = "data/cifar100", **kwargs: Unpack[CIFARArgs]) -> None:
         super().__init__(root=root, **kwargs)

@@ -1,4 +1,4 @@
-"""From an image file to pixels, as a person sees them."""
+"""Finding, checking and decoding image files."""
 
 import io
 import os
@@ -20,26 +20,26 @@ IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a gigabyte in RGB
-# More files than this that cannot be read are no accident: the disk has gone, or the data is another.
+# More unreadable files than both of these are an error: the disk is gone, or it is the wrong data.
 MAX_BAD_FRACTION, MIN_BAD_COUNT = 0.1, 10
 
-# Named, because Pillow would otherwise also try formats that run other programs (EPS starts Ghostscript).
+# A fixed list: Pillow would otherwise also try formats that run other programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _TRAILERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 class BadImage(UserError):
-    """An image file that cannot be used.
+    """An image file that cannot be read.
 
     Attributes:
         path: the file.
-        reason: what is wrong with it, in a few words.
+        reason: the problem, in a few words.
     """
 
     def __init__(self, path: Path | str, reason: str = "") -> None:
-        # A DataLoader builds a worker's exception anew from one text, which is a whole message and no path.
-        told = f"cannot read image {printable_path(path)}: {reason}; replace or remove the file"
-        super().__init__(told if reason else str(path))
+        # A DataLoader rebuilds a worker's exception from its message; `path` is then that complete message.
+        message = f"cannot read image {printable_path(path)}: {reason}; replace or remove the file"
+        super().__init__(message if reason else str(path))
         self.path = path
         self.reason = reason
 
@@ -48,12 +48,12 @@ class BadImage(UserError):
 
 
 def printable_path(path: Path | str) -> str:
-    """A path for a message, on one line whatever is in its name."""
+    """Returns a path for a message, on one line even if it contains control characters."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def log_bad_image(folder: Path | None, image: BadImage) -> None:
-    """Adds a file that is left out to bad_images.txt in a folder, unless it is listed there or there is no folder."""
+    """Adds a skipped file to bad_images.txt in a folder, unless it is already listed; does nothing without a folder."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,23 +64,24 @@ def log_bad_image(folder: Path | None, image: BadImage) -> None:
             file.write(f"{line}\n")
 
 
-def check_bad_fraction(bad: Sequence[BadImage], of: int) -> None:
-    """Refuses to leave out more than a tenth of so many images, which is no accident; a few are always let through."""
-    if len(bad) > max(MIN_BAD_COUNT, MAX_BAD_FRACTION * of):
+def check_bad_fraction(bad: Sequence[BadImage], total: int) -> None:
+    """Raises UserError if more than 10 % (and more than 10) of the images are unreadable."""
+    if len(bad) > max(MIN_BAD_COUNT, MAX_BAD_FRACTION * total):
         raise UserError(
-            f"{len(bad)} of {of} images cannot be read, the last is {printable_path(bad[-1].path)}: {bad[-1].reason}\n"
-            f"that is too many to leave out; `{prog_name()} check-data FOLDER` lists them all"
+            f"{len(bad)} of {total} images cannot be read, "
+            f"the last is {printable_path(bad[-1].path)}: {bad[-1].reason}\n"
+            f"these are too many to skip; `{prog_name()} check-data FOLDER` lists them all"
         )
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Finds all images below a folder, in sorted order.
+    """Returns the sorted paths of all images below a folder.
 
-    Symbolic links are followed, except one that leads back to a folder it lies in. Hidden files and folders are left
-    out. Only names are looked at, so a damaged image or a dangling link is listed, for `verify_image` to find.
+    Symbolic links are followed, except links to a folder above them. Hidden files and folders are ignored. Only names
+    are checked: damaged images and dangling links are listed, and `verify_image` finds them.
 
     Raises:
-        UserError: the folder or one below it is missing or cannot be opened.
+        UserError: the folder or a subfolder is missing or cannot be opened.
     """
     try:
         return list(_walk(Path(folder), frozenset()))
@@ -97,21 +98,21 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     for entry in visible:
         path = folder / entry.name
         is_dir = False
-        # A link that leads to itself, or to where one may not look.
+        # A link to itself, or to a folder without permission.
         with suppress(OSError):
             is_dir = entry.is_dir()
         if is_dir:
             yield from _walk(path, above | {real})
-        # Neither a file nor a link: a pipe or socket, which would block whoever reads it.
+        # Not a pipe or socket: reading it would block.
         elif path.suffix.lower() in IMAGE_EXTENSIONS and (entry.is_symlink() or entry.is_file()):
             yield path
 
 
 def find_images(patterns: list[str]) -> list[Path]:
-    """The image files behind paths, folders and patterns, in the order given.
+    """Returns the image files of paths, folders and glob patterns, in the given order.
 
     Raises:
-        UserError: something names no image.
+        UserError: a path, folder or pattern has no images.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -123,44 +124,49 @@ def find_images(patterns: list[str]) -> list[Path]:
         elif path.is_file():
             paths = [path]
         else:
-            matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob does not take an absolute pattern
             paths = [Path(match) for match in matches if Path(match).is_file()]
         if not paths:
-            raise UserError(f"--images: {pattern} names no image\ngive files, folders of images, or patterns")
+            raise UserError(
+                f"--images: no images found at {pattern}\npass image files, folders of images, or glob patterns"
+            )
         found |= dict.fromkeys(paths)
     return list(found)
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Reads an image file.
+    """Decodes an image file.
 
-    The content decides about the format, not the file's extension. EXIF orientation is applied, transparency is laid
-    on white, 16-bit grey is scaled to 8 bits and of an animation the first frame is taken. Colour profiles are ignored.
+    The format is detected from the content, not from the file name. EXIF orientation is applied, transparent pixels are
+    blended with white, 16-bit gray is scaled to 8 bits, and only the first frame of an animation is read. Color
+    profiles are ignored.
 
     Returns:
-        RGB pixels, uint8 `(3, H, W)`, in memory as `(H, W, 3)`.
+        RGB pixels, uint8 `(3, H, W)`, in channels_last memory layout.
 
     Raises:
-        BadImage: the file is missing, unreadable, empty, cut short, no image or larger than `MAX_PIXELS`.
+        BadImage: the file is missing, unreadable, empty, truncated, not an image or larger than `MAX_PIXELS`.
     """
     with _as_bad_image(path):
         data = path.read_bytes()
         height, width, channels = jpeg_shape(data) or (0, 0, 0)
         if channels in (1, 3) and 0 < height * width <= MAX_PIXELS:
-            # What this decoder refuses, Pillow may still read, and says better what is wrong if it does not.
+            # Pillow reads some files that this decoder does not, and has better error messages.
             with suppress(RuntimeError):
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+                image = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+                assert isinstance(image, torch.Tensor), "a list only for a list of files"
+                return image
         image = _open(io.BytesIO(data))
         image.load()
-        # Damaged EXIF data spoils no pixels: such an image stays as it lies.
+        # An image with damaged EXIF data is read without rotation.
         with suppress(Exception):
             image = ImageOps.exif_transpose(image)
         return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
 
 
 def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
-    """Height, width and channels of a JPEG of 8 bits as it is stored, from its header; None for anything else."""
+    """Returns height, width and channels from the header of an 8-bit JPEG; None for any other data."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
         kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
@@ -172,15 +178,15 @@ def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
 
 
 def verify_image(path: Path) -> tuple[int, int]:
-    """Checks an image file quickly: the header is sound, the size sane, the end there.
+    """Checks header, size and end marker of an image file.
 
-    Only a file whose last bytes are not those of a complete JPEG or PNG is decoded.
+    A file that does not end like a complete JPEG or PNG is decoded, which is slower.
 
     Returns:
-        Width and height as the file has them, EXIF orientation left aside.
+        Stored width and height in pixels, without EXIF orientation.
 
     Raises:
-        BadImage: as `read_image`.
+        BadImage: see `read_image`.
     """
     with _as_bad_image(path), Path(path).open("rb") as file:
         image = _open(file)
@@ -205,12 +211,12 @@ def _open(file: BinaryIO) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no set range")
+        raise ValueError("floating-point pixels have no defined range")
     if image.mode.startswith("I"):
-        # Pillow cuts 16-bit values off at 255 when it converts them.
+        # Pillow's own conversion clips 16-bit values at 255.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit pixels have no set range")
+            raise ValueError("32-bit pixels have no defined range")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Hashes of image files, which tell copies of an image from different images."""
+"""Content hashes of image files, to detect duplicates."""
 
 import hashlib
 import os
@@ -11,14 +11,11 @@ from resnet_pl.utils import progress
 
 
 def content_digests(paths: Sequence[Path], skip: bool = False) -> list[str]:
-    """Hashes the files' contents.
+    """Returns the content hash of each file, 32 hexadecimal digits (BLAKE2b, 16 bytes).
 
     Args:
         paths: the files.
-        skip: whether one that cannot be read counts as a content of its own, for whoever reads it later to leave out.
-
-    Returns:
-        For each path 32 hexadecimal digits (BLAKE2b, 16 bytes).
+        skip: whether an unreadable file gets a hash of its path instead of raising an error.
 
     Raises:
         BadImage: a file cannot be read.
@@ -41,9 +38,9 @@ def content_digests(paths: Sequence[Path], skip: bool = False) -> list[str]:
 
 
 def content_digest(path: Path) -> str:
-    """Hashes one file's content; see `content_digests`."""
+    """Returns the content hash of one file; see `content_digests`."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
-        raise BadImage(path, error.strerror) from error
+        raise BadImage(path, error.strerror or str(error)) from error

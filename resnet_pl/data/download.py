@@ -1,4 +1,4 @@
-"""Files from the network: downloaded once, verified, and unpacked safely."""
+"""Downloads with checksums and locks, and safe unpacking of archives."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ from resnet_pl.utils import UserError, atomic_write, progress
 
 TIMEOUT = 20.0  # seconds to connect, and between two bytes
 ATTEMPTS = 3  # per address
-PAUSE = 1.0  # seconds between two attempts, and between two looks at a lock
+PAUSE = 1.0  # seconds between two attempts, and between two checks of a lock
 
 
 class DownloadError(UserError):
@@ -29,23 +29,26 @@ class DownloadError(UserError):
 
 
 def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: str = "file", hint: str = "") -> Path:
-    """Downloads a file unless it is there already; of several processes one downloads and the others wait.
+    """Downloads a file unless it exists. One process downloads; others wait for it.
 
     Args:
-        urls: http and https addresses of the same file, tried in this order.
-        path: where the file goes; it appears only when it is complete and verified.
-        checksum: `sha256:HEX`, `md5:HEX` or `sha256-prefix:HEX` (the first digits, as in the names of torch hub).
-        what: the file in words, for messages.
-        hint: what else the user could do, added to the error.
+        urls: HTTP and HTTPS addresses of the same file, tried in this order.
+        path: destination; the file appears there only when it is complete and verified.
+        checksum: `sha256:HEX`, `md5:HEX` or `sha256-prefix:HEX` (first digits, as in the file names of torch.hub).
+        what: short description of the file, for messages.
+        hint: alternative for the user, added to the error message.
 
     Returns:
         `path`.
 
     Raises:
-        UserError: no address gives the file with this checksum (`DownloadError`), or it cannot be written.
+        DownloadError: no address returned a file with this checksum.
+        UserError: the file cannot be written.
     """
     if checksum and not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}|sha256-prefix:[0-9a-f]+", checksum):
-        raise UserError(f"checksum {checksum}: write sha256:HEX, md5:HEX or sha256-prefix:HEX, in lower case")
+        raise UserError(
+            f"checksum {checksum} has the wrong format\nuse sha256:HEX, md5:HEX or sha256-prefix:HEX, in lower case"
+        )
     if path.exists():
         return path
     failures = []
@@ -62,14 +65,17 @@ def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: st
                 except DownloadError as error:
                     failures.append(f"{url} ({error})")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}\nmake room there or choose another folder") from error
+        raise UserError(f"cannot write {path}: {error.strerror}\nfree space there or choose another folder") from error
     advice = f"put the file at {path}" + (f"; {hint}" if hint else "")
     raise DownloadError(f"cannot download {what} {path.name}, tried {', '.join(failures)}\n{advice}")
 
 
 @contextmanager
 def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
-    """Holds the lock file `path` for the block; other processes wait and print once that this one `does` `what`."""
+    """Locks the file `path` inside the block.
+
+    A process that has to wait prints once that another process `does` `what`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(path).acquire(blocking=False)
@@ -81,7 +87,7 @@ def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):  # Windows cannot remove an open file; filelock does it
-                path.unlink()  # before the release: afterwards another process may hold it
+                path.unlink()  # before the release: after it, another process may hold the lock
 
 
 def _download(url: str, path: Path, checksum: str | None, what: str) -> None:
@@ -93,30 +99,31 @@ def _download(url: str, path: Path, checksum: str | None, what: str) -> None:
                 for chunk in _chunks(url, what):
                     file.write(chunk)
                     digest.update(chunk)
-            break
         except ConnectionError as error:
             if attempt == ATTEMPTS:
                 raise DownloadError(str(error)) from error
             time.sleep(PAUSE)
-    if not digest.hexdigest().startswith(digits):
-        raise DownloadError(f"wrong content, {kind}:{digest.hexdigest()}")
+            continue
+        if not digest.hexdigest().startswith(digits):
+            raise DownloadError(f"wrong content, {kind}:{digest.hexdigest()}")
+        return
 
 
 def _chunks(url: str, what: str) -> Iterator[bytes]:
-    # Raises only errors of the network; those of the disk are raised where the chunks are written.
+    # Raises network errors only; disk errors are raised where the chunks are written.
     try:
         with build_opener().open(Request(url, headers={"User-Agent": "resnet_pl"}), timeout=TIMEOUT) as response:
             if not re.match("https?:", response.url, re.IGNORECASE):  # urllib also opens file and ftp addresses
                 raise DownloadError(f"{response.url} is not an http or https address")
-            left = int(response.headers.get("Content-Length", 0))
-            with progress(what, left or None, "bytes") as advance:
+            remaining = int(response.headers.get("Content-Length", 0))
+            with progress(what, remaining or None, "bytes") as advance:
                 while chunk := response.read(1 << 16):
                     yield chunk
-                    left -= len(chunk)
+                    remaining -= len(chunk)
                     advance(len(chunk))
-        if left > 0:
-            raise ConnectionError(f"connection lost {left} bytes before the end")
-    except (OSError, HTTPException, ValueError) as error:  # a lost connection is worth another attempt
+        if remaining > 0:
+            raise ConnectionError(f"connection lost {remaining} bytes before the end")
+    except (OSError, HTTPException, ValueError) as error:  # a lost connection is retried
         kind = DownloadError if isinstance(error, URLError | ValueError) else ConnectionError
         raise kind(str(error).partition("\n")[0].strip("<>")) from error
 
@@ -125,11 +132,12 @@ def extract(archive: Path, folder: Path) -> None:
     """Unpacks a zip or tar archive into a folder, completely or not at all.
 
     Args:
-        archive: `.zip`, or `.tar`, `.tar.gz`, `.tgz` and what else `tarfile` reads.
-        folder: made if missing; files of the same name are replaced, others stay.
+        archive: `.zip`, or any format that `tarfile` reads, such as `.tar`, `.tar.gz` and `.tgz`.
+        folder: destination, created if missing; existing files of the same name are replaced.
 
     Raises:
-        UserError: the archive is damaged, holds a link, a device or a name outside the folder, or cannot be written.
+        UserError: the archive is damaged, contains a link, a device or a path outside the folder, or a file cannot be
+            written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -141,48 +149,64 @@ def extract(archive: Path, folder: Path) -> None:
                 source.replace(target)
     except Exception as error:  # a damaged archive raises a dozen different types
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot unpack {archive} to {folder}: {reason}\ndelete a damaged archive") from error
+        raise UserError(
+            f"cannot unpack {archive} to {folder}: {reason}\nif the archive is damaged, delete it"
+        ) from error
 
 
 def _unpack(archive: Path, folder: str) -> None:
-    is_zip = archive.suffix.lower() == ".zip"
-    with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as package:
-        if is_zip:
-            members = [(i.filename, S_IFMT(i.external_attr >> 16) in (0, S_IFREG, S_IFDIR)) for i in package.infolist()]
-        else:
-            members = [(member.name, member.isreg() or member.isdir()) for member in package]
-        for name, is_plain in members:
-            path = PureWindowsPath(name)  # stricter than POSIX: drives and both separators
-            if not is_plain or path.anchor or ".." in path.parts:
-                raise ValueError(f"{name} is a link, a special file or outside the folder")
-        package.extractall(folder, **({} if is_zip else {"filter": "data"}))
+    if archive.suffix.lower() == ".zip":
+        with zipfile.ZipFile(archive) as package:
+            for member in package.infolist():
+                _check_member(member.filename, S_IFMT(member.external_attr >> 16) in (0, S_IFREG, S_IFDIR))
+            package.extractall(folder)
+    else:
+        with tarfile.open(archive) as package:
+            for member in package:
+                _check_member(member.name, member.isreg() or member.isdir())
+            package.extractall(folder, filter="data")
+
+
+def _check_member(name: str, is_plain: bool) -> None:
+    path = PureWindowsPath(name)  # stricter than POSIX: drives and both separators
+    if not is_plain or path.anchor or ".." in path.parts:
+        raise ValueError(f"{name} is a link, a special file or outside the folder")
 
 
 class DownloadMixin:
-    """Base of data modules whose images come in an archive; put it before the data module among the bases."""
+    """Mixin for data modules that download an archive; list it before the data module in the bases.
 
-    urls: list[str]  # of the archive
-    checksum: str  # of the archive, see `fetch`
-    root: Path  # folder of the images
-    download: bool  # whether to fetch the archive when they are not there
+    Attributes:
+        urls: addresses of the archive.
+        checksum: checksum of the archive, see `fetch`.
+        root: folder of the images.
+        download: whether the archive is downloaded if the images are missing.
+        predict_paths: see `ImageDataModule`; nothing is downloaded to predict on other files.
+    """
+
+    urls: list[str]
+    checksum: str
+    root: Path
+    download: bool
+    predict_paths: list[Path] | None
 
     def is_downloaded(self) -> bool:
-        """Whether the images need not be fetched."""
+        """Returns whether the images exist."""
         raise NotImplementedError
 
     def unpack(self, archive: Path) -> None:
-        """Unpacks the images from the archive, completely or not at all; the archive is then removed."""
+        """Unpacks the archive to `root`, completely or not at all; the archive is removed afterwards."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Downloads the images if they are needed and not there."""
+        """Downloads the images if they are needed and missing."""
         if not self.download or self.predict_paths is not None or self.is_downloaded():
             return
         folder, name = self.root.parent, type(self).__name__
         try:
             with lock(folder / f"{self.root.name}.lock", name):
                 if not self.is_downloaded():
-                    hint = f"or give the folder of your copy with --data.root FOLDER (looked in {self.root})"
+                    hint = f"or pass the folder of your copy with --data.root FOLDER (not found in {self.root})"
                     archive = fetch(self.urls, folder / Path(self.urls[0]).name, self.checksum, name, hint)
                     self.unpack(archive)
                     archive.unlink()

@@ -1,42 +1,47 @@
-"""ImageNet as it is usually unpacked: train/ and val/ with a folder for each wordnet id."""
+"""ImageNet as usually unpacked: train/ and val/ with one folder per WordNet ID."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import override
 
 from resnet_pl.data.folder import ImageFolder, class_folders
+from resnet_pl.data.typed_kwargs import ImageFolderArgs
+from resnet_pl.types import PositiveInt, Unpack
 
 
 class ImageNet(ImageFolder):
-    """ImageNet (ILSVRC 2012): root/train/n01440764/*, root/val/n01440764/*; val/ is what results are reported on.
+    """ImageNet (ILSVRC 2012): root/train/n01440764/*, root/val/n01440764/*; results are reported on val/.
 
-    A subset of the classes works too. Class names come from root/LOC_synset_mapping.txt; without it the names of
-    the whole 1,000 are known, and a subset goes by its wordnet ids.
+    A subset of the classes works too. Class names come from root/LOC_synset_mapping.txt. Without that file, the names
+    of all 1,000 classes are known, and a subset uses its WordNet IDs.
 
     Args:
-        root: folder that holds train/ and val/.
-        batch_size: training images a step and process; the paper's 256 is over all its GPUs.
+        root: folder that contains train/ and val/.
+        batch_size: training batch size per process; the paper's 256 is the total over all its GPUs.
     """
 
-    def __init__(self, root: str = "data/imagenet", batch_size: int = 256, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data/imagenet", batch_size: PositiveInt = 256, **kwargs: Unpack[ImageFolderArgs]
+    ) -> None:
         super().__init__(root=root, batch_size=batch_size, **kwargs)
 
+    @override
     def download_hint(self) -> str:
-        """See `ImageFolder.download_hint`."""
-        return "download ILSVRC 2012 from image-net.org, unpack it to train/ and val/, and give it with --data.root"
+        return "download ILSVRC 2012 from image-net.org, unpack it to train/ and val/, and pass it with --data.root"
 
-    def split_dir(self, part: str) -> Path | None:
-        """See `ImageFolder.split_dir`; the official test/ is a heap of images whose classes were never published."""
-        folder = super().split_dir(part)
-        return folder if part != "test" or (folder and class_folders(folder)) else None
+    def split_dir(self, split: str) -> Path | None:
+        """Returns the folder of a split; not the official test/, a flat folder whose labels were never published."""
+        folder = super().split_dir(split)
+        return folder if split != "test" or (folder and class_folders(folder)) else None
 
     @property
     def class_names(self) -> list[str]:
-        """The first English word for each wordnet id; the id is added where two classes share it."""
-        # The net's names are those it was trained under, also where another copy of the data has no list of them.
-        if self.restored_provenance.class_names:
+        """First English word of each WordNet ID; followed by the ID if two classes share the word."""
+        # A checkpoint keeps its class names, also if this copy of the data has no list of them.
+        if self.restored_provenance and self.restored_provenance.class_names:
             return self.restored_provenance.class_names
         words = self._words()
         names = [words.get(wordnet_id, wordnet_id) for wordnet_id in self.classes]

@@ -1,16 +1,17 @@
-"""Loaders that shard exactly and resume exactly: the order of images is a pure function of (seed, epoch)."""
+"""Data loaders with exact sharding and resuming: the order of images is a function of (seed, epoch)."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, printable_path
 from resnet_pl.data.rng import hash_seed
@@ -20,15 +21,15 @@ from resnet_pl.utils import UserError
 
 
 class Batch(NamedTuple):
-    """What the net is given.
+    """One batch.
 
     Attributes:
-        images: `(N, C, H, W)`, uint8, or float in [0, 1] once augmented; a list of `View` where a test looks at several
-            views of each image.
-        labels: `(N,)` int64, -1 where the truth is not known; `(N, K)` probabilities once mixed.
-        indices: `(N,)` int64, position of each image in its data set.
-        epoch: epoch the batch belongs to, from 0.
-        number: position of the batch in its epoch, from 0.
+        images: `(N, C, H, W)`, uint8, or float in [0, 1] after batch augmentation; a list of `View` with test-time
+            augmentation.
+        labels: `(N,)` int64, -1 if unknown; `(N, K)` class probabilities after MixUp or CutMix.
+        indices: `(N,)` int64, index of each image in its split.
+        epoch: epoch of the batch, from 0.
+        batch_idx: index of the batch in its epoch, from 0.
     """
 
     images: Tensor | list[View]
@@ -38,36 +39,36 @@ class Batch(NamedTuple):
     batch_idx: int
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
-        """Returns the batch with its tensors on a device; Lightning calls it for every batch.
+        """Returns the batch with its tensors on a device; Lightning calls this for every batch.
 
         Args:
-            device: where images, labels and indices go.
-            non_blocking: whether the host continues during the copy; by default if the device is a GPU.
+            device: destination of images, labels and indices.
+            non_blocking: whether the CPU continues during the copy; by default only if the device is a GPU.
         """
         if non_blocking is None:
             non_blocking = torch.device(device).type == "cuda"
 
-        def moved(tensor: Tensor) -> Tensor:
+        def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
         if isinstance(self.images, Tensor):
-            images: Tensor | list[View] = moved(self.images)
+            images: Tensor | list[View] = move(self.images)
         else:
-            images = [View(moved(view.images), moved(view.owners)) for view in self.images]
-        return Batch(images, moved(self.labels), moved(self.indices), self.epoch, self.batch_idx)
+            images = [View(move(view.images), move(view.owners)) for view in self.images]
+        return Batch(images, move(self.labels), move(self.indices), self.epoch, self.batch_idx)
 
 
 class ShardedEpochSampler:
-    """The images that one process sees in an epoch.
+    """The indices of one process in an epoch.
 
-    Shuffled for training, when every process gets equally many (the remainder of an epoch's shuffle is left out); in
-    order for evaluation, when every image is seen exactly once by exactly one process.
+    For training they are shuffled, and all processes get the same number; the remainder of the division is dropped. For
+    evaluation they are in order, and each image belongs to exactly one process.
 
     Args:
-        length: number of images.
-        seed: the run's seed.
-        shuffle: whether this is for training.
-        rank: this process.
+        length: number of images in the split.
+        seed: the training seed.
+        shuffle: whether the indices are for training.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -76,15 +77,15 @@ class ShardedEpochSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of every epoch."""
+        """Sets the epoch; Lightning calls this at the start of every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        share, rest = divmod(self.length, self.world_size)
-        return share if self.shuffle else share + (self.rank < rest)
+        count, remainder = divmod(self.length, self.world_size)
+        return count if self.shuffle else count + (self.rank < remainder)
 
     def indices(self) -> Tensor:
-        """`(len(self),)` int64."""
+        """Returns the indices, `(len(self),)` int64."""
         if not self.shuffle:
             return torch.arange(self.length)[self.rank :: self.world_size]
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
@@ -93,64 +94,68 @@ class ShardedEpochSampler:
 
 
 class ResumableLoader:
-    """Batches of a split in a sampler's order; Lightning saves and restores it in the middle of an epoch.
+    """Base class of loaders that can be resumed in the middle of an epoch.
 
     Args:
         images: the split.
-        sampler: order and share of this process.
-        batch_size: images a batch.
+        sampler: indices of this process, in order.
+        batch_size: images per batch.
     """
 
-    # Lightning asks for it wherever there is a `sampler`.
+    # Lightning reads this attribute of every loader with a `sampler`.
     batch_sampler = None
 
     def __init__(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> None:
         self.images, self.sampler, self.batch_size = images, sampler, batch_size
-        # A short last batch is left out of training, unless it is all there is: BatchNorm fails on a single image.
+        # Training drops a short last batch, unless it is the only one: BatchNorm fails on a single image.
         self.drop_last = sampler.shuffle and len(sampler) >= batch_size
-        # How far the last epoch has come of which a batch was asked for.
-        self._reached = {"epoch": 0, "done": 0}
+        # Position in the last epoch from which a batch was requested.
+        self._position = {"epoch": 0, "done": 0}
         self._resume_from: dict[str, int] = {}
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.sampler), self.batch_size)
-        return whole if self.drop_last else whole + (rest > 0)
+        full_batches, remainder = divmod(len(self.sampler), self.batch_size)
+        return full_batches if self.drop_last else full_batches + (remainder > 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: its body runs at the first batch, which is after Lightning has called set_epoch.
+        # As a generator, this runs when the first batch is requested, after Lightning has called set_epoch.
         epoch, state = self.sampler.epoch, self._resume_from
         start, self._resume_from = state["done"] if state.get("epoch") == epoch else 0, {}
-        self._reached = {"epoch": epoch, "done": start}
+        self._position = {"epoch": epoch, "done": start}
         plan = self.sampler.indices().split(self.batch_size)[: len(self)][start:]
         for batch_idx, (images, labels, indices) in enumerate(self.read(plan, epoch), start):
-            self._reached = {"epoch": epoch, "done": batch_idx + 1}
+            self._position = {"epoch": epoch, "done": batch_idx + 1}
             if len(indices):
                 yield Batch(images, labels, indices, epoch, batch_idx)
 
-    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yields (images, labels, indices) for each batch of indices in the plan."""
+    def read(self, plan: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor | list[View], Tensor, Tensor]]:
+        """Yields (images, labels, indices) for each batch of indices in `plan`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, int]:
-        """How far the epoch has come."""
-        return dict(self._reached)
+        """Returns the epoch and the number of batches done in it."""
+        return dict(self._position)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the epoch of that state start after the batches that were done; another epoch starts anew."""
-        self._resume_from, self._reached = dict(state), dict(state)
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Restores the position: the saved epoch starts after the batches done, any other epoch at its beginning."""
+        self._resume_from, self._position = dict(state_dict), dict(state_dict)
 
 
 class ImageFileLoader(ResumableLoader):
-    """Reads photos in worker processes; see `ResumableLoader`.
+    """Loads image files in worker processes.
 
     Args:
-        num_workers: processes that read; 0 reads in this one.
-        pin_memory: whether batches are put where a GPU fetches them faster.
-        on_bad_image: `error` stops at a file that cannot be read and names it, `skip` leaves it out and counts it.
-        notes: folder where bad_images.txt lists what is left out.
+        images: the split.
+        sampler: indices of this process, in order.
+        batch_size: images per batch.
+        num_workers: worker processes; 0 loads in this process.
+        pin_memory: whether batches are copied to pinned memory, for faster transfer to a GPU.
+        on_bad_image: `error` raises UserError for an unreadable file, `skip` skips and counts it.
+        bad_images_dir: folder of bad_images.txt, which lists the skipped files; None for no list.
 
     Attributes:
-        waited: seconds that whoever asked for batches has waited for photos.
+        skipped: reason for each skipped file, by path.
+        wait_seconds: total time that the consumer was blocked on loading.
     """
 
     def __init__(
@@ -169,16 +174,16 @@ class ImageFileLoader(ResumableLoader):
         self.wait_seconds = 0.0
         self._reader = BatchReader(images, num_workers, pin_memory, _collate)
 
-    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """See `ResumableLoader.read`."""
+    @override
+    def read(self, plan: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor | list[View], Tensor, Tensor]]:
         bad: list[BadImage] = []
         keys = [[(epoch, index) for index in batch.tolist()] for batch in plan]
-        for images, labels, indices, found in self._timed(keys):
-            for image in found:
+        for images, labels, indices, bad_in_batch in self._timed(keys):
+            for image in bad_in_batch:
                 self._report(image)
-            bad += found
+            bad += bad_in_batch
             check_bad_fraction(bad, len(self.sampler))
-            # In training every batch is counted on: by Lightning for the validation after it, by other processes.
+            # Training needs all its batches: Lightning counts them to validate, and all processes run the same number.
             yield (
                 self._replacement_batch(epoch)
                 if self.sampler.shuffle and not len(indices)
@@ -188,28 +193,28 @@ class ImageFileLoader(ResumableLoader):
             raise _none_left(len(self.images))
 
     def _timed(self, plan: list[list[tuple[int, int]]]) -> Iterator[Any]:
-        """Reads the planned batches, and adds to `waited` the time until each has come."""
+        """Yields the batches of `plan`; adds the time until each one to `wait_seconds`."""
         start = time.perf_counter()
         batches = self._reader.read(plan)
-        while (read := next(batches, None)) is not None:
+        while (batch := next(batches, None)) is not None:
             self.wait_seconds += time.perf_counter() - start
-            yield read
+            yield batch
             start = time.perf_counter()
 
     def _report(self, image: BadImage) -> None:
         if self.on_bad_image == "error":
             raise UserError(
-                f"cannot read the image {printable_path(image.path)}: {image.reason}\n"
-                "repair or remove it, or leave such files out with --data.on_bad_image skip"
+                f"cannot read image {printable_path(image.path)}: {image.reason}\n"
+                "repair or remove it, or skip such files with --data.on_bad_image skip"
             )
         if str(image.path) not in self.skipped:
             self.skipped[str(image.path)] = image.reason
-            # Not by `tell`: each process meets other files.
-            print(f"left out, {len(self.skipped)} so far: {printable_path(image.path)}: {image.reason}", flush=True)
+            # Not `rank_zero_print`: each process reads other files.
+            print(f"skipped ({len(self.skipped)} so far): {printable_path(image.path)}: {image.reason}", flush=True)
             log_bad_image(self.bad_images_dir, image)
 
-    def _replacement_batch(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch for one in which no image can be read: the epoch's first that can be."""
+    def _replacement_batch(self, epoch: int) -> tuple[Tensor | list[View], Tensor, Tensor]:
+        """Returns the first readable images of the epoch, to replace a batch without any."""
         samples = (self.images[epoch, index] for index in self.sampler.indices().tolist())
         good = list(islice((sample for sample in samples if not isinstance(sample, BadImage)), self.batch_size))
         if not good:
@@ -218,30 +223,30 @@ class ImageFileLoader(ResumableLoader):
 
 
 def _none_left(count: int) -> UserError:
-    return UserError(f"none of the {count} images can be read\nrepair them or give others with --data.root")
+    return UserError(f"none of the {count} images can be read\nrepair them, or use other data with --data.root")
 
 
 def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tensor, Tensor, list[BadImage]]:
-    """Stacks what could be read. Bad images travel as values: an exception raised in a worker loses its type."""
+    """Stacks the readable images; returns the others as a list, because an exception in a worker loses its type."""
     good = [sample for sample in samples if not isinstance(sample, BadImage)]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     if good and isinstance(good[0][0], list):
         images: Any = group_by_size([views for views, _, _ in good])
     else:
-        images = _stacked([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+        images = _stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
 
 
-def _stacked(images: list[Tensor]) -> Tensor:
-    """`(N, 3, H, W)` in the images' own layout: torch.stack alone rearranges channels_last, ten times slower."""
+def _stack(images: list[Tensor]) -> Tensor:
+    """Stacks to `(N, 3, H, W)` in the images' memory layout; torch.stack alone converts channels_last, 10× slower."""
     if images[0].permute(1, 2, 0).is_contiguous():
         return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return torch.stack(images)
 
 
 def default_num_workers(processes: int) -> int:
-    """Workers for each of so many training processes on this machine."""
+    """Returns the number of workers for each of `processes` training processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // processes))

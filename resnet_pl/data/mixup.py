@@ -1,23 +1,28 @@
-"""Augmentation that mixes the images of a batch, and their labels alike."""
+"""MixUp and CutMix: augmentation that mixes pairs of images and their labels."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from resnet_pl.data.batch_transforms import BatchTransform, TrainingData, check_probability
+from resnet_pl.data.batch_transforms import BatchTransform, check_probability
 from resnet_pl.data.rng import BatchRNG
+
+if TYPE_CHECKING:
+    from resnet_pl.data.base import ImageDataModule
 
 
 class _Mixing(BatchTransform):
-    """What MixUp and CutMix share: soft labels, and the neighbour in the (already shuffled) batch as partner.
+    """Base class of MixUp and CutMix; the partner of an image is its neighbor in the batch, which is shuffled.
 
     Args:
-        alpha: parameter of the Beta distribution from which the mixing coefficient is drawn.
-        probability: share of batches that are mixed.
+        alpha: parameter of the Beta distribution of the mixing coefficient.
+        probability: fraction of the batches that is mixed.
     """
 
     def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
@@ -26,43 +31,53 @@ class _Mixing(BatchTransform):
         self.alpha, self.probability = alpha, check_probability(self, probability)
         self.num_classes = 0
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: ImageDataModule) -> None:
         """Takes the number of classes."""
         self.num_classes = len(data.classes)
 
     def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
-        """See `BatchTransform`."""
+        """Mixes the batch; labels become `(N, K)` class probabilities."""
         if labels.ndim == 1:
             labels = F.one_hot(labels, self.num_classes).to(images.dtype)
-        rng = rng.batch_generator()
-        if rng.random() >= self.probability:
+        generator = rng.batch_generator()
+        if generator.random() >= self.probability:
             return images, labels
-        images, share = self.mix(images, images.roll(1, 0), float(rng.beta(self.alpha, self.alpha)), rng)
-        return images, labels * share + labels.roll(1, 0) * (1 - share)
+        images, lam = self.mix(images, images.roll(1, 0), float(generator.beta(self.alpha, self.alpha)), generator)
+        return images, labels * lam + labels.roll(1, 0) * (1 - lam)
 
-    def mix(self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-        """Returns the mixed images and the share that remains of the first ones."""
+    def mix(self, images: Tensor, partners: Tensor, lam: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+        """Mixes each image with its partner.
+
+        Args:
+            images: `(N, C, H, W)`.
+            partners: `(N, C, H, W)`.
+            lam: mixing coefficient, the weight of `images` in [0, 1].
+            rng: the batch's random generator.
+
+        Returns:
+            The mixed images and the actual weight of `images`.
+        """
         raise NotImplementedError
 
 
 class MixUp(_Mixing):
-    """Blends every image with another and their labels alike (Zhang et al., 2018)."""
+    """Blends pairs of images and their labels (Zhang et al., arXiv 1710.09412)."""
 
-    def mix(self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-        """See `_Mixing.mix`."""
-        return images * share + others * (1 - share), share
+    @override
+    def mix(self, images: Tensor, partners: Tensor, lam: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+        return images * lam + partners * (1 - lam), lam
 
 
 class CutMix(_Mixing):
-    """Pastes a box of another image into every image, labels by area (Yun et al., 2019)."""
+    """Pastes a box of one image into another and mixes their labels by area (Yun et al., arXiv 1905.04899)."""
 
-    def mix(self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-        """See `_Mixing.mix`."""
+    @override
+    def mix(self, images: Tensor, partners: Tensor, lam: float, rng: np.random.Generator) -> tuple[Tensor, float]:
         height, width = images.shape[-2:]
-        cut = math.sqrt(1 - share) / 2
+        half_side = math.sqrt(1 - lam) / 2
         y, x = rng.random() * height, rng.random() * width
-        top, bottom = (round(min(max(y + sign * cut * height, 0), height)) for sign in (-1, 1))
-        left, right = (round(min(max(x + sign * cut * width, 0), width)) for sign in (-1, 1))
+        top, bottom = (round(min(max(y + sign * half_side * height, 0), height)) for sign in (-1, 1))
+        left, right = (round(min(max(x + sign * half_side * width, 0), width)) for sign in (-1, 1))
         images = images.clone()
-        images[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+        images[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
         return images, 1 - (bottom - top) * (right - left) / (height * width)

@@ -1,11 +1,11 @@
-"""Where the images of a training run came from, as its checkpoint tells."""
+"""Where the images of a training run came from, as stored in its checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_pl.utils import UserError
 
@@ -15,42 +15,44 @@ if TYPE_CHECKING:
 
 @dataclass
 class Provenance:
-    """What a checkpoint keeps of its data; empty without a checkpoint.
+    """The data of a training run.
 
     Attributes:
-        root: folder of the images.
-        classes: in the order of the net's outputs.
-        class_names: a name for each class that a person understands.
-        splits: names of the images in each split; None where the folders on disk say it.
-        test_bytes: size of the test images together, by which other images of the same names are told apart.
+        root: folder of the images; None for images without one.
+        classes: class names in the order of the network's outputs.
+        class_names: readable class names in the same order.
+        splits: image names of each split; None if the folders on disk define the splits.
+        test_bytes: total size of the test images, to detect other images with the same names.
     """
 
     root: str | None = None
-    classes: list[str] | None = None
-    class_names: list[str] | None = None
+    classes: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
     splits: dict[str, list[str]] | None = None
     test_bytes: int | None = None
 
-    def __bool__(self) -> bool:
-        return self.classes is not None
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Provenance:
+        """Returns the provenance of a checkpoint; ignores keys that this version does not know."""
+        return cls(**{each.name: stored[each.name] for each in fields(cls) if stored.get(each.name) is not None})
 
     def splits_are_in(self, names: Container[str], root: Path | None) -> bool:
-        """Whether the splits are made of these images.
+        """Returns whether these are the images of the splits.
 
         Args:
-            names: the images there are.
-            root: folder they lie in.
+            names: names of the available images.
+            root: their folder.
 
         Raises:
-            UserError: they are, but some are missing; a test on what is left could be one on training images.
+            UserError: they are, but some are missing. Testing on the others could be testing on training images.
         """
-        wanted = [name for part in (self.splits or {}).values() for name in part]
+        wanted = [name for split in (self.splits or {}).values() for name in split]
         missing = [name for name in wanted if name not in names]
-        same_place = self.root is not None and root is not None and Path(self.root).resolve() == root.resolve()
-        if missing and (same_place or 2 * len(missing) < len(wanted)):
+        same_root = self.root is not None and root is not None and Path(self.root).resolve() == root.resolve()
+        if missing and (same_root or 2 * len(missing) < len(wanted)):
             raise UserError(
                 f"{root} lacks {len(missing)} of the {len(wanted)} images that the checkpoint was trained and tested "
-                f"on, the first is {missing[0]}\nput them back, or name other data with --data.root"
+                f"on, for example {missing[0]}\nrestore them, or use other data with --data.root"
             )
         return bool(wanted) and not missing
 
@@ -58,25 +60,25 @@ class Provenance:
 def resolve_classes(
     data: ImageDataModule | None, names: list[str] | None, number: int | None, rename: bool = False
 ) -> tuple[list[str] | None, int | None]:
-    """Names and number of a network's classes, checked against those of the data that it is trained or tested on.
+    """Returns the class names and the number of classes of a network, checked against the data.
 
     Args:
-        data: the data, if any; files that `predict` was given have no classes to compare.
-        names: the network's, if it has any yet.
-        number: of the network's classes, if it was given.
-        rename: whether the names may be other names for the data's classes.
+        data: the training or test data, if any; without classes to compare if `predict` got files.
+        names: the network's class names, if known.
+        number: the network's number of classes, if given.
+        rename: whether `names` may be other names for the data's classes.
 
     Raises:
-        UserError: the data has other classes, or another number of them.
+        UserError: the data has other classes, or another number of classes.
     """
     if data is not None and data.predict_paths is None:
-        own = list(data.class_names)
-        if names is not None and list(names) != own and not (rename and len(names) == len(own)):
+        data_names = list(data.class_names)
+        if names is not None and list(names) != data_names and not (rename and len(names) == len(data_names)):
             raise UserError(
-                f"{data.describe()} has the {len(own)} classes {_few(own)}, but the network was trained on the "
-                f"{len(names)} classes {_few(names)}\nuse data with the same classes, or train a new network"
+                f"{data.describe()} has the {len(data_names)} classes {_join(data_names)}, but the network was trained "
+                f"on the {len(names)} classes {_join(names)}\nuse data with the same classes, or train a new network"
             )
-        names = own if names is None else names
+        names = data_names if names is None else names
     if names and number not in (None, len(names)):
         raise UserError(
             f"model.num_classes is {number}, but the data has {len(names)} classes\n"
@@ -85,5 +87,5 @@ def resolve_classes(
     return names, len(names) if names else number
 
 
-def _few(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,4 +1,4 @@
-"""What normalisation and colour augmentation need to know of the training images."""
+"""Pixel statistics of the training images, for normalization and color augmentation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Std = list[float] | Literal["channel"] | None
 
 @dataclass
 class Statistics:
-    """What the training split looks like, images in [0, 1].
+    """Statistics of images in [0, 1].
 
     Attributes:
-        mean_image: `(C, H, W)` mean of every pixel.
+        mean_image: `(C, H, W)` mean per pixel.
         covariance: `(C, C)` covariance of the channels over all pixels.
     """
 
@@ -27,18 +27,18 @@ class Statistics:
 
     @property
     def mean(self) -> Tensor:
-        """`(C, 1, 1)` mean of every channel."""
+        """`(C, 1, 1)` mean per channel."""
         return self.mean_image.mean((1, 2), keepdim=True)
 
     @property
     def std(self) -> Tensor:
-        """`(C, 1, 1)` standard deviation of every channel over all pixels."""
-        # Images of one flat colour have none, and are divided by it: one grey level is the least there is.
+        """`(C, 1, 1)` standard deviation per channel over all pixels."""
+        # At least one gray level: for constant images it would be 0, and normalization divides by it.
         return self.covariance.diag().clamp(min=1 / 255**2).sqrt()[:, None, None]
 
     @classmethod
     def of(cls, batches: Iterator[Tensor]) -> Statistics:
-        """Measures batches of `(N, C, H, W)` uint8 images of one size, in float64."""
+        """Computes the statistics of batches of `(N, C, H, W)` uint8 images of one size, in float64."""
         count, total, products = 0, torch.zeros(()), torch.zeros(())
         for batch in batches:
             pixels = batch.double() / 255
@@ -52,18 +52,18 @@ class Statistics:
 
 
 def check_input(image_size: int, mean: Mean, std: Std) -> None:
-    """Raises ValueError where the net's input cannot have this size or be normalised so."""
+    """Raises ValueError for an input size or normalization that is not valid."""
     if image_size < 8:
         raise ValueError(f"image_size is {image_size}, it must be 8 or more")
     for name, values in {"mean": mean, "std": std}.items():
         if isinstance(values, list) and len(values) != 3:
-            raise ValueError(f"{name} is {values}, it needs three values: for red, green and blue")
+            raise ValueError(f"{name} is {values}, it needs three values: red, green and blue")
     if isinstance(std, list) and not min(std) > 0:
         raise ValueError(f"std is {std}, each value must be above 0")
 
 
 def normalization(mean: Mean, std: Std, measure: Callable[[], Statistics]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each `(C, 1, 1)` or `(C, H, W)`; measures only what is not given."""
+    """Returns mean and standard deviation, each `(C, 1, 1)` or `(C, H, W)`; calls `measure` only if needed."""
     if mean == "pixel":
         subtracted = measure().mean_image
     else:

@@ -1,14 +1,15 @@
-"""Data sets that fit in memory: a batch is an index, and no worker process is needed."""
+"""Data sets in memory: a batch is one indexing operation on the device, without worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cache import short_hash
@@ -19,12 +20,12 @@ from resnet_pl.data.views import View, Views
 
 @dataclass
 class TensorImageDataset:
-    """Images of one split.
+    """Images of one split, as one tensor.
 
     Attributes:
         images: `(N, 3, H, W)` uint8.
         labels: `(N,)` int64.
-        names: a name for each image.
+        names: unique name of each image.
     """
 
     images: Tensor
@@ -34,26 +35,29 @@ class TensorImageDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, chosen: Any) -> TensorImageDataset:
-        """The images at the positions given, as a set of their own."""
-        return TensorImageDataset(self.images[chosen], self.labels[chosen], [self.names[i] for i in chosen])
+    def __getitem__(self, indices: list[int]) -> TensorImageDataset:
+        """Returns the data set of the images at these indices."""
+        return TensorImageDataset(self.images[indices], self.labels[indices], [self.names[i] for i in indices])
 
     def digest(self) -> str:
-        """Tells these images from others: by names, labels and pixels."""
-        pixels = blake2b(self.images.contiguous().numpy()).hexdigest()
+        """Returns a hash of names, labels and pixels."""
+        pixels = blake2b(self.images.contiguous().numpy().data).hexdigest()
         return short_hash(self.names, self.labels.tolist(), pixels)
 
     def load_full_image(self, index: int) -> Tensor:
-        """`(C, H, W)` uint8, as a person looks at it."""
+        """Returns an image, `(3, H, W)` uint8."""
         return self.images[index]
 
 
 class TensorLoader(ResumableLoader):
-    """Takes batches from images that are in memory; see `ResumableLoader`.
+    """Loads batches of images in memory.
 
     Args:
-        device: where images and labels are kept.
-        views: what a test looks at instead of the images as they are.
+        images: the split.
+        sampler: indices of this process, in order.
+        batch_size: images per batch.
+        device: device that images and labels are moved to.
+        views: test-time augmentation; None for the images themselves.
     """
 
     def __init__(
@@ -68,14 +72,14 @@ class TensorLoader(ResumableLoader):
         self.views = views
         self._images, self._labels = images.images.to(device), images.labels.to(device)
 
-    def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """See `ResumableLoader.read`."""
-        # In one go, for each transfer waits until the device has done all it was given.
+    @override
+    def read(self, plan: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor | list[View], Tensor, Tensor]]:
+        # One transfer for the entire epoch, because each transfer waits for the device.
         order = torch.cat([torch.empty(0, dtype=torch.int64), *plan]).to(self._images.device)
         for indices in order.split([len(batch) for batch in plan]):
-            yield self._seen(self._images[indices]), self._labels[indices], indices
+            yield self._make_views(self._images[indices]), self._labels[indices], indices
 
-    def _seen(self, images: Tensor) -> Tensor | list[View]:
+    def _make_views(self, images: Tensor) -> Tensor | list[View]:
         if self.views is None:
             return images
         owners = torch.arange(len(images), device=images.device)
@@ -83,42 +87,43 @@ class TensorLoader(ResumableLoader):
 
 
 class TensorDataModule(ImageDataModule):
-    """What data sets in memory share; a subclass says how to `read` its parts."""
+    """Base class of data sets in memory. Subclasses implement `read`."""
 
     def read(self) -> dict[str, TensorImageDataset]:
-        """Returns the official parts: `train`, and `test` where there is one."""
+        """Sets `self.classes` and returns the official splits: `train`, and `test` if there is one."""
         raise NotImplementedError
 
     def find_splits(self) -> dict[str, TensorImageDataset]:
-        """See `ImageDataModule.find_splits`."""
-        parts = self.read()
-        images = parts.pop("train")
-        if not self.restored_provenance:
-            return self._cut(images, parts) | parts
-        where = {name: i for i, name in enumerate(images.names)}
-        official = {name for part in parts.values() for name in part.names}
-        if self.restored_provenance.splits_are_in(where.keys() | official, self.root):
-            cut = {part: names for part, names in self.restored_provenance.splits.items() if part not in parts}
-            self.split_sources = {part: f"the {part} split stored in the checkpoint" for part in cut}
-            return {part: images[[where[name] for name in names]] for part, names in cut.items()} | parts
-        if not parts:
-            self.split_sources = dict.fromkeys(("val", "test"), "every image of other data than the training's")
-        test = parts.get("test", images)
+        """Adds the splits that the data set does not have, or uses those of the restored checkpoint."""
+        official = self.read()
+        images = official.pop("train")
+        restored = self.restored_provenance
+        if not restored:
+            return self._split_training_images(images, has_test="test" in official) | official
+        index = {name: i for i, name in enumerate(images.names)}
+        other_names = {name for split in official.values() for name in split.names}
+        if restored.splits and restored.splits_are_in(index.keys() | other_names, self.root):
+            stored = {split: names for split, names in restored.splits.items() if split not in official}
+            self.split_sources = {split: f"the {split} split stored in the checkpoint" for split in stored}
+            return {split: images[[index[name] for name in names]] for split, names in stored.items()} | official
+        if not official:
+            self.split_sources = dict.fromkeys(("val", "test"), "all images of other data than the training data")
+        test = official.get("test", images)
         return {"val": test, "test": test}
 
-    def _cut(self, images: TensorImageDataset, parts: dict[str, TensorImageDataset]) -> dict[str, TensorImageDataset]:
+    def _split_training_images(self, images: TensorImageDataset, has_test: bool) -> dict[str, TensorImageDataset]:
         digests = [blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images.images.numpy()]
-        test = 0 if "test" in parts else self.test_split
-        cut = self.split_indices(digests, images.labels.tolist(), images.names, test=test)
-        return {part: images[chosen] for part, chosen in cut.items() if chosen}
+        test = 0 if has_test else self.test_split
+        splits = self.split_indices(digests, images.labels.tolist(), images.names, test=test)
+        return {split: images[indices] for split, indices in splits.items() if indices}
 
+    @override
     def loader(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> ResumableLoader:
-        """See `ImageDataModule.loader`."""
         if isinstance(images, TensorImageDataset):
             views = None if sampler.shuffle else self.views
             return TensorLoader(images, sampler, batch_size, self.device, views)
         return super().loader(images, sampler, batch_size)
 
+    @override
     def measure(self, images: TensorImageDataset) -> Statistics:
-        """See `ImageDataModule.measure`."""
         return Statistics.of(iter(images.images.split(1024)))

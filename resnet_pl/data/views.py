@@ -1,4 +1,4 @@
-"""What a test looks at: one view of an image, or several whose scores are averaged."""
+"""Test-time augmentation: several views of each image, whose predicted probabilities are averaged."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torchvision.transforms.v2 import functional as TF
 
 from resnet_pl.data.crops import ResizeCenterCrop, limit_aspect_ratio
 
-# Shorter sides of the paper's multi-scale test (§3.4), for a net of 224 pixels.
+# Shorter sides of the paper's multi-scale test (§3.4), for an input size of 224 pixels.
 SCALES = (224, 256, 384, 480, 640)
-# Cuts `(…, 3, H, W)` uint8 into views for a net of so many pixels.
+# Returns the views of `(…, 3, H, W)` uint8 images for an input size in pixels.
 Views = Callable[[Tensor, int], list[Tensor]]
 
 
 class View(NamedTuple):
-    """Views of one size.
+    """The views of a batch that have the same size.
 
     Attributes:
         images: `(M, 3, H, W)` uint8.
-        owners: `(M,)` int64, position in the batch of the image that each is a view of.
+        owners: `(M,)` int64, position in the batch of each view's image.
     """
 
     images: Tensor
@@ -31,60 +31,60 @@ class View(NamedTuple):
 
 
 def five_crops(images: Tensor, size: int) -> list[Tensor]:
-    """The four corners and the centre, after the shorter side is resized to size × 256 / 224 (AlexNet's test)."""
+    """Returns the four corner crops and the center crop, shorter side resized to size × 256 / 224 (AlexNet §4.1)."""
     resized = TF.resize(limit_aspect_ratio(images), [round(size * 256 / 224)], antialias=True)
     return list(TF.five_crop(resized, [size, size]))
 
 
 def single(images: Tensor, size: int) -> list[Tensor]:
-    """Evaluation's usual view: the center crop of a photo; images in memory, `(N, 3, H, W)`, as they are."""
+    """Returns one view: the center crop of an image; images in memory, `(N, 3, H, W)`, are returned unchanged."""
     return [images if images.ndim == 4 else ResizeCenterCrop()(images, size)]
 
 
 class WithHorizontalFlip:
-    """Views, and the mirror image of each.
+    """Adds the horizontal flip of each view.
 
     Args:
-        views: makes the views.
+        views: function that returns the views.
     """
 
     def __init__(self, views: Views) -> None:
         self.views = views
 
     def __call__(self, images: Tensor, size: int) -> list[Tensor]:
-        """See `Views`."""
-        own = self.views(images, size)
-        return [*own, *(view.flip(-1) for view in own)]
+        """Returns the views, then their flips."""
+        views = self.views(images, size)
+        return [*views, *(view.flip(-1) for view in views)]
 
 
 class MultiScale:
-    """The whole image, its shorter side resized to several lengths, for a net that takes any size (§3.4).
+    """The entire image at several scales, for fully convolutional evaluation (§3.4).
 
     Args:
-        scales: shorter sides, pixels; the paper's in proportion to the net's size if not given.
+        scales: lengths of the shorter side, pixels; by default the paper's, in proportion to the input size.
     """
 
     def __init__(self, scales: Sequence[int] | None = None) -> None:
         self.scales = scales
 
     def scales_for(self, size: int) -> list[int]:
-        """The shorter sides for a net of so many pixels."""
+        """Returns the lengths of the shorter side for an input size of `size` pixels."""
         return list(self.scales or (round(scale * size / SCALES[0]) for scale in SCALES))
 
     def __call__(self, images: Tensor, size: int) -> list[Tensor]:
-        """See `Views`."""
+        """Returns the image at each scale."""
         return [TF.resize(limit_aspect_ratio(images), [scale], antialias=True) for scale in self.scales_for(size)]
 
 
 def group_by_size(views: Sequence[Sequence[Tensor]]) -> list[View]:
-    """Stacks the views of a batch by size; photos of other shapes have views of other sizes.
+    """Stacks the views of a batch by size; images of different shapes can have views of different sizes.
 
     Args:
         views: `(3, H, W)` views of each image.
     """
     groups: dict[torch.Size, tuple[list[Tensor], list[int]]] = defaultdict(lambda: ([], []))
-    for owner, own in enumerate(views):
-        for view in own:
+    for owner, image_views in enumerate(views):
+        for view in image_views:
             images, owners = groups[view.shape]
             images.append(view)
             owners.append(owner)

@@ -1,4 +1,4 @@
-"""Worker processes that read batches: torch's DataLoader with workers that end with their owner, and only then."""
+"""Worker processes that load batches: torch's DataLoader with workers that end exactly when their owner ends."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Key = tuple[int, int]  # (epoch, index)
 
 
 class BatchReader:
-    """Reads the batches of an epoch, which are known before it begins.
+    """Loads given batches of a data set in persistent worker processes.
 
     Args:
         images: data set that is indexed by (epoch, index).
-        num_workers: processes that read, kept from one epoch to the next; 0 reads in this process.
-        pin_memory: whether batches are copied to pinned memory, from which a GPU fetches them faster.
-        collate: makes a batch of a list of samples.
+        num_workers: worker processes; 0 loads in this process.
+        pin_memory: whether batches are copied to pinned memory, for faster transfer to a GPU.
+        collate: makes a batch from a list of samples.
     """
 
     def __init__(self, images: Any, num_workers: int, pin_memory: bool, collate: Callable[[list[Any]], Any]) -> None:
@@ -39,26 +39,26 @@ class BatchReader:
             pin_memory=pin_memory,
             collate_fn=collate,
             worker_init_fn=_ignore_signals,
-            # Making an iterator must not draw from the global generator: a resumed run would differ from then on.
+            # Otherwise each iterator draws from the global generator, and a resumed run would differ from then on.
             generator=torch.Generator(),
         )
 
     def read(self, batches: list[list[Key]]) -> Iterator[Any]:
-        """Yields these batches in order; as a generator it keeps the reader, and thus the workers, until it ends."""
+        """Yields these batches in order. The generator keeps a reference to the reader, and so to the workers."""
         self._plan.batches = batches
         with _signals_blocked():
-            read = iter(_DATA_LOADERS[self])
-        yield from read
+            loaded = iter(_DATA_LOADERS[self])
+        yield from loaded
 
 
 # The DataLoader of each reader. Workers end when their DataLoader is freed. In a reference cycle, as in a Trainer, the
 # garbage collector would close the queues first, and torch would then wait five seconds for each worker. Only this
-# dictionary refers to the DataLoaders, so that none is part of a cycle.
+# dictionary refers to the DataLoaders, so they are never part of a cycle.
 _DATA_LOADERS: WeakKeyDictionary[BatchReader, DataLoader] = WeakKeyDictionary()
 
 
 class _BatchList:
-    """The batches of the coming epoch, as torch's DataLoader asks for them."""
+    """The batch sampler of the DataLoader: the batches of the next epoch."""
 
     batches: list[list[Key]] = []
 
@@ -70,31 +70,32 @@ class _BatchList:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Makes a worker end only when the training process tells it to.
+    """Makes a worker ignore SIGINT and SIGTERM, except SIGTERM from the training process.
 
-    Ctrl-C and the end of a job send signals to all processes, but the training process still needs its workers then.
+    Ctrl-C and a scheduler send signals to all processes, but the training process still needs its workers then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # A signal handler in Python is not told who sent the signal; a thread that waits for the signal is.
+        # A Python signal handler does not know the sender of a signal; a thread that waits for the signal does.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    elif hasattr(signal, "pthread_sigmask"):  # macOS: SIGTERM ends a worker, whoever sends it
+    elif hasattr(signal, "pthread_sigmask"):  # macOS: SIGTERM from any process ends a worker
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _end_with_parent() -> None:
-    """Ends a worker at a SIGTERM of its parent: multiprocessing sends it at exit, and torch to a worker that hangs."""
-    parent = multiprocessing.parent_process().pid
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+    """Ends a worker on SIGTERM from its parent: multiprocessing sends it at exit, and torch to a worker that hangs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
-    # With any other status torch reports an error in the worker.
+    # torch reports any other status as an error in the worker.
     os._exit(0)
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Inside the block signals wait, so that none meets a worker that is not prepared for them yet."""
+    """Blocks signals inside the block, so that none reaches a worker before it ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is measured when a net is evaluated; memory does not grow with the data set."""
+"""Metrics of an evaluation; their memory does not grow with the size of the dataset."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from typing_extensions import override
 
 
 class BinnedCalibrationError(Metric):
-    """Expected calibration error over equal bins of confidence (Guo et al., 2017).
+    """Expected calibration error (ECE) with bins of equal width (Guo et al., 2017, arXiv:1706.04599).
 
-    torchmetrics' own keeps every confidence until the end; this one keeps three sums a bin.
+    `torchmetrics.CalibrationError` stores the confidence of every image; this class stores three sums per bin.
 
     Args:
         bins: number of bins.
     """
+
+    count: Tensor
+    confidence: Tensor
+    correct: Tensor
 
     def __init__(self, bins: int = 15) -> None:
         super().__init__()
@@ -25,24 +30,26 @@ class BinnedCalibrationError(Metric):
         for name in ("count", "confidence", "correct"):
             self.add_state(name, torch.zeros(bins), dist_reduce_fx="sum")
 
+    @override
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Adds a batch of `(N, K)` probabilities and `(N,)` labels."""
+        """Adds a batch of probabilities `(N, K)` and labels `(N,)`."""
         confidence, predicted = probabilities.max(1)
-        which = (confidence * self.bins).long().clamp_(0, self.bins - 1)
+        bin_index = (confidence * self.bins).long().clamp_(0, self.bins - 1)
         columns = {"count": torch.ones_like(confidence), "confidence": confidence, "correct": predicted == labels}
         for name, column in columns.items():
             state = getattr(self, name)
-            # Summed within the batch first: one image hardly changes a float32 sum over many, and Apple's GPUs have
-            # no float64.
-            state += torch.zeros_like(state).scatter_add_(0, which, column.to(state))
+            # Sums of the batch first: adding single images to a large float32 sum loses precision, and Apple's GPUs
+            # have no float64.
+            state += torch.zeros_like(state).scatter_add_(0, bin_index, column.to(state))
 
+    @override
     def compute(self) -> Tensor:
-        """Mean gap between confidence and accuracy, 0 to 1."""
+        """Returns the mean gap between confidence and accuracy, 0 to 1."""
         return (self.confidence - self.correct).abs().sum() / self.count.sum()
 
 
 class ClassificationMetrics(nn.Module):
-    """Everything measured over one evaluation, exact under any number of processes.
+    """All metrics of one evaluation; exact for any number of processes.
 
     Args:
         num_classes: number of classes.
@@ -51,18 +58,18 @@ class ClassificationMetrics(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # By default torchmetrics leaves out what is not a number, and a net that fails would look well.
+        # The default nan_strategy ignores NaN, which would hide divergence.
         self.loss = MeanMetric(nan_strategy="disable")
-        # Top-5 says nothing where five guesses cover the classes.
+        # With five classes or fewer, top-5 accuracy is always 1.
         self.top5 = (
             MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False) if num_classes > 5 else None
         )
-        # What torchmetrics would validate, the loss has been computed of; and a GPU would wait for it in every batch.
+        # validate_args=False: validation would synchronize with the GPU in every batch.
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.calibration_error = BinnedCalibrationError()
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Adds a batch of `(N, K)` float32 probabilities and `(N,)` labels."""
+        """Adds a batch of float32 probabilities `(N, K)` and labels `(N,)`."""
         likelihood = probabilities.gather(1, labels[:, None]).clamp_min(torch.finfo(probabilities.dtype).tiny)
         self.loss.update(-likelihood.log())
         if self.top5 is not None:
@@ -71,11 +78,12 @@ class ClassificationMetrics(nn.Module):
         self.calibration_error.update(probabilities, labels)
 
     def compute(self) -> dict[str, Any]:
-        """Collects from all processes.
+        """Returns the metrics over the images of all processes.
 
         Returns:
-            `top1`, `top5` (None for five classes or fewer), `loss` (cross-entropy, nats), `calibration_error`,
-            `images`, and `confusion`, a `(K, K)` int64 tensor, rows the truth and columns the prediction.
+            `top1`, `top5` (None for five classes or fewer), `loss` (cross-entropy in nats), `calibration_error`,
+            `images` (their number), and `confusion`, a `(K, K)` int64 tensor with labels as rows and predictions as
+            columns.
         """
         confusion = self.confusion.compute().cpu()
         images = int(confusion.sum())
@@ -89,15 +97,16 @@ class ClassificationMetrics(nn.Module):
         }
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Resets all metrics."""
         for metric in self.children():
+            assert isinstance(metric, Metric)
             metric.reset()
 
 
 def per_class(confusion: Tensor, class_names: list[str]) -> dict[str, dict[str, Any]]:
-    """Images, correct ones and top-1 of each class; top-1 is None where a class has no image."""
-    totals, correct = confusion.sum(1).tolist(), confusion.diag().tolist()
+    """Returns the number of images, of correct predictions, and top-1 of each class; top-1 is None without images."""
+    totals, diagonal = confusion.sum(1).tolist(), confusion.diag().tolist()
     return {
-        name: {"images": total, "correct": right, "top1": right / total if total else None}
-        for name, total, right in zip(class_names, totals, correct, strict=True)
+        name: {"images": total, "correct": correct, "top1": correct / total if total else None}
+        for name, total, correct in zip(class_names, totals, diagonal, strict=True)
     }

@@ -1,4 +1,4 @@
-"""Scores of a net: the softmax of its logits, averaged over the views of each image."""
+"""Test-time augmentation (TTA): class probabilities averaged over several views of each image."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from torch import Tensor
 from resnet_pl.data.views import View
 
 
-def predict_with_tta(net: Callable[[Tensor], Tensor], images: Tensor | Sequence[View], count: int) -> Tensor:
-    """Class probabilities of a batch.
+def predict_with_tta(model: Callable[[Tensor], Tensor], images: Tensor | Sequence[View], count: int) -> Tensor:
+    """Returns the class probabilities of a batch, averaged over the views of each image.
 
     Args:
-        net: `(N, 3, H, W)` images to `(N, K)` logits.
-        images: one view of each image, `(N, 3, H, W)`, or several.
-        count: images in the batch; no more views than these are given to the net at once.
+        model: maps images `(N, 3, H, W)` to logits `(N, K)`.
+        images: one view of each image, `(N, 3, H, W)`, or several views.
+        count: number of images in the batch, and the largest number of views per forward pass.
 
     Returns:
-        `(count, K)` float32, each row's sum 1.
+        `(count, K)` float32; each row sums to 1.
     """
-
     if isinstance(images, Tensor):
-        return net(images).float().softmax(1)
+        return model(images).float().softmax(1)
     parts = [
-        (net(views).float().softmax(1), owners)
+        (model(views).float().softmax(1), owners)
         for group in images
         for views, owners in zip(group.images.split(count), group.owners.split(count), strict=True)
     ]
     total = parts[0][0].new_zeros(count, parts[0][0].shape[1])
-    seen = total.new_zeros(count)
+    views_per_image = total.new_zeros(count)
     for part, owners in parts:
         total.index_add_(0, owners, part)
-        seen.index_add_(0, owners, torch.ones_like(part[:, 0]))
-    return total / seen[:, None]
+        views_per_image.index_add_(0, owners, torch.ones_like(part[:, 0]))
+    return total / views_per_image[:, None]

@@ -1,4 +1,4 @@
-"""Plain torch networks: what a YAML file names as `backbone`, and the weights they start from."""
+"""Networks in plain torch, for `backbone` in YAML files, and pretrained weights."""
 
 from resnet_pl.models.cifar_nets import cifar_plain, cifar_resnet
 from resnet_pl.models.pretrained import find_classifier, load_pretrained, read_state_dict, reset_classifier
@@ -34,5 +34,5 @@ __all__ = [
     "resnet152",
 ]
 
-# What builds a network, by the name that `--model.backbone` takes.
+# Names that `--model.backbone` accepts without an import path.
 NETWORKS = [name for name in __all__ if name.startswith(("ResNet", "resnet", "plain", "cifar"))]

@@ -1,4 +1,4 @@
-"""The CIFAR nets of 6n + 2 layers (§4.2): three stages of n basic blocks, 16, 32 and 64 filters wide."""
+"""CIFAR networks with 6n + 2 layers (§4.2): three stages of n basic blocks with 16, 32 and 64 filters."""
 
 from resnet_pl.models.resnet import ResNet, Shortcut, ZeroPad
 
@@ -12,20 +12,21 @@ def cifar_resnet(
     zero_init_residual: bool = False,
     checkpoint_activations: bool = False,
 ) -> ResNet:
-    """The residual net of `depth` layers for small images; the paper trains 20, 32, 44, 56, 110 and 1202 (Table 6).
+    """CIFAR ResNet with `depth` layers for small images; the paper trains 20, 32, 44, 56, 110 and 1202 (Table 6).
 
     Args:
-        depth: layers with weights: 6n + 2, which is 8, 14, 20 and so on.
-        num_classes: classes, the width of the last layer.
-        in_channels: channels of the images.
-        shortcut: A zero-padded identity (the paper's choice here), B projection where dimensions grow, C projection
-            everywhere, none for a plain net.
-        zero_pad: where shortcut A adds its zero channels: half on each side, or all at the end.
-        zero_init_residual: start the last BatchNorm of every block at zero, so that a block starts as its shortcut.
-        checkpoint_activations: recompute each block's activations in the backward pass: less memory, more time.
+        depth: number of layers with weights, 6n + 2: 8, 14, 20 and so on.
+        num_classes: number of classes.
+        in_channels: number of image channels.
+        shortcut: shortcuts (§3.3): A zero-padded identity (the paper's choice here), B projection if the dimensions
+            increase, C always projection, none for a plain network.
+        zero_pad: position of the zero channels of shortcut A: half on each side, or all at the end.
+        zero_init_residual: initialize the weight of the last BatchNorm of each block to zero, so that a block is its
+            shortcut at the start (arXiv:1706.02677 §5.1).
+        checkpoint_activations: recompute the activations of each block in the backward pass: less memory, more time.
 
     Raises:
-        ValueError: no net has this depth, or another argument is not allowed.
+        ValueError: the depth is not 6n + 2, or another argument is not allowed.
     """
     return ResNet(
         "basic",
@@ -44,24 +45,24 @@ def cifar_resnet(
 def cifar_plain(
     depth: int = 20, num_classes: int = 10, in_channels: int = 3, checkpoint_activations: bool = False
 ) -> ResNet:
-    """The plain net of `depth` layers: `cifar_resnet` without its shortcuts.
+    """CIFAR plain network with `depth` layers: `cifar_resnet` without shortcuts.
 
     Args:
-        depth: layers with weights: 6n + 2, which is 8, 14, 20 and so on.
-        num_classes: classes, the width of the last layer.
-        in_channels: channels of the images.
-        checkpoint_activations: recompute each block's activations in the backward pass: less memory, more time.
+        depth: number of layers with weights, 6n + 2: 8, 14, 20 and so on.
+        num_classes: number of classes.
+        in_channels: number of image channels.
+        checkpoint_activations: recompute the activations of each block in the backward pass: less memory, more time.
 
     Raises:
-        ValueError: no net has this depth, or another argument is not allowed.
+        ValueError: the depth is not 6n + 2, or another argument is not allowed.
     """
     return cifar_resnet(depth, num_classes, in_channels, "none", checkpoint_activations=checkpoint_activations)
 
 
 def _blocks(depth: int) -> int:
-    """The n of a depth of 6n + 2."""
-    n, rest = divmod(depth - 2, 6)
-    if n >= 1 and not rest:
+    """Returns n for a depth of 6n + 2."""
+    n, remainder = divmod(depth - 2, 6)
+    if n >= 1 and not remainder:
         return n
     low = 6 * max(n, 1) + 2
     raise ValueError(f"depth={depth!r}: expected 6n + 2 layers with n ≥ 1; the nearest are {low} and {low + 6}")

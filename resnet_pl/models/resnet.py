@@ -1,6 +1,6 @@
-"""The nets of *Deep Residual Learning for Image Recognition* (He et al., arXiv 1512.03385), residual and plain.
+"""Residual and plain networks of *Deep Residual Learning for Image Recognition* (He et al., arXiv:1512.03385).
 
-This file needs torch and nothing else. State-dict keys are torchvision's, so weights pass both ways with `strict=True`.
+This file depends on torch only. State dicts have the keys of torchvision's ResNets.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ ZeroPad = Literal["both", "end"]
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution whose output is `ceil(size / stride)` pixels a side; BatchNorm follows it, so it has no bias."""
+    """Convolution with an output of `ceil(size / stride)` pixels; without bias, because BatchNorm follows."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
 
 class PadShortcut(nn.Module):
-    """Shortcut A (§3.3): the identity, subsampled and with channels of zeros added. It has no parameters.
+    """Shortcut A (§3.3): subsampled identity with zero-padded channels; it has no parameters.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: every how many pixels one is kept.
-        zero_pad: where the zeros go: half of them on each side of the input's channels, or all at the end.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        stride: subsampling stride.
+        zero_pad: position of the zero channels: half on each side of the input channels, or all at the end.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, zero_pad: ZeroPad) -> None:
@@ -42,19 +42,19 @@ class PadShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, in_channels, H, W)` to `(N, out_channels, ceil(H / stride), ceil(W / stride))`."""
+        """Maps `(N, in_channels, H, W)` to `(N, out_channels, ceil(H / stride), ceil(W / stride))`."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions (Fig. 5 left).
+    """Residual block of two 3×3 convolutions (Fig. 5 left).
 
     Args:
-        in_channels: channels of the input.
-        width: channels of both convolutions.
+        in_channels: number of input channels.
+        width: number of output channels of both convolutions.
         stride: stride of the first convolution.
-        downsample: carries the input to the addition; None leaves the addition out, which makes the block plain.
-        variant: not used: the paper and torchvision agree on this block.
+        downsample: shortcut from the input to the addition; without it the block is plain and has no addition.
+        variant: ignored; the paper and torchvision agree on this block.
     """
 
     expansion = 1
@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, in_channels, H, W)` to `(N, width, ceil(H / stride), ceil(W / stride))`."""
+        """Maps `(N, in_channels, H, W)` to `(N, width, ceil(H / stride), ceil(W / stride))`."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.downsample is not None:
@@ -80,14 +80,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, the last four times as wide (Fig. 5 right).
+    """Residual block of 1×1, 3×3 and 1×1 convolutions, the last with four times the channels (Fig. 5 right).
 
     Args:
-        in_channels: channels of the input.
-        width: channels of the first two convolutions.
+        in_channels: number of input channels.
+        width: number of output channels of the first two convolutions.
         stride: stride of the block.
-        downsample: carries the input to the addition; None leaves the addition out, which makes the block plain.
-        variant: where the stride is: in the first 1×1 (v1, the paper) or in the 3×3 (v1.5, torchvision).
+        downsample: shortcut from the input to the addition; without it the block is plain and has no addition.
+        variant: convolution that has the stride: the first 1×1 (v1, the paper) or the 3×3 (v1.5, torchvision).
     """
 
     expansion = 4
@@ -107,7 +107,7 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, in_channels, H, W)` to `(N, 4 * width, ceil(H / stride), ceil(W / stride))`."""
+        """Maps `(N, in_channels, H, W)` to `(N, 4 * width, ceil(H / stride), ceil(W / stride))`."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -117,30 +117,30 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual or plain net (Table 1, §4.2): stem, stages `layer1`, `layer2` …, average pool, linear classifier.
+    """Residual or plain network (Table 1, §4.2): stem, stages `layer1`, `layer2` …, average pooling, classifier `fc`.
 
-    Every stage but the first halves the height and width and doubles the channels.
+    Every stage except the first halves the height and width and doubles the channels.
 
     Args:
         block: `basic` (18 and 34 layers, CIFAR) or `bottleneck` (50 layers and more).
-        layers: blocks in each stage.
-        num_classes: classes, the width of the last layer.
-        in_channels: channels of the images.
-        shortcut: §3.3: A zero-padded identity, B projection (1×1 convolution) where dimensions grow, C projection
-            everywhere, none for a plain net.
-        variant: where a bottleneck strides: in its first 1×1 (v1, the paper) or its 3×3 (v1.5, torchvision).
-        stem: `imagenet` (7×7/2 and max-pool /2) or `cifar` (3×3, no max-pool).
-        width: filters of the stem and of the first stage, before the bottleneck's expansion.
-        zero_pad: where shortcut A adds its zero channels: half on each side, or all at the end.
-        zero_init_residual: start the last BatchNorm of every block at zero, so that a block starts as its shortcut
-            (arXiv 1706.02677 §5.1).
-        checkpoint_activations: recompute each block's activations in the backward pass: less memory, more time.
+        layers: number of blocks of each stage.
+        num_classes: number of classes.
+        in_channels: number of image channels.
+        shortcut: shortcuts (§3.3): A zero-padded identity, B projection (1×1 convolution) if the dimensions increase,
+            C always projection, none for a plain network.
+        variant: bottleneck convolution with the stride: the first 1×1 (v1, the paper) or the 3×3 (v1.5, torchvision).
+        stem: `imagenet` (7×7 convolution with stride 2, max-pooling) or `cifar` (3×3 convolution).
+        width: number of filters of the stem and of the first stage, before the expansion of a bottleneck.
+        zero_pad: position of the zero channels of shortcut A: half on each side, or all at the end.
+        zero_init_residual: initialize the weight of the last BatchNorm of each block to zero, so that a block is its
+            shortcut at the start (arXiv:1706.02677 §5.1).
+        checkpoint_activations: recompute the activations of each block in the backward pass: less memory, more time.
 
     Attributes:
-        init_args: the arguments above, as plain types: `ResNet(**net.init_args)` is the same net.
+        init_args: the arguments above as plain types; `ResNet(**model.init_args)` has the same architecture.
 
     Raises:
-        ValueError: an argument has a value that is not allowed.
+        ValueError: an argument is not allowed.
     """
 
     def __init__(
@@ -180,22 +180,22 @@ class ResNet(nn.Module):
         self._init_weights(zero_init_residual)
 
     def _block(self, in_channels: int, width: int, stride: int) -> BasicBlock | Bottleneck:
-        """One block with the shortcut of its net: identity wherever nothing asks for more."""
+        """Returns a block with its shortcut: the identity, unless the dimensions change or `shortcut` is C or none."""
         args = self.init_args
         cls = Bottleneck if args["block"] == "bottleneck" else BasicBlock
         out_channels = width * cls.expansion
-        grows = stride > 1 or in_channels != out_channels
+        dimensions_change = stride > 1 or in_channels != out_channels
         downsample: nn.Module | None = nn.Identity()
         if args["shortcut"] == "none":
             downsample = None
-        elif args["shortcut"] == "C" or (args["shortcut"] == "B" and grows):
+        elif args["shortcut"] == "C" or (args["shortcut"] == "B" and dimensions_change):
             downsample = nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
-        elif grows:
+        elif dimensions_change:
             downsample = PadShortcut(in_channels, out_channels, stride, args["zero_pad"])
         return cls(in_channels, width, stride, downsample, args["variant"])
 
     def _init_weights(self, zero_init_residual: bool) -> None:
-        """He initialisation (arXiv 1502.01852, fan-out); BatchNorm and `fc` keep torch's own."""
+        """He initialization (arXiv:1502.01852, fan-out); BatchNorm and `fc` keep the defaults of torch."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -203,17 +203,17 @@ class ResNet(nn.Module):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        """The feature pyramid of `(N, C, H, W)` images, such as a detector wants (Appendix A).
+        """Returns the output of every stage for `(N, C, H, W)` images, for example for a detector (Appendix A).
 
         Returns:
-            The output of every stage by name, `layer1` first. With the ImageNet stem their strides are 4, 8, 16 and 32
-            pixels, with the CIFAR stem 1, 2 and 4.
+            Feature maps by name, `layer1` first. Their strides are 4, 8, 16 and 32 pixels with the ImageNet stem, and
+            1, 2 and 4 with the CIFAR stem.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = {}
         for index in range(len(self.init_args["layers"])):
             name = f"layer{index + 1}"
-            stage = self.get_submodule(name)
+            stage = getattr(self, name)
             if self.checkpoint_activations and self.training:
                 for block in stage:
                     x = _checkpointed(block, x)
@@ -223,13 +223,13 @@ class ResNet(nn.Module):
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores before the softmax, `(N, num_classes)`, of `(N, C, H, W)` images of any size."""
+        """Returns logits `(N, num_classes)` of `(N, C, H, W)` images of any size."""
         *_, x = self.forward_features(x).values()
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 def _check(args: dict[str, Any]) -> None:
-    """Raise ValueError for the first of `ResNet`'s arguments that is not allowed."""
+    """Raises ValueError if an argument of `ResNet` is not allowed."""
     choices = {"block": BlockName, "shortcut": Shortcut, "variant": Variant, "stem": Stem, "zero_pad": ZeroPad}
     for name, choice in choices.items():
         if args[name] not in get_args(choice):
@@ -238,62 +238,62 @@ def _check(args: dict[str, Any]) -> None:
         if args[name] < 1:
             raise ValueError(f"{name}={args[name]!r}: expected 1 or more")
     if min(args["layers"], default=0) < 1:
-        raise ValueError(f"layers={args['layers']!r}: expected the number of blocks of each stage, 1 or more each")
+        raise ValueError(f"layers={args['layers']!r}: expected the number of blocks per stage, each 1 or more")
     if args["zero_init_residual"] and args["shortcut"] == "none":
-        raise ValueError("zero_init_residual=True: expected False with shortcut='none', whose features would all be 0")
+        raise ValueError("zero_init_residual=True: expected False with shortcut='none', as all features would be 0")
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, its activations recomputed in the backward pass; BatchNorm counts the batch once all the same."""
+    """Returns `block(x)`; the backward pass recomputes its activations, without a second update of BatchNorm."""
     if torch.compiler.is_compiling():
-        # A compiled graph recomputes values alone: it needs no guard, and cannot trace one.
+        # The compiled recomputation does not update buffers, and the context manager cannot be traced.
         return checkpoint(block, x, use_reentrant=False)
     return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _preserve_buffers(block)))
 
 
 @contextmanager
 def _preserve_buffers(block: nn.Module) -> Iterator[None]:
-    """Let what runs inside update copies of the buffers, so that the running statistics stay as they were."""
-    kept = [(module, *item) for module in block.modules() for item in module.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
+    """Replaces the buffers by copies inside the context, so that the running statistics are not updated."""
+    buffers = [(module, *item) for module in block.modules() for item in module.named_buffers(recurse=False)]
+    for module, name, buffer in buffers:
         setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        for module, name, buffer in kept:
+        for module, name, buffer in buffers:
             setattr(module, name, buffer)
 
 
 def resnet18(**kwargs: Any) -> ResNet:
-    """ResNet-18; takes the other arguments of `ResNet`."""
+    """ResNet-18; `kwargs` are the other arguments of `ResNet`."""
     return ResNet("basic", [2, 2, 2, 2], **kwargs)
 
 
 def resnet34(**kwargs: Any) -> ResNet:
-    """ResNet-34; takes the other arguments of `ResNet`."""
+    """ResNet-34; `kwargs` are the other arguments of `ResNet`."""
     return ResNet("basic", [3, 4, 6, 3], **kwargs)
 
 
 def resnet50(**kwargs: Any) -> ResNet:
-    """ResNet-50; takes the other arguments of `ResNet`."""
+    """ResNet-50; `kwargs` are the other arguments of `ResNet`."""
     return ResNet("bottleneck", [3, 4, 6, 3], **kwargs)
 
 
 def resnet101(**kwargs: Any) -> ResNet:
-    """ResNet-101; takes the other arguments of `ResNet`."""
+    """ResNet-101; `kwargs` are the other arguments of `ResNet`."""
     return ResNet("bottleneck", [3, 4, 23, 3], **kwargs)
 
 
 def resnet152(**kwargs: Any) -> ResNet:
-    """ResNet-152; takes the other arguments of `ResNet`."""
+    """ResNet-152; `kwargs` are the other arguments of `ResNet`."""
     return ResNet("bottleneck", [3, 8, 36, 3], **kwargs)
 
 
 def plain18(**kwargs: Any) -> ResNet:
-    """ResNet-18 without its shortcuts; takes the other arguments of `ResNet`."""
+    """Plain network with 18 layers (no shortcuts); `kwargs` are the other arguments of `ResNet`."""
     return ResNet("basic", [2, 2, 2, 2], shortcut="none", **kwargs)
 
 
 def plain34(**kwargs: Any) -> ResNet:
-    """ResNet-34 without its shortcuts; takes the other arguments of `ResNet`."""
+    """Plain network with 34 layers (no shortcuts); `kwargs` are the other arguments of `ResNet`."""
     return ResNet("basic", [3, 4, 6, 3], shortcut="none", **kwargs)

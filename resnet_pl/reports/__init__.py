@@ -1,1 +1,1 @@
-"""What people read: tables and pictures made from finished run folders. Imports no torch."""
+"""Tables and plots of results and run folders. Does not import torch."""

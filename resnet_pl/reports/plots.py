@@ -1,10 +1,11 @@
-"""Pictures as arrays: the confusion matrix and sheets of images with captions; the looks that all charts share."""
+"""Plots as arrays: confusion matrix and contact sheets of images with captions; the common style of all plots."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect
 from collections.abc import Sequence
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,34 +23,34 @@ Mark = Literal["right", "wrong", "none"]
 
 INK = "#24292f"
 MUTED = "#6e7781"
-PAPER = (255, 255, 255)
-MOUNT = (240, 242, 244)
-EMPTY = tuple(level / 255 for level in MOUNT)
-# A bluish green and an orange red: red-green colour-blind readers can tell them apart.
+BACKGROUND = (255, 255, 255)
+CELL_BACKGROUND = (240, 242, 244)
+EMPTY = tuple(level / 255 for level in CELL_BACKGROUND)
+# A bluish green and an orange red, which are distinguishable with red-green color blindness.
 FRAMES = {"right": (0, 150, 110), "wrong": (214, 58, 40)}
 
-# Of a contact sheet, in pixels: the square for an image, its frame, the space between.
+# Contact sheet, in pixels: side of the square for an image, width of its frame, gap between images.
 CELL, FRAME, GAP = 160, 4, 13
 
-MAX_CELLS_WITH_COUNTS = 30  # classes up to which every cell of a confusion matrix has room for its count
+MAX_CELLS_WITH_COUNTS = 30  # classes of a confusion matrix whose cells are large enough for their count
 MAX_NAMED_CLASSES = 40  # names that fit along an axis
 
 
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write a picture (H, W, 3) uint8 whole or not at all; raises UserError if nothing can be written at `path`."""
+def save_png(image: np.ndarray, path: Path) -> None:
+    """Writes an image `(H, W, 3)` uint8 atomically; raises UserError if `path` cannot be written."""
     with atomic_write(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", optimize=True)
+        Image.fromarray(image).save(partial, format="PNG", optimize=True)
 
 
 def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
-    """An empty figure of so many inches, whose parts make room for one another."""
+    """Returns an empty figure with constrained layout; width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
 
 
 def style_axes(axes: Axes, x: str = "", y: str = "") -> None:
-    """Names the axes, puts a light grid below the lines, and takes the frame away."""
+    """Labels the axes, draws a light grid below the lines and removes the frame."""
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.grid(color="#d8dee4", linewidth=0.7)
@@ -60,13 +61,13 @@ def style_axes(axes: Axes, x: str = "", y: str = "") -> None:
 
 
 def add_legend(axes: Axes, *lines_and_labels: Sequence[Any], **style: Any) -> None:
-    """A legend without a frame, whose names are written as they are: `$x_1` is no formula."""
+    """Adds a legend without a frame and without math text: `$x_1` is a name, not a formula."""
     for text in axes.legend(*lines_and_labels, edgecolor="none", labelcolor=INK, **style).get_texts():
         text.set_parse_math(False)
 
 
 def render(figure: Figure) -> np.ndarray:
-    """A figure as (H, W, 3) uint8, drawn without pyplot and its global state, so that any thread may."""
+    """Returns a figure as an image `(H, W, 3)` uint8. Does not use pyplot, whose global state is not thread-safe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -75,58 +76,58 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Show what each class was taken for: right in blue, wrong in red, stronger for a larger share of the row.
+    """Plots a confusion matrix: correct in blue, wrong in red, darker for a larger fraction of the row.
 
     Args:
-        counts: (K, K) images, rows are the truth, columns the prediction.
+        counts: number of images `(K, K)`; rows are true classes, columns predicted classes.
         class_names: K names.
 
     Returns:
-        The picture, (H, W, 3) uint8, at most about 1,800 pixels a side.
+        The plot `(H, W, 3)` uint8, with sides of at most about 1,800 pixels.
     """
     classes = len(class_names)
     counted = classes <= MAX_CELLS_WITH_COUNTS
     side = 2.2 + max(3.0, 0.45 * classes) if counted else 12.0
     figure = new_figure(side, side, dpi=110)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(_confusion_colours(shares))
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(_confusion_colors(fractions))
     if counted:
-        _write_counts(axes, counts, shares)
-    _name_classes(axes, class_names)
-    right, images = int(np.trace(counts)), int(counts.sum())
-    title = f"accuracy {right / images:.2%} ({right:,} of {images:,})" if images else "no images"
+        _write_counts(axes, counts, fractions)
+    _label_classes(axes, class_names)
+    correct, images = int(np.trace(counts)), int(counts.sum())
+    title = f"accuracy {correct / images:.2%} ({correct:,} of {images:,})" if images else "no images"
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=10)
     return render(figure)
 
 
-def _confusion_colours(shares: np.ndarray) -> np.ndarray:
-    """Colours (K, K, 3) in [0, 1] of shares (K, K) in [0, 1]."""
+def _confusion_colors(fractions: np.ndarray) -> np.ndarray:
+    """Returns the color `(K, K, 3)` in [0, 1] of each cell, from fractions `(K, K)` of its row."""
     from matplotlib import colormaps
 
-    right = colormaps["Blues"](0.9 * shares)
-    # The root lifts the few per cent of a rare mistake out of the white.
-    wrong = colormaps["Reds"](0.03 + 0.87 * np.sqrt(shares))
-    diagonal = np.eye(len(shares), dtype=bool)[..., None]
-    return np.where(shares[..., None] > 0, np.where(diagonal, right, wrong)[..., :3], EMPTY)
+    correct = colormaps["Blues"](0.9 * fractions)
+    # The square root makes rare errors visible.
+    wrong = colormaps["Reds"](0.03 + 0.87 * np.sqrt(fractions))
+    diagonal = np.eye(len(fractions), dtype=bool)[..., None]
+    return np.where(fractions[..., None] > 0, np.where(diagonal, correct, wrong)[..., :3], EMPTY)
 
 
-def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
-    """Write every count that is not nought into its cell."""
+def _write_counts(axes: Axes, counts: np.ndarray, fractions: np.ndarray) -> None:
+    """Writes every count except zero into its cell."""
     size = 11 if len(counts) <= 12 else 8
     for row, column in np.argwhere(counts):
-        share = shares[row, column]
-        dark = share > 0.55 if row == column else share > 0.35
-        colour = "white" if dark else INK
-        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=colour)
+        fraction = fractions[row, column]
+        dark = fraction > 0.55 if row == column else fraction > 0.35
+        color = "white" if dark else INK
+        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=size, color=color)
 
 
-def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
-    """Put the names on both axes, every n-th where there are too many, and hairlines between the cells."""
+def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    """Writes the class names along both axes, every n-th if there are many, and separates the cells by thin lines."""
     classes = len(class_names)
     ticks = range(0, classes, math.ceil(classes / MAX_NAMED_CLASSES))
-    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in (class_names[tick] for tick in ticks)]
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in (drawable(class_names[tick]) for tick in ticks)]
     style = {"fontsize": 10 if classes <= 12 else 8, "color": INK, "parse_math": False}
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **style)
     axes.set_yticks(ticks, names, **style)
@@ -146,60 +147,84 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     marks: Sequence[Mark] | None = None,
 ) -> np.ndarray:
-    """Lay images out in a grid, each whole and in proportion, with a caption below and a frame for right or wrong.
+    """Arranges images in a grid, with captions below them and a colored frame for correct or wrong predictions.
+
+    Each image is resized to fit its cell; it is neither cropped nor stretched.
 
     Args:
-        images: each (H, W, 3) uint8, of any size.
-        captions: one for each image, wrapped into at most two lines; none for a bare grid.
-        marks: one for each image: a green frame, a red one or none.
+        images: each `(H, W, 3)` uint8, of any size.
+        captions: one per image, wrapped into at most two lines; none if not given.
+        marks: one per image: `right` for a green frame, `wrong` for a red one, or `none`.
 
     Returns:
-        The sheet, (H, W, 3) uint8, about square.
+        The sheet `(H, W, 3)` uint8, approximately square.
 
     Raises:
-        ValueError: if there are not as many captions or marks as images.
+        ValueError: the number of captions or marks differs from the number of images.
     """
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     font, line, width = _font(13), 17, CELL + 2 * FRAME
     height = width + (2 * line + GAP // 2 if captions else 0)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     every = zip(images, captions or repeat("", len(images)), marks or repeat("none", len(images)), strict=True)
     for index, (image, caption, mark) in enumerate(every):
         left, top = GAP + index % columns * (width + GAP), GAP + index // columns * (height + GAP)
-        draw.rectangle((left, top, left + width - 1, top + width - 1), fill=FRAMES.get(mark, MOUNT))
+        draw.rectangle((left, top, left + width - 1, top + width - 1), fill=FRAMES.get(mark, CELL_BACKGROUND))
         sheet.paste(_thumbnail(image), (left + FRAME, top + FRAME))
         for number, text in enumerate(_wrapped(caption, font, width)):
-            # Anchored at the baseline, so that lines with and without descenders stand level.
+            # Anchored at the baseline, so that lines with and without descenders are aligned.
             draw.text((left, top + width + GAP // 3 + number * line + font.size), text, INK, font, anchor="ls")
     return np.array(sheet)
 
 
 def _thumbnail(image: np.ndarray) -> Image.Image:
-    """The whole image (H, W, 3) in the middle of a square."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    longest = max(picture.size)
+    """The image `(H, W, 3)`, resized and padded to a square."""
+    thumbnail = Image.fromarray(np.ascontiguousarray(image))
+    longest = max(thumbnail.size)
     if longest <= CELL // 2:
-        # By a whole number, so that the pixels of a tiny image stay square and even.
+        # An integer factor, so that all pixels of a small image have the same size.
         scale, resample = CELL // longest, Image.Resampling.NEAREST
     else:
         scale, resample = CELL / longest, Image.Resampling.LANCZOS
-    picture = picture.resize([max(1, round(side * scale)) for side in picture.size], resample)
-    square = Image.new("RGB", (CELL, CELL), MOUNT)
-    square.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+    width, height = (max(1, round(side * scale)) for side in thumbnail.size)
+    square = Image.new("RGB", (CELL, CELL), CELL_BACKGROUND)
+    square.paste(thumbnail.resize((width, height), resample), ((CELL - width) // 2, (CELL - height) // 2))
     return square
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own DejaVu Sans: the same on every machine, with Greek and Cyrillic, which Pillow's lacks."""
+def _font_file() -> str:
+    """DejaVu Sans, which Matplotlib ships and uses: unlike Pillow's default font it has Greek and Cyrillic letters."""
     from matplotlib import get_data_path
 
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(), size)
+
+
+def plot_label(name: str, length: int = 48) -> str:
+    """Returns a name that fits into a plot: the middle of a longer one is replaced by an ellipsis."""
+    half = length // 2
+    return drawable(name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}")
+
+
+def drawable(text: str) -> str:
+    """Returns a text with an empty square for each character that the font of the plots does not have."""
+    return "".join(character if ord(character) in _drawable_characters() else "□" for character in text)
+
+
+@cache
+def _drawable_characters() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file()).get_charmap())
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The caption in at most two lines of at most `width` pixels, broken at its own line breaks and between words."""
+    """The caption in at most two lines of at most `width` pixels, split at line breaks and between words."""
     lines: list[str] = []
     for paragraph in caption.splitlines():
         started = len(lines)
@@ -212,7 +237,7 @@ def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis."""
+    """The text, truncated with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     fitting = bisect(range(1, len(text)), width, key=lambda length: font.getlength(f"{text[:length]}…"))

@@ -1,4 +1,4 @@
-"""The results file of a run: every test that was made, none overwritten by another."""
+"""results.json of a run: the results of all its tests."""
 
 import json
 import math
@@ -14,25 +14,25 @@ IDENTITY = ("protocol", "checkpoint", "data", "split")
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Add the results of one test to the file.
+    """Adds the results of one test to the file.
 
-    The first test lies at the top level. The same test again (same protocol, checkpoint, data and split) replaces
-    itself; any other goes under a key named after what differs, such as `10-crop, last.ckpt`. A file that is not JSON
-    is kept as `….bad`, with a warning.
+    The first test is stored at the top level. A repeated test (same protocol, checkpoint, data and split) replaces its
+    earlier result. Any other test is stored under a key that names the difference, for example `10-crop, last.ckpt`.
+    A damaged file is renamed to `….bad`, with a warning.
 
     Args:
-        results: numbers, text, lists and dicts, with NumPy scalars and arrays among them; NaN is written as null.
-        path: the file, such as `results.json`.
+        results: numbers, strings, lists and dicts, also NumPy scalars and arrays; NaN is written as null.
+        path: the file, `results.json`.
 
     Raises:
-        UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     new = {**dict.fromkeys(IDENTITY), **_plain(results)}
     try:
         stored = read_results(path) if path.exists() else {}
     except UserError as error:
-        stored, aside = {}, path.replace(path.with_name(f"{path.name}.bad"))
-        warnings.warn(f"{error} It is kept as {aside}.", stacklevel=2)
+        stored, renamed = {}, path.replace(path.with_name(f"{path.name}.bad"))
+        warnings.warn(f"{error} Renamed to {renamed}.", stacklevel=2)
     others = {name: value for name, value in stored.items() if isinstance(value, dict) and value.keys() >= {*IDENTITY}}
     if not stored or _same(stored, new):
         stored = {**new, **others}
@@ -40,25 +40,25 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
         stored[_name(new, stored, others)] = new
     text = json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as partial:
-        # Half a character pair, as from a file name that is not UTF-8, becomes the escape that JSON has for it.
+        # A lone surrogate, from a file name that is not UTF-8, becomes a JSON escape.
         partial.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file; raises UserError if it is missing, unreadable or damaged."""
+    """Returns the contents of a results file; raises UserError if it is missing, unreadable or damaged."""
     try:
         stored = _plain(json.loads(path.read_bytes()))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. `test` writes it.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}. It is written by `test`.") from error
     except ValueError as error:
-        raise UserError(f"{path} is not whole JSON ({error}).") from error
+        raise UserError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} is not whole JSON (not an object).")
+        raise UserError(f"{path} is not valid JSON (not an object).")
     return stored
 
 
 def _plain(value: Any) -> Any:
-    """The value in the types of JSON."""
+    """The value with JSON types only."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -75,7 +75,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _name(new: Mapping[str, Any], first: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
-    """The key of this test: the one it has already, or a free one that says in what it differs from the first."""
+    """The key of this test: its existing key, or a new one that names the differences from the first test."""
     shown = {**new, "checkpoint": Path(str(new["checkpoint"])).name}
     name = ", ".join(str(shown[key]) for key in IDENTITY if new[key] != first.get(key))
     free = (key for key in chain([name], (f"{name} ({number})" for number in count(2))) if key not in first)

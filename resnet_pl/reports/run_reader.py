@@ -1,4 +1,4 @@
-"""What the files of finished runs say of them."""
+"""Reads run folders: configuration, metrics, test results and sessions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from resnet_pl.reports.results import read_results
 from resnet_pl.run_dir import class_name, get_init_args, is_complete_row, metrics_reader, versions
 from resnet_pl.utils import UserError, prog_name
 
-# Test error (%) of the residual nets with shortcut A on CIFAR-10, by depth, after 64,000 iterations (§4.2, Table 6).
-# 110 is the best of five (6.61 ± 0.16), the others one run each.
+# Test error (%) of residual networks with shortcut A on CIFAR-10 after 64,000 iterations, by depth (§4.2, Table 6).
+# Depth 110 is the best of five runs (6.61 ± 0.16), the others are one run each.
 PAPER = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 PAPER_ITERATIONS = 64_000
 
@@ -32,14 +32,14 @@ Series = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a trained and tested run say of it.
+    """The contents of a run folder.
 
     Attributes:
-        path: its folder.
-        config: the resolved configuration.
-        results: the single-view test.
-        sessions: what each start was like.
-        metrics: as `read_metrics` returns them.
+        path: the run folder.
+        config: the resolved configuration, config.yaml.
+        results: the single-view test of results.json; empty if the run was not tested.
+        sessions: one entry per start of the run, sessions.json.
+        metrics: as returned by `read_metrics`.
     """
 
     path: Path
@@ -55,59 +55,66 @@ class Run:
 
     @property
     def depth(self) -> int | None:
-        """Layers, as an argument or the end of the net's name says."""
+        """Number of layers: the `depth` argument, else the number at the end of the model's name."""
         name, args = self._backbone
         digits = re.search(r"\d+$", name)
         return args.get("depth") or (int(digits[0]) if digits else None)
 
     @property
-    def net(self) -> str:
-        """Its class and depth, such as `cifar_resnet 56`."""
+    def model(self) -> str:
+        """Class and depth of the model, for example `cifar_resnet 56`."""
         name, args = self._backbone
         return f"{name} {args['depth']}" if "depth" in args else name
 
     @property
     def shortcut(self) -> str | None:
-        """A, B, C, none, or None where the net's class has no such argument."""
+        """The shortcut type A, B, C or none; None if the model has no such argument."""
         return self._backbone[1].get("shortcut")
 
     @property
     def plain(self) -> bool:
-        """Whether the net has no shortcuts."""
+        """Whether the model is a plain network, without shortcuts."""
         return "plain" in self._backbone[0] or self.shortcut == "none"
 
     @property
     def data(self) -> str:
-        """The class of its data."""
+        """Class name of the data module."""
         return _class_of(self.config["data"])
 
     @property
-    def test_error(self) -> float:
-        """In per cent."""
-        return 100 * (1 - self.results["top1"])
+    def val_top1(self) -> float:
+        """Validation top-1 of the best epoch, a fraction; NaN if the run was not validated."""
+        values = self._logged("val/top1")
+        return math.nan if np.isnan(values).all() else float(np.nanmax(values))
+
+    @property
+    def test_top1(self) -> float:
+        """Single-view test top-1, a fraction; NaN if the run was not tested."""
+        top1 = self.results.get("top1")
+        return math.nan if top1 is None else float(top1)
 
     @cached_property
-    def train_error(self) -> float:
-        """In per cent, of the views trained on, over the last iterations that are as many as an epoch has."""
+    def train_top1(self) -> float:
+        """Training top-1 on the augmented images, a fraction; over the last iterations, as many as an epoch has."""
         if "train/top1" not in self.metrics:
             return math.nan
-        (steps, shares), (logged, epochs) = self.metrics["train/top1"], self.metrics["epoch"]
+        (steps, top1), (logged, epochs) = self.metrics["train/top1"], self.metrics["epoch"]
         last = steps > steps[-1] - (1 + logged[epochs == epochs[0]][-1])
-        return float(100 * (1 - np.average(shares[last], weights=np.diff(steps, prepend=-1)[last])))
+        return float(np.average(top1[last], weights=np.diff(steps, prepend=-1)[last]))
 
     @property
     def iterations(self) -> int:
-        """Steps of the optimiser."""
+        """Optimizer steps."""
         return 1 + max(int(steps[-1]) for steps, _ in self.metrics.values())
 
     @property
     def seconds(self) -> float:
-        """Training time, validation apart."""
+        """Training time in seconds, without validation."""
         return float(self._logged("throughput/epoch_seconds").sum())
 
     @property
     def images_per_second(self) -> float:
-        """In training, of the median epoch."""
+        """Training throughput of the median epoch."""
         return float(median_high(self._logged("throughput/images_per_second")))
 
     def _logged(self, name: str) -> np.ndarray:
@@ -115,56 +122,65 @@ class Run:
 
     @property
     def paper_error(self) -> float | None:
-        """The paper's test error in per cent, where it trained this net on this data."""
+        """Test error (%) in the paper; None if the paper did not train this model on this dataset."""
         known = (self._backbone[0], self.shortcut, self.data) == ("cifar_resnet", "A", "CIFAR10")
-        return PAPER.get(self.depth) if known else None
+        return PAPER.get(self.depth) if known and self.depth else None
 
 
 def _class_of(section: Any) -> str:
-    """The name of a section's class; raises LookupError where there is none."""
+    """Returns the class name of a section; raises LookupError if it names no class."""
     if not (name := class_name(section)):
         raise LookupError("class_path")
     return name
 
 
-def read_run(path: Path, tested: bool = True) -> Run:
+def read_run(path: Path, require_test: bool = True) -> Run:
     """Reads a run folder.
 
     Args:
-        path: the folder.
-        tested: whether it must have been tested; else results and sessions are left empty.
+        path: the run folder.
+        require_test: whether a run without a single-view test is an error.
 
     Raises:
-        UserError: a file is missing or damaged, or the run is not tested; says which.
+        UserError: a file is missing or damaged, or the run was not tested.
     """
     config = _load(path / "config.yaml")
-    results, sessions = (single_view_result(path), _load(path / "sessions.json")) if tested else ({}, [])
+    required = require_test or (path / "sessions.json").exists()
+    sessions = _load(path / "sessions.json") if required else []
+    results = find_single_view_test(path) or {}
+    if require_test and not results:
+        raise UserError(f"{path} has no single-view test result\nrun {prog_name()} test --ckpt_path {path}")
     run = Run(path, config, results, sessions, read_metrics(path / "metrics.csv"))
     try:
-        _ = run.net, run.data, run.train_error, tested and (run.test_error, sessions[0]["commit"])
+        _ = run.model, run.data, run.train_top1, run.test_top1, [session["commit"] for session in sessions]
+        if require_test:
+            _ = float(results["top1"]), sessions[0]
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not whole: its files lack {error}\nfinish the run, or leave it out") from error
+        raise UserError(f"{path} is incomplete: its files lack {error}\nfinish the run, or exclude it") from error
     return run
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
     """Reads every metric of a `metrics.csv`.
 
-    A cell is empty where a row does not log that metric. A step that comes twice, as after a resume from an earlier
-    checkpoint, counts as it was logged last. A torn last line, as an interrupted run leaves it, is dropped.
+    A cell is empty if its row does not log that metric. Of a step that was logged twice, for example after a resume
+    from an earlier checkpoint, the last value counts. An incomplete last line, as an interrupted run leaves it, is
+    dropped.
 
     Returns:
-        For each column but `step` its steps (n,) int64, rising, and its values (n,) float64.
+        For each column except `step` its steps `(n,)` int64 in increasing order and its values `(n,)` float64.
 
     Raises:
-        UserError: the file is missing, has no whole row or holds something else than numbers.
+        UserError: the file is missing, has no complete row, or has a cell that is not a number.
     """
     metrics: dict[str, dict[int, float]] = defaultdict(dict)
+    line = 1
     try:
         rows = metrics_reader(path)
         if "step" not in (rows.fieldnames or ()):
-            raise UserError(f"{path} has no line that names its columns, with `step` among them")
+            raise UserError(f"{path} has no header line with a column `step`")
         for row in rows:
+            line = rows.line_num
             if not is_complete_row(row):
                 raise ValueError("it has more or fewer cells than columns")
             step = int(float(row.pop("step")))
@@ -172,64 +188,77 @@ def read_metrics(path: Path) -> dict[str, Series]:
                 if cell:
                     metrics[RENAMED_METRICS.get(name, name)][step] = float(cell)
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}, line {rows.line_num} is damaged ({error}); mend or delete that line") from error
+        raise UserError(f"{path}, line {line} is damaged ({error})\nfix or delete that line") from error
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     if not metrics:
-        raise UserError(f"{path} holds no metrics yet; train for at least one epoch")
+        raise UserError(f"{path} has no metrics yet; train for at least one epoch")
     return {name: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)])) for name, at in metrics.items()}
 
 
 def _load(path: Path) -> Any:
-    # JSON is YAML; the C loader reads long configurations in no time.
+    # JSON is a subset of YAML, but the YAML parser is slow.
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.CSafeLoader)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}\nfinish the run, or leave it out") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}\nfinish the run, or exclude it") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}\nleave the run out") from error
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}\nexclude the run") from error
 
 
-def single_view_result(path: Path) -> dict[str, Any]:
-    """The plainest test of single centre views in a run's results; raises UserError where there is none."""
+def find_single_view_test(path: Path) -> dict[str, Any] | None:
+    """Returns the single-view test with the fewest other options in a run's results.json; None if there is none.
+
+    Raises:
+        UserError: results.json is damaged.
+    """
+    if not (path / "results.json").exists():
+        return None
     results = read_results(path / "results.json")
     tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "top1" in test]
-    ways = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
-    found = [test for way, test in ways if way.startswith("single view")]
-    if not found:
-        raise UserError(f"{path / 'results.json'} has no single-view test\n{prog_name()} test --ckpt_path {path}")
-    return min(found, key=lambda test: len(test["protocol"]))
+    protocols = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
+    single_view = [test for protocol, test in protocols if protocol.startswith("single view")]
+    return min(single_view, key=lambda test: len(test["protocol"]), default=None)
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """The run folders among and below the paths, by name and version; raises UserError where there is none."""
-    found: list[Path] = []
+    """Returns the run folders among and below the paths, by name and version; raises UserError if a path has none."""
+    runs: list[Path] = []
     for path in paths:
-        own = (path / "config.yaml").is_file() or path.name.startswith("version_")
-        names = [] if own else sorted({version.parent for version in path.rglob("version_*")})
-        below = [path] if own else [run for name in names for _, run in versions(name.parent, name.name)]
+        if (path / "config.yaml").is_file() or path.name.startswith("version_"):
+            below = [path]
+        else:
+            names = sorted({version.parent for version in path.rglob("version_*")})
+            below = [run for name in names for _, run in versions(name.parent, name.name)]
         if not below:
             raise UserError(f"there are no runs in {path}\ngive runs/NAME/version_N, or a folder above it")
-        found += below
-    return list(dict.fromkeys(found))
+        runs += below
+    return list(dict.fromkeys(runs))
 
 
-def read_runs(paths: Iterable[Path], tested: bool = True) -> tuple[list[Run], list[str]]:
-    """The runs that are whole, as `read_run` reads them, and a line on each other; raises UserError if none is."""
-    whole, lines = [], []
+def read_runs(paths: Iterable[Path], require_test: bool = True) -> tuple[list[Run], list[str]]:
+    """Reads all runs among and below the paths.
+
+    Returns:
+        The complete runs, as `read_run` returns them, and a message for each skipped run.
+
+    Raises:
+        UserError: no run is complete.
+    """
+    runs, skipped = [], []
     for path in find_runs(paths):
         try:
-            whole.append(read_run(path, tested))
+            runs.append(read_run(path, require_test))
         except UserError as error:
-            lines.append(f"left out: {str(error).splitlines()[0]}")
-    if not whole:
-        raise UserError(f"no run is whole\n{lines[0].removeprefix('left out: ')}")
-    return whole, lines
+            skipped.append(str(error).splitlines()[0])
+    if not runs:
+        raise UserError(f"no complete runs\n{skipped[0]}")
+    return runs, [f"Skipped: {message}" for message in skipped]
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Formats a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,4 +1,4 @@
-"""`check-data` on the command line: what it finds in a folder, and its exit code."""
+"""`check-data` on the command line: its findings and its exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import MakePhotos
 
 
 def check(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> list[str]:
-    """Runs the command; returns the lines that it prints."""
+    """Runs the command; returns the printed lines."""
     assert main(["check-data", *map(str, args)]) == code
     out, err = capsys.readouterr()
     assert err == ""
@@ -31,18 +31,18 @@ def row(lines: list[str], name: str) -> list[str]:
     return next(line.split()[1:] for line in lines if line.split()[:1] == [name])
 
 
-def test_a_sound_folder(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_problems(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(6):
         (photo_folder / "ant" / f"{number:04d}.jpg").unlink()
     lines = check(capsys, photo_folder)
     assert [row(lines, name) for name in ("ant", "bee", "cat", "total")] == [["4"], ["10"], ["10"], ["24"]]
-    assert any("3 classes; largest: bee, 2.5 times the size of the smallest, ant" in line for line in lines)
-    # Widths rise from 24 to 30 pixels and start anew with the eighth photo; of ant the last four are left.
-    assert any("the smallest 24 × 24, the median 26 × 24, the largest 30 × 24" in line for line in lines)
-    assert lines[-1] == "nothing is wrong"
+    assert any("3 classes; the largest, bee, has 2.5 times" in line for line in lines)
+    # Widths are 24 to 30 pixels and start again at 24 with the eighth image; of ant the last four images remain.
+    assert any("smallest 24 × 24, median 26 × 24, largest 30 × 24" in line for line in lines)
+    assert lines[-1] == "No problems found."
 
 
-def test_what_is_wrong_is_listed(tmp_path: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems_are_listed(tmp_path: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]) -> None:
     for number, part in enumerate(("train", "valid", "test")):
         make_photos(tmp_path / part, count=3, first=10 * number)
     shutil.copy(tmp_path / "train/ant/0001.jpg", tmp_path / "test/ant/again.jpg")
@@ -56,24 +56,24 @@ def test_what_is_wrong_is_listed(tmp_path: Path, make_photos: MakePhotos, capsys
     report = tmp_path / "out/report.csv"
     lines = check(capsys, tmp_path, "--output", report, code=1)
     assert row(lines, "ant") == ["4", "3", "4", "11"] and row(lines, "dog") == ["0", "0", "4", "4"]
-    assert below(lines, "broken files: 2")[0] == "train/ant/empty.png: the file is empty"
-    assert below(lines, "broken files: 2")[1].startswith("valid/cat/0012.jpg: ")
+    assert below(lines, "corrupt files: 2")[0] == "train/ant/empty.png: the file is empty"
+    assert below(lines, "corrupt files: 2")[1].startswith("valid/cat/0012.jpg: ")
     leaked = "train/ant/0001.jpg = test/ant/again.jpg = test/dog/again.jpg"
     assert below(lines, "the same image in several splits: 1") == [leaked]
     several = below(lines, "the same image in several classes: 5")
     assert leaked in several and "train/bee/0002.jpg = train/cat/other.jpg" in several
-    assert below(lines, "classes that train has not: 1") == ["test/dog: 4 images"]
-    assert " 7 of 35 files are exact copies of others" in lines
-    assert " left aside: 2 other files (1 .jpg, 1 .txt): no images, hidden, or in no class folder" in lines
-    assert lines[-1] == "something is wrong"
+    assert below(lines, "classes missing from train: 1") == ["test/dog: 4 images"]
+    assert " exact duplicates: 7 of 35 files" in lines
+    assert any(line.startswith(" ignored: 2 other files (1 .jpg, 1 .txt)") for line in lines)
+    assert lines[-1] == "Problems found: 9"
     with report.open(newline="") as file:
         rows = {line["file"]: line for line in csv.DictReader(file)}
     assert len(rows) == 35
-    found = rows["test/ant/again.jpg"]
-    assert (found["split"], found["class"], found["same_as"]) == ("test", "ant", "train/ant/0001.jpg")
-    assert (found["width"], found["height"]) == ("25", "24")
-    assert int(found["bytes"]) == (tmp_path / "test/ant/again.jpg").stat().st_size
-    assert rows["train/ant/empty.png"]["broken"] == "the file is empty" and rows["train/ant/0000.jpg"]["broken"] == ""
+    copied = rows["test/ant/again.jpg"]
+    assert (copied["split"], copied["class"], copied["same_as"]) == ("test", "ant", "train/ant/0001.jpg")
+    assert (copied["width"], copied["height"]) == ("25", "24")
+    assert int(copied["bytes"]) == (tmp_path / "test/ant/again.jpg").stat().st_size
+    assert rows["train/ant/empty.png"]["error"] == "the file is empty" and rows["train/ant/0000.jpg"]["error"] == ""
 
 
 def test_only_decoding_finds_damage_in_the_middle(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,35 +82,39 @@ def test_only_decoding_finds_damage_in_the_middle(photo_folder: Path, capsys: py
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
-    assert check(capsys, photo_folder)[-1] == "nothing is wrong"
-    assert below(check(capsys, photo_folder, "--decode", code=1), "broken files: 1")[0].startswith("ant/damaged.png: ")
+    assert check(capsys, photo_folder)[-1] == "No problems found."
+    assert below(check(capsys, photo_folder, "--decode", code=1), "corrupt files: 1")[0].startswith("ant/damaged.png: ")
 
 
-def test_copies_in_one_split_and_class_are_no_harm(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicates_within_a_class_are_not_a_problem(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(photo_folder / "ant/0000.jpg", photo_folder / "ant/again.jpg")
-    assert " 1 of 31 files are exact copies of others" in check(capsys, photo_folder)
+    assert " exact duplicates: 1 of 31 files" in check(capsys, photo_folder)
 
 
-def test_of_many_classes_the_ends_are_shown(
+def test_of_many_classes_the_largest_and_smallest_are_shown(
     tmp_path: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_photos(tmp_path, [f"kind{number:02d}" for number in range(45)], count=1)
     make_photos(tmp_path, ["kind07"], count=2, first=5)
     lines = check(capsys, tmp_path)
     assert sum(line.startswith("  kind") for line in lines) == 40 and row(lines, "kind07") == ["3"]
-    assert any("5 in between are not shown" in line for line in lines)
+    assert any("5 classes of medium size are not shown" in line for line in lines)
 
 
-def test_long_lists_are_cut(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_lists_are_truncated(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(25):
         (photo_folder / "bee" / f"none{number:02d}.jpg").touch()
     lines = check(capsys, photo_folder, "--threads", "1", code=1)
-    assert "broken files: 25" in lines and "  … and 5 more: see them all with --output FILE.csv" in lines
+    assert "corrupt files: 25" in lines and any("… and 5 more" in line and "--output" in line for line in lines)
     assert sum("none" in line for line in lines) == 20
 
 
-def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, told in (([str(tmp_path / "no")], "there is no folder"), ([str(tmp_path)], "no class folders"), ([], "")):
+def test_a_missing_folder_and_a_folder_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, message in (
+        ([str(tmp_path / "no")], str(tmp_path / "no")),
+        ([str(tmp_path)], "no class folders"),
+        ([], ""),
+    ):
         assert main(["check-data", *argv]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and told in err and len(err.strip().splitlines()) <= 2
+        assert out == "" and message in err and len(err.strip().splitlines()) <= 2

@@ -1,4 +1,4 @@
-"""What nets cost, against counts by hand and torchvision's published ones."""
+"""Costs of models, compared with counts by hand and with those that torchvision publishes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_dept
 from resnet_pl.models import cifar_resnet
 
 
-def total(net: nn.Module, size: int) -> ModuleCost:
-    return reduce(add, count_costs(net, size))
+def total(model: nn.Module, size: int) -> ModuleCost:
+    return reduce(add, count_costs(model, size))
 
 
 def small(**kwargs: bool) -> nn.Module:
@@ -27,11 +27,11 @@ def small(**kwargs: bool) -> nn.Module:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("inplace", [True, False])
-def test_by_hand(device, inplace):
-    # The linear layer's input is the ReLU's output: nothing is kept twice, nor the image for the convolution. BatchNorm
-    # keeps its input, and a mean and a deviation a channel for the batch of two.
-    net = small(inplace=inplace).to(device)
-    assert count_costs(net, 6) == [
+def test_counts_by_hand(device, inplace):
+    # The linear layer's input is the ReLU's output: it is not counted twice. The image is not counted. BatchNorm saves
+    # its input, and mean and standard deviation per channel for the batch of two.
+    model = small(inplace=inplace).to(device)
+    assert count_costs(model, 6) == [
         ModuleCost("", "Sequential", (5,)),
         ModuleCost("0", "Conv2d", (4, 6, 6), 4 * 2 * 9, 4 * 2 * 9 * 36),
         ModuleCost("1", "BatchNorm2d", (4, 6, 6), 8, 0, 4 * 36 * 4 + 2 * 4 * 4 // 2),
@@ -42,7 +42,7 @@ def test_by_hand(device, inplace):
 
 
 class Twice(nn.Module):
-    """Uses a layer twice under two names, leaves one unused, and has a parameter and a product of its own."""
+    """Has one layer under two names, an unused layer, and a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,29 +55,29 @@ class Twice(nn.Module):
         return {"out": self.drop(self.second(self.first(x)).mean((2, 3)) @ self.gain)}
 
 
-def test_what_runs_twice_counts_twice_and_is_owned_once():
+def test_a_shared_layer_counts_its_parameters_once_and_each_of_its_calls():
     own, first, unused, drop = count_costs(Twice(), 4)
     assert (own.name, own.shape, own.parameters, own.multiply_adds) == ("", (3,), 9, 9)
     assert (first.name, first.parameters, first.multiply_adds) == ("first", 9, 2 * 9 * 16)
     assert (unused.name, unused.shape, unused.parameters, unused.multiply_adds) == ("unused", None, 28, 0)
-    assert drop.activations == 3 * 4, "the mask, which evaluation does not make"
+    assert drop.activations == 3 * 4, "the mask, which exists only in training"
 
 
 class Nested(nn.Module):
-    """Gives its tensor inside other things."""
+    """Returns its tensor inside other containers."""
 
     def forward(self, x: Tensor) -> object:
         return [None, {"sizes": (1, 2), "features": OrderedDict(a=x[:, :1])}], x
 
 
-def test_the_shape_is_that_of_the_first_tensor_given():
+def test_the_shape_is_that_of_the_first_tensor_in_the_output():
     assert count_costs(Nested(), 4)[0].shape == (1, 4, 4)
     assert count_costs(nn.Sequential(nn.Identity(), Nested()), 4)[0].shape == (1, 4, 4)
 
 
-def test_fold_sums_what_is_deeper():
+def test_deeper_modules_are_summed():
     layers = [
-        ModuleCost("", "Net", (2,)),
+        ModuleCost("", "Model", (2,)),
         ModuleCost("a", "Sequential", (4,)),
         ModuleCost("a.0", "Linear", (4,), 1, 10, 100),
         ModuleCost("a.1", "Block", (4,), 2, 0, 0),
@@ -93,7 +93,7 @@ def test_fold_sums_what_is_deeper():
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "vit_b_32", "mobilenet_v3_small", "squeezenet1_1"])
-def test_torchvisions_published_counts(name):
+def test_counts_agree_with_torchvision(name):
     published = torchvision.models.get_model_weights(name).DEFAULT.meta
     with torch.device("meta"):
         counted = total(torchvision.models.get_model(name), 224)
@@ -102,20 +102,20 @@ def test_torchvisions_published_counts(name):
 
 
 @pytest.mark.parametrize(("name", "paper"), [("vgg16", 15.3), ("vgg19", 19.6)])
-def test_vgg_costs_what_the_paper_says(name, paper):
+def test_vgg_counts_agree_with_the_paper(name, paper):
     with torch.device("meta"):
         assert total(torchvision.models.get_model(name), 224).multiply_adds / 1e9 == pytest.approx(paper, rel=0.02)
 
 
-def test_checkpointing_keeps_the_input_of_each_block():
+def test_with_activation_checkpointing_only_the_input_of_each_block_is_saved():
     with torch.device("meta"):
-        kept = {on: total(cifar_resnet(20, checkpoint_activations=on), 32) for on in (False, True)}
-    # BatchNorm's input and the ReLU's output, for each of 7, 6 and 6 convolutions; a mean and a deviation a channel.
+        costs = {on: total(cifar_resnet(20, checkpoint_activations=on), 32) for on in (False, True)}
+    # Input of BatchNorm and output of ReLU for each of 7, 6 and 6 convolutions; mean and deviation per channel.
     maps = {channels: channels * (512 // channels) ** 2 * 4 for channels in (16, 32, 64)}
     convolutions = {16: 7, 32: 6, 64: 6}
     statistics = sum(2 * 4 * channels * n // 2 for channels, n in convolutions.items())
-    assert kept[False].activations == sum(2 * maps[c] * n for c, n in convolutions.items()) + statistics + 64 * 4
-    # The stem as before, whose output is the first block's input, and the inputs of the other eight blocks.
+    assert costs[False].activations == sum(2 * maps[c] * n for c, n in convolutions.items()) + statistics + 64 * 4
+    # The stem as before, whose output is the input of the first block, and the inputs of the other eight blocks.
     inputs = 3 * maps[16] + 3 * maps[32] + 2 * maps[64]
-    assert kept[True].activations == 2 * maps[16] + 2 * 4 * 16 // 2 + inputs + 64 * 4
-    assert kept[True].multiply_adds == kept[False].multiply_adds
+    assert costs[True].activations == 2 * maps[16] + 2 * 4 * 16 // 2 + inputs + 64 * 4
+    assert costs[True].multiply_adds == costs[False].multiply_adds

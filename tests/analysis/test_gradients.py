@@ -1,4 +1,4 @@
-"""The gradient of each layer's weight."""
+"""Gradient norms of the weights of each layer."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_pl.analysis.gradients import gradient_norms
-from resnet_pl.models import cifar_resnet
+from resnet_pl.models import ResNet, cifar_resnet
 
 IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4
@@ -15,26 +15,26 @@ BATCHES = list(zip(IMAGES.split(4), LABELS.split(4), strict=True))
 LOSS = nn.CrossEntropyLoss(label_smoothing=0.1)
 
 
-def net() -> nn.Module:
+def build() -> ResNet:
     torch.manual_seed(0)
     return cifar_resnet(8, num_classes=4, shortcut="B").eval()
 
 
-def plainly(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """The norms as anybody would compute them, on a copy in training mode."""
+def reference_norms(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The norms from a backward pass of a copy of the model in training mode."""
     model = copy.deepcopy(model).train()
     LOSS(model(batch[0]), batch[1]).backward()
     weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
     return {name.removesuffix(".weight"): float(p.grad.norm()) for name, p in weights.items()}
 
 
-def test_agrees_with_a_plain_computation() -> None:
-    model = net()
-    found = gradient_norms(model, BATCHES, LOSS)
-    batches = [plainly(model, batch) for batch in BATCHES]
-    assert list(found) == list(batches[0]) and len(found) == 7 + 2 + 1
-    mean = {name: sum(norms[name] for norms in batches) / 3 for name in found}
-    assert found == pytest.approx(mean, rel=1e-5)
+def test_norms_agree_with_a_backward_pass() -> None:
+    model = build()
+    norms = gradient_norms(model, BATCHES, LOSS)
+    batches = [reference_norms(model, batch) for batch in BATCHES]
+    assert list(norms) == list(batches[0]) and len(norms) == 7 + 2 + 1
+    mean = {name: sum(batch[name] for batch in batches) / 3 for name in norms}
+    assert norms == pytest.approx(mean, rel=1e-5)
     assert batches[0]["fc"] != pytest.approx(batches[1]["fc"], rel=1e-3)
 
 
@@ -46,23 +46,23 @@ def test_a_known_gradient() -> None:
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_the_model_is_as_it_was(recomputed: bool) -> None:
-    model = net()
+def test_the_model_is_not_changed(recomputed: bool) -> None:
+    model = build()
     model.checkpoint_activations = recomputed
     model.layer1.train()
     model.conv1.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = gradient_norms(model, BATCHES, LOSS)
+    norms = gradient_norms(model, BATCHES, LOSS)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.layer1.training and model.layer1[0].bn1.training and not model.training and not model.bn1.training
     assert all(p.grad is None for p in model.parameters())
-    # A frozen layer has a gradient to look at all the same, and stays frozen.
-    assert not model.conv1.weight.requires_grad and found["conv1"] > 0
-    assert found == pytest.approx(gradient_norms(net(), BATCHES, LOSS), rel=1e-6)
+    # A frozen layer has a gradient too, and stays frozen.
+    assert not model.conv1.weight.requires_grad and norms["conv1"] > 0
+    assert norms == pytest.approx(gradient_norms(build(), BATCHES, LOSS), rel=1e-6)
 
 
-def test_a_layer_without_a_part_in_the_loss_has_none() -> None:
+def test_the_gradient_of_an_unused_layer_is_zero() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     model[1].register_module("spare", nn.Linear(2, 2))
-    found = gradient_norms(model, BATCHES, LOSS)
-    assert found["1.spare"] == 0 and found["1"] > 0
+    norms = gradient_norms(model, BATCHES, LOSS)
+    assert norms["1.spare"] == 0 and norms["1"] > 0

@@ -1,4 +1,4 @@
-"""The numbers of layers, as a table and drawn."""
+"""Per-layer measurements as CSV and as plots."""
 
 import csv
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_pl.analysis.layers import LayerMeasurements, gradients_picture, responses_picture, write_layers
+from resnet_pl.analysis.layers import LayerMeasurements, plot_gradients, plot_responses, write_layers
 from resnet_pl.reports.run_reader import Run
 
 BLUE, ORANGE, GREEN = (31, 119, 180), (255, 127, 14), (44, 160, 44)
 
 
-def net(
+def measured(
     name: str, values: list[float], plain: bool = False, run: str = "a", **columns: list[float]
 ) -> LayerMeasurements:
     backbone = {"class_path": name, "init_args": {"shortcut": "none" if plain else "A"}}
@@ -21,56 +21,58 @@ def net(
     return LayerMeasurements(made, 1234, "5 images, val", named)
 
 
-def count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
-    """Pixels of just this colour."""
-    return int((picture == colour).all(-1).sum())
+def count(image: np.ndarray, color: tuple[int, int, int]) -> int:
+    """Number of pixels of exactly this color."""
+    return int((image == color).all(-1).sum())
 
 
-def columns_of(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Where from left to right the lower half of a picture has the colour."""
-    return (picture[len(picture) // 2 :] == colour).all(-1).any(0).nonzero()[0]
+def columns_of(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """The columns of the lower half of a plot that have the color."""
+    return (image[len(image) // 2 :] == color).all(-1).any(0).nonzero()[0]
 
 
-def test_the_table_has_a_row_a_layer(tmp_path: Path) -> None:
-    nets = [net("one", [1.5, float("nan")]), net("zwei, \udcff", [0.125], plain=True, run="b")]
-    write_layers(nets, tmp_path / "new/layers.csv")
+def test_the_csv_has_one_row_per_layer(tmp_path: Path) -> None:
+    measurements = [measured("one", [1.5, float("nan")]), measured("zwei, \udcff", [0.125], plain=True, run="b")]
+    write_layers(measurements, tmp_path / "new/layers.csv")
     with (tmp_path / "new/layers.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["std"] for row in rows] == ["1.5", "nan", "0.125"]
     assert [(row["index"], row["layer"]) for row in rows] == [("1", "layer0"), ("2", "layer1"), ("1", "layer0")]
-    assert rows[0]["net"] == "one" and rows[0]["step"] == "1234" and rows[0]["measured_on"] == "5 images, val"
-    assert rows[2]["net"] == r"zwei, \udcff" and rows[2]["checkpoint"] == "runs/b/version_0/checkpoints/best.ckpt"
+    assert rows[0]["model"] == "one" and rows[0]["step"] == "1234" and rows[0]["measured_on"] == "5 images, val"
+    assert rows[2]["model"] == r"zwei, \udcff" and rows[2]["checkpoint"] == "runs/b/version_0/checkpoints/best.ckpt"
 
 
-def test_one_colour_a_depth_and_plain_nets_dashed() -> None:
-    solid = responses_picture([net("ResNet", [1.0] * 20)])
-    dashed = responses_picture([net("ResNet", [1.0] * 20, plain=True)])
+def test_one_color_per_depth_and_plain_networks_dashed() -> None:
+    solid = plot_responses([measured("ResNet", [1.0] * 20)])
+    dashed = plot_responses([measured("ResNet", [1.0] * 20, plain=True)])
     assert 0 < len(columns_of(dashed, BLUE)) < 0.9 * len(columns_of(solid, BLUE))
-    pair = responses_picture([net("a", [1.0] * 20), net("b", [2.0] * 20, plain=True)])
+    pair = plot_responses([measured("a", [1.0] * 20), measured("b", [2.0] * 20, plain=True)])
     assert count(pair, BLUE) > 1.5 * count(dashed, BLUE) and not count(pair, ORANGE)
-    deeper = responses_picture([net("a", [1.0] * 20), net("b", [2.0] * 20, plain=True), net("c", [3.0] * 32)])
+    deeper = plot_responses(
+        [measured("a", [1.0] * 20), measured("b", [2.0] * 20, plain=True), measured("c", [3.0] * 32)]
+    )
     assert count(deeper, ORANGE) and not count(deeper, GREEN)
-    # A second net of the same depth and kind is told apart.
-    seeds = responses_picture([net("a", [1.0] * 20), net("a", [2.0] * 20, run="b")])
+    # A second network of the same depth and kind has another color.
+    seeds = plot_responses([measured("a", [1.0] * 20), measured("a", [2.0] * 20, run="b")])
     assert count(seeds, BLUE) and count(seeds, ORANGE)
 
 
-def test_below_the_layers_are_sorted() -> None:
+def test_layers_are_sorted_in_the_lower_panel() -> None:
     values = [1.0, 3.0, 2.0, 5.0, 4.0]
-    picture = responses_picture([net("a", values)])
-    other = responses_picture([net("a", values[::-1])])
-    half = picture.shape[0] // 2 + 60
-    assert np.array_equal(picture[half:], other[half:]) and not np.array_equal(picture[:half], other[:half])
-    heights = [(picture[half:, x] == BLUE).all(-1).nonzero()[0].min() for x in columns_of(picture[half:], BLUE)]
+    image = plot_responses([measured("a", values)])
+    other = plot_responses([measured("a", values[::-1])])
+    half = image.shape[0] // 2 + 60
+    assert np.array_equal(image[half:], other[half:]) and not np.array_equal(image[:half], other[:half])
+    heights = [(image[half:, x] == BLUE).all(-1).nonzero()[0].min() for x in columns_of(image[half:], BLUE)]
     assert heights[0] < heights[-1] and (np.diff(heights) >= -1).all()
 
 
 @pytest.mark.filterwarnings("ignore:Data has no positive values")
 @pytest.mark.parametrize("values", [[1e-8, 1.0, 300.0], [0.0, 0.0, 0.0], [float("nan")] * 3, [2.0]])
 def test_gradients_of_any_size(values: list[float]) -> None:
-    nets = [net("$a$_1", values, initial=values, trained=values[::-1])]
-    picture = gradients_picture([*nets, net("b", values, plain=True, initial=values, trained=values)])
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    # The legend at least, and the bold lines where there is something to draw.
-    assert count(picture, BLUE) > 50 and count(picture, ORANGE) > 20
-    assert responses_picture([net("a", values)]).shape[1] == 1080
+    measurements = [measured("$a$_1", values, initial=values, trained=values[::-1])]
+    image = plot_gradients([*measurements, measured("b", values, plain=True, initial=values, trained=values)])
+    assert image.dtype == np.uint8 and image.shape[2] == 3
+    # At least the legend, and the bold lines if there are positive values.
+    assert count(image, BLUE) > 50 and count(image, ORANGE) > 20
+    assert plot_responses([measured("a", values)]).shape[1] == 1080

@@ -1,171 +1,223 @@
-"""What TensorBoard is given, read back from the events file."""
+"""Images, graph and hyperparameters that TensorBoard gets, read back from the event files."""
 
 import io
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor, nn
 
-from resnet_pl.callbacks import BestCheckpoint, Dashboard, dashboard
+from resnet_pl.callbacks import Dashboard, TensorBoardCurves, dashboard
 from resnet_pl.classifier import ImageClassifier
-from tests.tiny import Tiny, classifier, trainer
+from resnet_pl.optim import Schedule
+from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
-def fit(folder: Path, *callbacks: Any, module: Any = None, data: Any = None, **kwargs: Any) -> EventAccumulator:
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    run = trainer(callbacks=list(callbacks), logger=logger, log_every_n_steps=2, **kwargs)
-    run.fit(module or classifier(), datamodule=data or Tiny())
-    logger.finalize("success")
-    return events(folder)
+def fit(folder: Path, *callbacks: Any, module: Any = None, data: Any = None, start: int = 0, **kwargs: Any) -> Any:
+    """Trains, and returns the events of the run folder."""
+    run = folder / "tiny" / "version_0"
+    ckpt_path = kwargs.pop("ckpt_path", None)
+    logged = trainer(callbacks=list(callbacks), logger=TensorBoardCurves(run, start), log_every_n_steps=2, **kwargs)
+    logged.fit(module or classifier(), datamodule=data or Tiny(), ckpt_path=ckpt_path, weights_only=True)
+    return events(run)
 
 
-def events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+def events(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
-def pictures(found: EventAccumulator, tag: str) -> list[tuple[int, np.ndarray]]:
+def images(found: EventAccumulator, tag: str) -> list[tuple[int, np.ndarray]]:
     return [(event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))) for event in found.Images(tag)]
 
 
-def test_everything_is_there(tmp_path):
-    module = classifier()
-    module.config = {
-        "seed_everything": 3,
-        "model": {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}, "weights": None},
-        "data": {"init_args": {"mean": [0.5, 0.5, 0.5]}},
-        "name": "not this",
-    }
-    found = fit(tmp_path, Dashboard(), BestCheckpoint(tmp_path / "c"), module=module, max_epochs=2,
-                enable_checkpointing=True)  # fmt: skip
-    tags = found.Tags()
-    assert {"train/first_batch", "val/confusion", "val/worst_mistakes"} <= set(tags["images"])
-    scalars = {"train/loss", "train/top1", "lr", "val/top1", "val/loss", "hp/best_val_top1"}
-    assert scalars <= set(tags["scalars"])
-    assert tags["graph"]
-    assert b"conv1" in found.Graph().SerializeToString()
-    best = [(event.step, event.value) for event in found.Scalars("hp/best_val_top1")]
-    top1 = [event.value for event in found.Scalars("val/top1")]
-    assert best == [(0, 0), (3, top1[0]), (7, max(top1))]
-    assert hyper_parameters(found) == {
-        "seed": 3, "optimizer": "SGD", "optimizer.lr": 0.1,
-        "data.mean": "[0.5, 0.5, 0.5]",
-    }  # fmt: skip
+def scalars(found: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in found.Scalars(tag)]
 
 
-def hyper_parameters(found: EventAccumulator) -> dict[str, Any]:
-    from tensorboard.plugins.hparams import plugin_data_pb2
-
+def hparams(found: EventAccumulator) -> dict[str, Any]:
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
 
 
-def test_the_first_batch_is_what_the_net_sees(tmp_path):
-    """Augmented, in [0, 1], as many as asked for; the sheet of dark images is dark."""
+def hparams_metrics(found: EventAccumulator) -> set[str]:
+    content = found.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    return {info.name.tag for info in plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos}
 
+
+def test_images_and_graph(tmp_path):
+    found = fit(tmp_path, Dashboard(), max_epochs=2)
+    assert set(found.Tags()["images"]) == {"train/first_batch", "val/confusion", "val/worst_mistakes"}
+    assert found.Tags()["graph"] and b"conv1" in found.Graph().SerializeToString()
+
+
+# ------------------------------------------------------------------------------------ hyperparameters
+def test_hyperparameters_are_the_values_in_use(tmp_path):
+    module = classifier(
+        optimizer=optimizer(lr=0.1, weight_decay=0.01),
+        base_batch_size=40,
+        decay_norm_and_bias=False,
+        label_smoothing=0.1,
+    )
+    found = fit(tmp_path, Dashboard(graph=False), module=module, max_epochs=2, accumulate_grad_batches=2)
+    assert hparams(found) == {
+        "backbone": "ResNet", "epochs": 2, "batch_size": 20, "optimizer": "SGD", "lr": pytest.approx(0.05),
+        "weight_decay": 0.01, "label_smoothing": 0.1, "seed": 0, "training_data": "Tiny", "num_classes": 4,
+    }  # fmt: skip
+
+
+def test_epochs_of_a_run_limited_by_steps(tmp_path):
+    found = fit(tmp_path, Dashboard(graph=False), max_epochs=-1, max_steps=6)
+    assert hparams(found)["epochs"] == 1.5
+
+
+def test_the_metrics_of_the_hyperparameters_are_those_of_the_best_validation(tmp_path):
+    class Results(Callback):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            top1, loss = [(0.5, 1.0), (0.75, 0.5), (0.25, 0.1), (0.75, 0.7)][trainer.current_epoch]
+            pl_module.results |= {"top1": top1, "loss": loss}
+
+    class Module(ImageClassifier):
+        """Module hooks run after callbacks."""
+
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            Results().on_validation_epoch_end(self.trainer, self)
+
+    found = fit(tmp_path, Dashboard(graph=False), module=Module(classifier().backbone), max_epochs=4)
+    assert hparams_metrics(found) == {"val_best/top1", "val_best/loss"}
+    assert scalars(found, "val_best/top1") == [(3, 0.5), (7, 0.75), (11, 0.75), (15, 0.75)]
+    assert [value for _, value in scalars(found, "val_best/loss")] == pytest.approx([1.0, 0.5, 0.5, 0.7])
+
+
+def test_a_resumed_run_has_one_row_with_the_best_validation_of_both_parts(tmp_path):
+    class Save(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    constant = Schedule("constant")
+    fit(tmp_path / "resumed", Dashboard(graph=False), Save(), module=classifier(schedule=constant), max_epochs=2)
+    time.sleep(1)  # event files are ordered by the second of their creation
+    other = classifier(schedule=constant, optimizer=optimizer(lr=0.2))
+    resumed = fit(tmp_path / "resumed", Dashboard(graph=False), module=other, start=8, max_epochs=3,
+                  ckpt_path=tmp_path / "a.ckpt")  # fmt: skip
+    complete = fit(tmp_path / "complete", Dashboard(graph=False), module=classifier(schedule=constant), max_epochs=3)
+    # Lightning writes another event file; TensorBoard keeps the hyperparameters of the first.
+    assert hparams(resumed) == hparams(complete) | {"epochs": 2}
+    assert hparams_metrics(resumed) == {"val_best/top1", "val_best/loss"}
+    for tag in ("val_best/top1", "val_best/loss"):
+        steps = [step for step, _ in scalars(resumed, tag)]
+        assert steps == [3, 7, 11]
+        assert scalars(resumed, tag)[:2] == scalars(complete, tag)[:2]
+    top1 = [value for _, value in scalars(resumed, "val_best/top1")]
+    assert top1 == sorted(top1)
+
+
+# ------------------------------------------------------------------------------------ images
+def test_the_first_batch_is_logged_after_augmentation(tmp_path):
     class Dark(nn.Module):
         def fit(self, data: Any) -> None:
             pass
 
-        def forward(self, images: Tensor, labels: Tensor, draws: Any) -> tuple[Tensor, Tensor]:
+        def forward(self, images: Tensor, labels: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
             return torch.zeros_like(images), labels
 
     found = fit(tmp_path, Dashboard(images=4, graph=False), data=Tiny(batch_transforms=[Dark()]))
-    [(step, picture)] = pictures(found, "train/first_batch")
+    [(step, sheet)] = images(found, "train/first_batch")
     assert step == 0
-    assert (picture == 0).all(-1).sum() > 4 * 150**2
+    assert (sheet == 0).all(-1).sum() > 4 * 150**2
 
 
-def test_drawings_are_throttled_but_the_last_is_always_made(tmp_path):
+def test_images_are_throttled_but_those_of_the_last_validation_are_always_logged(tmp_path):
     found = fit(tmp_path / "slow", Dashboard(graph=False, min_interval_seconds=3600), max_epochs=4)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [3, 15]
-    assert len(found.Scalars("hp/best_val_top1")) == 5
+    assert [step for step, _ in images(found, "val/confusion")] == [3, 15]
+    assert len(found.Scalars("val_best/top1")) == 4
     found = fit(tmp_path / "fast", Dashboard(graph=False, min_interval_seconds=0), max_epochs=4)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [3, 7, 11, 15]
+    assert [step for step, _ in images(found, "val/confusion")] == [3, 7, 11, 15]
 
 
-def test_the_last_validation_is_drawn_also_where_steps_set_the_end(tmp_path):
+def test_the_last_validation_of_a_run_limited_by_steps_is_logged(tmp_path):
     found = fit(tmp_path, Dashboard(graph=False, min_interval_seconds=3600), max_epochs=-1, max_steps=12)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [3, 11]
+    assert [step for step, _ in images(found, "val/confusion")] == [3, 11]
 
 
-def test_the_worst_mistakes_come_first(monkeypatch):
-    """The least probability of the truth over all batches, of those that are wrong."""
-    drawn = {}
-    monkeypatch.setattr(dashboard, "contact_sheet", lambda images, captions, marks: drawn.update(captions=captions))
-    monkeypatch.setattr(dashboard, "_draw", lambda *args: None)
-    monkeypatch.setattr(dashboard, "confusion_matrix", lambda *args: None)
-    board = Dashboard(images=3)
-    writer = SimpleNamespace(experiment=SimpleNamespace(add_scalar=lambda *args: None))
-    monkeypatch.setattr(dashboard, "_tensorboard", lambda trainer: writer)
-    split = SimpleNamespace(load_full_image=lambda index: torch.full((3, 1, 1), index, dtype=torch.uint8))
-    run = SimpleNamespace(
-        max_epochs=1, max_steps=-1, current_epoch=0, global_step=4, sanity_checking=False, checkpoint_callbacks=[],
-        state=SimpleNamespace(fn="fit"), datamodule=SimpleNamespace(splits={"val": split}),
-    )  # fmt: skip
-    module = SimpleNamespace(class_names=["a", "b"], results={"top1": 0.5, "confusion": torch.zeros(2, 2)})
-    board.on_validation_start(run, module)
-    for first, truths in ((0, [0.9, 0.4, 0.1]), (3, [0.3, 0.2, 0.6])):
-        p = torch.tensor(truths)
-        batch = SimpleNamespace(labels=torch.zeros(3, dtype=torch.long), indices=torch.arange(first, first + 3))
-        board.on_validation_batch_end(run, module, {"probabilities": torch.stack([p, 1 - p], 1)}, batch, 0)
-    board.on_validation_end(run, module)
-    assert drawn["captions"] == ["b\nis a (10%)", "b\nis a (20%)", "b\nis a (30%)"]
+def test_the_worst_mistakes_come_first(tmp_path, monkeypatch):
+    """Those with the smallest probability of the true class, over all batches; correct predictions are not shown."""
+    probabilities = torch.tensor([0.9, 0.4, 0.1, 0.3, 0.2, 0.6])  # of class 0, which is true
+
+    class Fixed(ImageClassifier):
+        def probabilities(self, batch: Any) -> Tensor:
+            p = probabilities[batch.indices % 6]
+            return torch.stack([p, 1 - p], 1)
+
+    captions: list[str] = []
+    contact_sheet = dashboard.contact_sheet
+
+    def recorded(images: Any, texts: list[str], marks: Any = None) -> np.ndarray:
+        captions[:] = texts
+        return contact_sheet(images, texts, marks)
+
+    monkeypatch.setattr(dashboard, "contact_sheet", recorded)
+    data = Tiny(classes=2, val_split=12, eval_batch_size=3)
+    data.setup("fit")
+    data.splits["val"].labels[:] = 0
+    fit(tmp_path, Dashboard(images=5, graph=False), module=Fixed(classifier().backbone), data=data)
+    assert captions == [f"pred: class 1\ntrue: class 0 ({p})" for p in ("10%", "10%", "20%", "20%", "30%")]
 
 
-def test_no_pictures_where_none_are_asked_for(tmp_path):
+def test_no_contact_sheets(tmp_path):
     found = fit(tmp_path, Dashboard(images=0, graph=False))
     assert found.Tags()["images"] == ["val/confusion"]
     assert not found.Tags()["graph"]
 
 
-def test_nothing_held_out(tmp_path):
+def test_without_validation(tmp_path):
     found = fit(tmp_path, Dashboard(graph=False), data=Tiny(val_split=0))
     assert found.Tags()["images"] == ["train/first_batch"]
-    assert "hp/best_val_top1" not in found.Tags()["scalars"]
+    assert not {"val_best/top1", "val_best/loss"} & {*found.Tags()["scalars"]}
 
 
-def test_the_sanity_check_is_not_drawn(tmp_path):
+def test_the_sanity_check_is_not_logged(tmp_path):
     found = fit(tmp_path, Dashboard(graph=False), num_sanity_val_steps=2)
-    assert [step for step, _ in pictures(found, "val/confusion")] == [3]
+    assert [step for step, _ in images(found, "val/confusion")] == [3]
 
 
-def test_without_tensorboard_nothing_happens():
+def test_without_tensorboard():
     run = trainer(callbacks=[Dashboard()], limit_train_batches=1)
     run.fit(classifier(), datamodule=Tiny())
     assert run.global_step == 1
 
 
-class Modes(Callback):
-    """The modes of the net's parts and the state of the random numbers when training starts."""
+# ------------------------------------------------------------------------------------ graph
+class ModeRecorder(Callback):
+    """Records the training mode of each module, and the state of the random number generator."""
 
-    def __init__(self, put_to_rest: bool = False) -> None:
-        self.put_to_rest = put_to_rest
+    def __init__(self, freeze: bool = False) -> None:
+        self.freeze = freeze
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.put_to_rest:
+        if self.freeze:
             pl_module.backbone.layer2.eval()
         self.modes = [module.training for module in pl_module.modules()]
         self.random = torch.get_rng_state()
 
 
-def test_drawing_the_graph_leaves_every_part_in_its_mode(tmp_path):
-    before, after = Modes(put_to_rest=True), Modes()
+def test_the_graph_does_not_change_training_modes_and_random_numbers(tmp_path):
+    before, after = ModeRecorder(freeze=True), ModeRecorder()
     fit(tmp_path, before, Dashboard(), after, limit_train_batches=1)
     assert after.modes == before.modes
     assert set(after.modes) == {True, False}
     assert torch.equal(after.random, before.random)
 
 
-def test_drawing_the_graph_leaves_the_statistics_of_batchnorm(tmp_path):
+def test_the_graph_does_not_change_batchnorm_statistics(tmp_path):
     module = classifier()
     before = {name: value.clone() for name, value in module.backbone.state_dict().items()}
 
@@ -186,23 +238,35 @@ class Untraceable(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if torch.jit.is_tracing():
-            raise RuntimeError("this net cannot be traced")
+            raise RuntimeError("this model cannot be traced")
         return self.fc(images.flatten(1))
 
 
-def test_a_net_that_cannot_be_drawn_is_trained_all_the_same(tmp_path, capsys):
+def test_a_model_that_cannot_be_traced_is_trained(tmp_path, capsys):
     module = ImageClassifier(Untraceable())
-    with pytest.warns(UserWarning, match="graph is not drawn: this net cannot be traced"):
+    with pytest.warns(UserWarning, match="this model cannot be traced"):
         found = fit(tmp_path, Dashboard(), module=module)
     assert not found.Tags()["graph"]
-    assert len(found.Scalars("val/top1")) == 1
+    assert len(found.Scalars("val_best/top1")) == 1
     assert "cannot be traced" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("label", "caption"),
-    [(torch.tensor(1), "bee"), (torch.tensor([0.0, 0.25, 0.75]), "cat 75%\nbee 25%"),
-     (torch.tensor([0.0, 1.0, 0.0]), "bee 100%")],
-)  # fmt: skip
-def test_captions_of_plain_and_mixed_labels(label, caption):
-    assert dashboard._label(label, ["ant", "bee", "cat"]) == caption
+def test_captions_of_mixed_labels(tmp_path, monkeypatch):
+    class Mix(nn.Module):
+        def fit(self, data: Any) -> None:
+            pass
+
+        def forward(self, images: Tensor, labels: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
+            mixed = torch.tensor([[0.0, 0.25, 0.75, 0.0], [0.0, 1.0, 0.0, 0.0]])
+            return images, mixed.repeat(len(labels) // 2, 1)
+
+    captions: list[str] = []
+    contact_sheet = dashboard.contact_sheet
+
+    def recorded(images: Any, texts: list[str]) -> np.ndarray:
+        captions[:] = texts
+        return contact_sheet(images, texts)
+
+    monkeypatch.setattr(dashboard, "contact_sheet", recorded)
+    fit(tmp_path, Dashboard(images=2, graph=False), data=Tiny(batch_transforms=[Mix()], val_split=0))
+    assert captions == ["class 2 75%\nclass 1 25%", "class 1 100%"]

@@ -1,4 +1,4 @@
-"""What is frozen stays as it is, bit for bit, and no longer than asked."""
+"""Frozen layers do not change, bit for bit, until they are unfrozen."""
 
 import os
 import socket
@@ -19,13 +19,13 @@ from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
-def net() -> nn.Module:
+def build_backbone() -> nn.Module:
     torch.manual_seed(0)
     return cifar_resnet(8, num_classes=4)
 
 
-class Epochs(Callback):
-    """The backbone's state after each epoch."""
+class StateRecorder(Callback):
+    """Records the backbone's state after each epoch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -35,12 +35,12 @@ class Epochs(Callback):
 
 
 def fit(freeze: Freeze, epochs: int = 1, **kwargs: Any) -> tuple[ImageClassifier, list[dict[str, Tensor]]]:
-    """The backbone's state at the start and after every epoch."""
-    module, seen = ImageClassifier(net(), optimizer=optimizer(lr=0.1, weight_decay=0.1)), Epochs()
+    """Returns the module, and the backbone's state at the start and after every epoch."""
+    module, recorder = ImageClassifier(build_backbone(), optimizer=optimizer(lr=0.1, weight_decay=0.1)), StateRecorder()
     start = {name: value.clone() for name, value in module.backbone.state_dict().items()}
-    run = trainer(callbacks=[freeze, seen], max_epochs=epochs, limit_train_batches=2, **kwargs)
+    run = trainer(callbacks=[freeze, recorder], max_epochs=epochs, limit_train_batches=2, **kwargs)
     run.fit(module, datamodule=Tiny())
-    return module, [start, *seen.states]
+    return module, [start, *recorder.states]
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -53,37 +53,37 @@ def test_head_only():
     assert {name for name, p in module.backbone.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
 
 
-def test_up_to_a_stage():
+def test_last_frozen_stage():
     _, states = fit(Freeze(last_frozen="layer2"))
     after = changed(*states)
     assert {name.split(".")[0] for name in after} == {"layer3", "fc"}
     assert "layer3.0.bn1.running_mean" in after
 
 
-def test_until_an_epoch():
+def test_unfrozen_at_an_epoch():
     _, states = fit(Freeze(unfreeze_at_epoch=1), 2)
     assert changed(states[0], states[1]) == {"fc.weight", "fc.bias"}
     assert changed(states[1], states[2]) == set(states[0])
 
 
-def test_unfrozen_from_the_start_is_not_frozen():
+def test_unfrozen_from_the_start():
     _, states = fit(Freeze(unfreeze_at_epoch=0))
     assert changed(*states) == set(states[0])
 
 
-def test_validation_does_not_wake_the_frozen_statistics():
+def test_batchnorm_statistics_stay_frozen_after_a_validation():
     _, states = fit(Freeze(), 2, val_check_interval=1)
     assert changed(states[0], states[2]) == {"fc.weight", "fc.bias"}
 
 
-def test_the_optimiser_holds_every_parameter_from_the_start():
+def test_the_optimizer_has_every_parameter_from_the_start():
     module, _ = fit(Freeze(unfreeze_at_epoch=5))
-    held = {id(p) for group in module.trainer.optimizers[0].param_groups for p in group["params"]}
-    assert held == {id(p) for p in module.backbone.parameters()}
+    optimized = {id(p) for group in module.trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in module.backbone.parameters()}
 
 
 def test_an_unknown_stage():
-    with pytest.raises(UserError, match=r"Freeze\.last_frozen: layer9 is no stage") as error:
+    with pytest.raises(UserError, match=r"Freeze\.last_frozen: layer9 ") as error:
         fit(Freeze(last_frozen="layer9"))
     assert "layer1, layer2, layer3" in str(error.value)
 
@@ -95,7 +95,7 @@ def test_a_new_head_is_trained():
 
 
 class Token(nn.Module):
-    """Like a vision transformer: a parameter in no layer, and a head within a container."""
+    """Like a vision transformer: a parameter that is not in a layer, and a head within a container."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ def test_dropout_of_frozen_layers_is_off():
     trainer(callbacks=[Freeze(last_frozen="features")], limit_train_batches=1).fit(
         module, datamodule=Tiny(image_size=32)
     )
-    assert not any(part.training for part in backbone.features.modules())
+    assert not any(module.training for module in backbone.features.modules())
     assert backbone.classifier.training
 
 
-class Keep(Callback):
-    """Keeps the state in the middle of an epoch."""
+class SaveWithinEpoch(Callback):
+    """Saves a checkpoint in the middle of an epoch."""
 
     def __init__(self, path: Any) -> None:
         self.path = path
@@ -136,18 +136,18 @@ class Keep(Callback):
 
 
 @pytest.mark.parametrize("unfreeze", [None, 1])
-def test_a_run_that_goes_on_in_the_middle_of_an_epoch_is_frozen_as_before(tmp_path, unfreeze):
+def test_a_run_resumed_within_an_epoch_is_frozen(tmp_path, unfreeze):
     def run(ckpt_path: Any = None) -> ImageClassifier:
         module = classifier()
-        callbacks = [Freeze(unfreeze_at_epoch=unfreeze), *([] if ckpt_path else [Keep(tmp_path / "a.ckpt")])]
+        callbacks = [Freeze(unfreeze_at_epoch=unfreeze), *([] if ckpt_path else [SaveWithinEpoch(tmp_path / "a.ckpt")])]
         trainer(callbacks=callbacks, max_epochs=2, limit_val_batches=0).fit(
             module, datamodule=Tiny(), ckpt_path=ckpt_path
         )
         return module
 
-    whole = run().state_dict()
+    complete = run().state_dict()
     resumed = run(tmp_path / "a.ckpt").state_dict()
-    assert changed(whole, resumed) == set()
+    assert changed(complete, resumed) == set()
 
 
 def _train(rank: int, folder: str) -> None:
@@ -165,12 +165,12 @@ def _train(rank: int, folder: str) -> None:
     torch.save(dict(module.backbone.named_parameters()), f"{folder}/{rank}.pt")
 
 
-def test_two_processes_agree_on_what_was_unfrozen(tmp_path):
+def test_two_processes_have_equal_weights_after_unfreezing(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
     mp.start_processes(_train, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    start = dict(net().named_parameters())
+    start = dict(build_backbone().named_parameters())
     assert not torch.equal(first["conv1.weight"], start["conv1.weight"])
     assert changed(first, second) == set()

@@ -1,4 +1,4 @@
-"""Where a run stops after a signal, and what it leaves."""
+"""Where a run stops after a signal, and what it saves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from resnet_pl.callbacks import GracefulStop, LastCheckpoint
+from tests.test_classifier import MemoryLogger
 from tests.tiny import Tiny, classifier, trainer
 
 
 class Send(Callback):
-    """Sends signals to this process at a hook, when so many steps are made."""
+    """Sends signals to this process in a hook, after a number of steps."""
 
     def __init__(self, hook: str, step: int, *numbers: int) -> None:
         self.step, self.numbers = step, numbers
@@ -30,7 +31,7 @@ class Send(Callback):
 
 
 def stopped_at(folder: Path, *callbacks: Callback, **kwargs: Any) -> int:
-    """The step of last.ckpt after a run of two epochs of four steps that a signal ends."""
+    """Returns the step of last.ckpt of a run that a signal ends; it would have two epochs of four steps."""
     run = trainer(callbacks=[*callbacks, GracefulStop(folder)], max_epochs=2, enable_checkpointing=True, **kwargs)
     with pytest.raises(SystemExit):
         run.fit(classifier(), datamodule=Tiny())
@@ -50,34 +51,34 @@ def stopped_at(folder: Path, *callbacks: Callback, **kwargs: Any) -> int:
         ("on_train_epoch_end", 4, 4),
     ],
 )
-def test_it_stops_after_the_running_step(hook: str, step: int, expected: int, number: int, tmp_path: Path) -> None:
+def test_the_run_stops_after_the_current_step(hook: str, step: int, expected: int, number: int, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     assert stopped_at(tmp_path, Send(hook, step, number)) == expected
     assert signal.getsignal(number) == before
 
 
-def test_accumulated_batches_end_first(tmp_path: Path) -> None:
+def test_accumulation_is_completed_first(tmp_path: Path) -> None:
     assert stopped_at(tmp_path, Send("on_before_backward", 0, signal.SIGTERM), accumulate_grad_batches=2) == 1
 
 
-def test_a_validation_within_the_epoch_is_made_first(tmp_path: Path) -> None:
-    class Seen(Callback):
+def test_a_validation_within_the_epoch_is_completed_first(tmp_path: Path) -> None:
+    class StepRecorder(Callback):
         validated = 0
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             self.validated = trainer.global_step
 
-    seen = Seen()
+    recorder = StepRecorder()
     stop = Send("on_before_backward", 1, signal.SIGTERM)
-    assert stopped_at(tmp_path, stop, seen, val_check_interval=2) == 2
-    assert seen.validated == 2
+    assert stopped_at(tmp_path, stop, recorder, val_check_interval=2) == 2
+    assert recorder.validated == 2
 
 
-def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_immediately_and_saves_nothing(tmp_path: Path) -> None:
     assert stopped_at(tmp_path, Send("on_before_backward", 1, signal.SIGINT, signal.SIGINT)) == 0
 
 
-def test_a_run_that_ends_with_that_step_ends_well(tmp_path: Path) -> None:
+def test_a_run_whose_last_step_is_the_current_one_ends_normally(tmp_path: Path) -> None:
     stop = GracefulStop(tmp_path)
     callbacks = [Send("on_before_backward", 3, signal.SIGTERM), LastCheckpoint(tmp_path), stop]
     run = trainer(callbacks=callbacks, enable_checkpointing=True)
@@ -85,16 +86,14 @@ def test_a_run_that_ends_with_that_step_ends_well(tmp_path: Path) -> None:
     assert run.global_step == 4 and torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_what_a_step_logs_is_written_before_the_run_ends(tmp_path: Path) -> None:
+def test_metrics_of_the_last_step_are_logged(tmp_path: Path) -> None:
     class Own(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             pl_module.log("own", float(trainer.global_step))
 
-    from tests.test_classifier import Kept
-
-    kept = Kept()
+    logger = MemoryLogger()
     callbacks = [Own(), Send("on_before_backward", 1, signal.SIGTERM), GracefulStop(tmp_path)]
-    run = trainer(callbacks=callbacks, logger=kept, log_every_n_steps=1, enable_checkpointing=True)
+    run = trainer(callbacks=callbacks, logger=logger, log_every_n_steps=1, enable_checkpointing=True)
     with pytest.raises(SIGTERMException):
         run.fit(classifier(), datamodule=Tiny())
-    assert kept.values("own") == {0: 1.0, 1: 2.0}
+    assert logger.values("own") == {0: 1.0, 1: 2.0}

@@ -1,9 +1,8 @@
-"""What `predict` leaves behind: a row and a picture for each image, in their order."""
+"""The files that `predict` writes: a row and a thumbnail for each image, in order."""
 
 import csv
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -22,16 +21,19 @@ def read(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def collected(writer: PredictionWriter, shares: list[list[int]], world: list[Any] | None = None) -> None:
-    """Lets a writer see batches of images by position: image i is taken for class i % 3, its truth is class 0."""
+def write(writer: PredictionWriter, batches: list[list[int]]) -> None:
+    """Passes batches of image indices to a writer: the prediction of image i is class i % 3, its label is class 0.
+
+    Images from 6 on have no label.
+    """
     images = TensorImageDataset(
         torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9), [f"{i}.png" for i in range(9)]
     )
     run = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=SimpleNamespace(predict_images=images))
     module = SimpleNamespace(class_names=NAMES)
     writer.on_predict_start(run, module)
-    for share in shares:
-        indices = torch.tensor(share)
+    for batch in batches:
+        indices = torch.tensor(batch)
         probabilities = 0.1 + 0.7 * torch.nn.functional.one_hot(indices % 3, 3)
         labels = torch.where(indices < 6, 0, -1)
         outputs = {"probabilities": probabilities, "labels": labels, "indices": indices}
@@ -39,8 +41,8 @@ def collected(writer: PredictionWriter, shares: list[list[int]], world: list[Any
     writer.on_predict_end(run, module)
 
 
-def test_rows_are_in_the_order_of_the_images_whatever_order_they_came_in(tmp_path):
-    collected(PredictionWriter(tmp_path), [[7, 1], [4, 0, 8]])
+def test_rows_are_in_the_order_of_the_images(tmp_path):
+    write(PredictionWriter(tmp_path), [[7, 1], [4, 0, 8]])
     rows = [(row["path"], row["truth"], row["prediction"]) for row in read(tmp_path)]
     assert rows == [
         ("0.png", "ant", "ant"), ("1.png", "ant", "bee"), ("4.png", "ant", "bee"), ("7.png", "", "bee"),
@@ -48,37 +50,37 @@ def test_rows_are_in_the_order_of_the_images_whatever_order_they_came_in(tmp_pat
     ]  # fmt: skip
 
 
-def test_as_many_classes_as_asked_for_and_as_there_are(tmp_path):
-    collected(PredictionWriter(tmp_path / "two", top_k=2), [[0]])
-    collected(PredictionWriter(tmp_path / "all", top_k=9), [[0]])
+def test_top_k_is_limited_by_the_number_of_classes(tmp_path):
+    write(PredictionWriter(tmp_path / "two", top_k=2), [[0]])
+    write(PredictionWriter(tmp_path / "all", top_k=9), [[0]])
     assert {key for key in read(tmp_path / "two")[0] if "class" in key} == {"class_2"}
     assert {key for key in read(tmp_path / "all")[0] if "class" in key} == {"class_2", "class_3"}
     assert float(read(tmp_path / "two")[0]["probability"]) == pytest.approx(0.8)
 
 
-def test_the_sheet_shows_the_first_images(tmp_path):
-    collected(PredictionWriter(tmp_path / "four", sheet=4), [[0, 1, 2, 3, 4]])
-    collected(PredictionWriter(tmp_path / "one", sheet=1), [[0, 1, 2, 3, 4]])
+def test_the_contact_sheet_shows_the_first_images(tmp_path):
+    write(PredictionWriter(tmp_path / "four", sheet=4), [[0, 1, 2, 3, 4]])
+    write(PredictionWriter(tmp_path / "one", sheet=1), [[0, 1, 2, 3, 4]])
     four, one = (Image.open(tmp_path / name / "contact_sheet.png") for name in ("four", "one"))
     assert four.width > 1.5 * one.width
     assert four.height > 1.5 * one.height
 
 
-def test_nothing_to_predict_and_no_sheet(tmp_path):
-    collected(PredictionWriter(tmp_path / "none"), [])
-    collected(PredictionWriter(tmp_path / "no sheet", sheet=0), [[1]])
+def test_no_images_and_no_contact_sheet(tmp_path):
+    write(PredictionWriter(tmp_path / "none"), [])
+    write(PredictionWriter(tmp_path / "no sheet", sheet=0), [[1]])
     assert read(tmp_path / "none") == []
     assert not (tmp_path / "none" / "contact_sheet.png").exists()
     assert not (tmp_path / "no sheet" / "contact_sheet.png").exists()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        collected(PredictionWriter(tmp_path / "file" / "sub"), [[1]])
+        write(PredictionWriter(tmp_path / "file" / "sub"), [[1]])
 
 
-def test_in_a_run(tmp_path):
+def test_predict_with_a_trainer(tmp_path):
     module, data = classifier(), Tiny()
     trainer(limit_train_batches=1).fit(module, datamodule=data)
     writer = PredictionWriter(tmp_path, top_k=2)

@@ -1,4 +1,4 @@
-"""Images a second and seconds an epoch, with a clock that the test turns."""
+"""Images per second and seconds per epoch, with a simulated clock."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from tests.tiny import Tiny, classifier, trainer
 
 
 class Clock(Callback):
-    """Half a second a training batch, a hundred a validation batch."""
+    """A training batch takes half a second, a validation batch 100 seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -27,7 +27,9 @@ class Clock(Callback):
         self.now += 100
 
 
-class Logged(Callback):
+class MetricRecorder(Callback):
+    """Records the logged metrics of each epoch."""
+
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
@@ -39,22 +41,22 @@ class Logged(Callback):
         self.epochs.append({name: float(value) for name, value in trainer.logged_metrics.items()})
 
 
-@pytest.mark.parametrize(("cache", "seconds", "told"), [(False, 0, True), (True, 0, False), (False, 1e6, False)])
-def test_a_word_on_waiting_for_photos(photo_folder, tmp_path, monkeypatch, capsys, cache, seconds, told):
-    monkeypatch.setattr(throughput, "MIN_WAIT_SECONDS", seconds)
+@pytest.mark.parametrize(("cache", "min_wait", "printed"), [(False, 0, True), (True, 0, False), (False, 1e6, False)])
+def test_a_hint_if_data_loading_is_slow(photo_folder, tmp_path, monkeypatch, capsys, cache, min_wait, printed):
+    monkeypatch.setattr(throughput, "MIN_WAIT_SECONDS", min_wait)
     monkeypatch.setattr(throughput, "MIN_WAIT_FRACTION", 0)
     data = ImageFolder(photo_folder, image_size=16, batch_size=4, num_workers=0, cache=cache, cache_dir=tmp_path)
     trainer(callbacks=[Throughput()], max_epochs=1).fit(classifier(), datamodule=data)
-    assert ("--data.cache true" in capsys.readouterr().out) == told
+    assert ("--data.cache true" in capsys.readouterr().out) == printed
 
 
 @pytest.mark.parametrize("interval", [1.0, 2])
-def test_the_speed_of_training_without_validation(monkeypatch, interval):
-    clock, logged = Clock(), Logged()
+def test_validation_time_is_excluded(monkeypatch, interval):
+    clock, recorder = Clock(), MetricRecorder()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=clock.perf_counter))
-    run = trainer(callbacks=[clock, Throughput(), logged], max_epochs=2, val_check_interval=interval)
+    run = trainer(callbacks=[clock, Throughput(), recorder], max_epochs=2, val_check_interval=interval)
     run.fit(classifier(), datamodule=Tiny())
-    assert len(logged.epochs) == 2
-    for epoch in logged.epochs:
+    assert len(recorder.epochs) == 2
+    for epoch in recorder.epochs:
         assert epoch["throughput/epoch_seconds"] == pytest.approx(2.0)
         assert epoch["throughput/images_per_second"] == pytest.approx(20.0)

@@ -1,4 +1,4 @@
-"""The first convolution begins as whitening filters, and only at the beginning."""
+"""Whitening initialization of the first convolution."""
 
 from __future__ import annotations
 
@@ -16,60 +16,60 @@ from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, trainer
 
 
-class Seen(Callback):
-    """The first convolution's filters before the first step."""
+class FilterRecorder(Callback):
+    """Records the filters of the first convolution before the first step."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         stem = next(module for module in pl_module.backbone.modules() if isinstance(module, nn.Conv2d))
         self.filters = stem.weight.detach().clone()
 
 
-def started(module: nn.Module, data: Tiny, **kwargs: object) -> Tensor:
-    seen = Seen()
-    trainer(callbacks=[WhiteningInit(60), seen], max_steps=1).fit(module, datamodule=data, **kwargs)
-    return seen.filters
+def initial_filters(module: nn.Module, data: Tiny, **kwargs: object) -> Tensor:
+    recorder = FilterRecorder()
+    trainer(callbacks=[WhiteningInit(60), recorder], max_steps=1).fit(module, datamodule=data, **kwargs)
+    return recorder.filters
 
 
-def test_what_the_first_filters_give_is_uncorrelated_and_of_unit_variance() -> None:
+def test_the_outputs_are_uncorrelated_and_have_unit_variance() -> None:
     module, data = classifier(), Tiny()
     before = module.backbone.conv1.weight.detach().clone()
-    filters = started(module, data)
+    filters = initial_filters(module, data)
     assert filters.shape == (16, 3, 3, 3) and not torch.equal(filters, before)
     images = module.normalize(data.splits["train"].images)
     patches = F.unfold(images, 3, stride=3).transpose(0, 1).flatten(1)
-    found = torch.cov(filters[:8].flatten(1) @ patches, correction=0)
-    torch.testing.assert_close(found, torch.eye(8), rtol=1e-3, atol=1e-3)
+    covariance = torch.cov(filters[:8].flatten(1) @ patches, correction=0)
+    torch.testing.assert_close(covariance, torch.eye(8), rtol=1e-3, atol=1e-3)
     assert torch.equal(filters[8:], -filters[:8])
 
 
-def test_what_is_left_over_keeps_its_start() -> None:
+def test_remaining_filters_keep_their_initialization() -> None:
     module = classifier(
         backbone=nn.Sequential(nn.Conv2d(3, 9, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 4))
     )
     before = module.backbone[0].weight.detach().clone()
-    after = started(module, Tiny())
+    after = initial_filters(module, Tiny())
     assert torch.equal(after[6:], before[6:]) and not torch.equal(after[:6], before[:6])
 
 
-def test_a_run_that_goes_on_keeps_its_filters(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_filters(tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[WhiteningInit(60)], max_steps=2)
     module = classifier()
     run.fit(module, datamodule=Tiny())
     run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    again, seen = classifier(), Seen()
-    going_on = trainer(callbacks=[WhiteningInit(60), seen], max_epochs=2)
-    going_on.fit(again, datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
-    assert torch.equal(seen.filters, module.backbone.conv1.weight)
+    resumed, recorder = classifier(), FilterRecorder()
+    again = trainer(callbacks=[WhiteningInit(60), recorder], max_epochs=2)
+    again.fit(resumed, datamodule=Tiny(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(recorder.filters, module.backbone.conv1.weight)
 
 
-def test_pretrained_weights_are_not_written_over() -> None:
+def test_pretrained_weights_are_not_overwritten() -> None:
     module = classifier()
     module.weights = "IMAGENET1K_V1"
-    with pytest.raises(UserError, match=r"from scratch\n.*--model.weights null"):
+    with pytest.raises(UserError, match=r"--model.weights null"):
         WhiteningInit().on_fit_start(trainer(), module)
 
 
-def test_a_net_without_convolution_is_refused() -> None:
+def test_a_model_without_convolution_is_refused() -> None:
     module = classifier(backbone=nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
-    with pytest.raises(UserError, match="first convolution of the backbone must be dense"):
+    with pytest.raises(UserError, match="WhiteningInit: the backbone has no first convolution"):
         trainer(callbacks=[WhiteningInit()]).fit(module, datamodule=Tiny())

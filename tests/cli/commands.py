@@ -1,4 +1,4 @@
-"""Command lines that tests run in process, and what they leave."""
+"""Helpers that run command lines in process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ PROJECT = Path(__file__).parents[2]
 SMALL = [
     *["--config", str(PROJECT / "configs/digits.yaml"), "--model.backbone.depth", "8"],
     *["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "6", "--trainer.log_every_n_steps", "2"],
+    *["--dashboard.graph", "false"],  # a third of the time of such a run
 ]
-# The same for a test's own backbone, of which a depth would be an argument.
+# The same for another backbone, which may have no argument `depth`.
 BARE = [*SMALL[:2], *SMALL[4:]]
 
 
@@ -24,24 +25,24 @@ def run(*argv: object) -> None:
 
 
 def failed(capsys: pytest.CaptureFixture[str], code: int, *argv: object) -> str:
-    """Runs a command line that must end with a code and two lines at most, and returns these."""
+    """Runs a command line that must fail with a code and at most two lines; returns these lines."""
     capsys.readouterr()
     assert main([str(arg) for arg in argv]) == code
-    said = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    start = next(i for i, line in enumerate(said) if line.startswith("error: "))
-    text = "\n".join(said[start:])
-    assert len(said[start:]) <= 2, text
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    text = "\n".join(lines[start:])
+    assert len(lines[start:]) <= 2, text
     assert not any(noise in text for noise in ("Traceback", "Subtypes", "Subclass types", "Given value")), text
     return text
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Runs a command line that must be refused as the user's mistake, and returns what is said."""
+    """Runs a command line that must fail with exit code 2; returns the message."""
     return failed(capsys, 2, *argv)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Runs a command line that prints and ends, such as `--help`, and returns what it prints."""
+    """Runs a command line such as `--help`; returns its output."""
     capsys.readouterr()
     run(*argv)
     return capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A small training whose run folder many tests read or copy."""
+"""Fixtures: a small training run that many tests read or copy."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def copy(trained: Path, place: Path) -> Path:
-    """A copy of the run that a test may change, in a working folder of its own."""
+    """A copy of the run that a test may change, in an empty working folder."""
     return Path(shutil.copytree(trained, place / "runs/digits/version_0")).relative_to(place)

@@ -1,4 +1,4 @@
-"""`test` and `validate`: from a checkpoint alone, in every protocol, with several networks, on other data."""
+"""`test` and `validate`: a single checkpoint, test-time augmentation, ensembles, other data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def top1(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
-def test_test_needs_the_checkpoint_alone(copy: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_test_needs_only_the_checkpoint(copy: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("test", "--ckpt_path", copy / "checkpoints" / name)
     out = capsys.readouterr().out
     results = read_results(copy / "results.json")
@@ -40,9 +40,10 @@ def test_test_needs_the_checkpoint_alone(copy: Path, name: str, capsys: pytest.C
     assert results["checkpoint"] == f"checkpoints/{name}"
     assert "test: 360 images, the test split stored in the checkpoint" in out
     assert f"{results['top1']:.2%}" in out and "calibration error" in out
+    assert f"Saved to {copy / 'results.json'}" in out
     assert sum(entry["images"] for entry in results["per_class"].values()) == 360
-    right = sum(entry["correct"] for entry in results["per_class"].values())
-    assert results["top1"] == right / 360
+    correct = sum(entry["correct"] for entry in results["per_class"].values())
+    assert results["top1"] == correct / 360
     assert (copy / "confusion.png").is_file()
     assert not Path("runs/digits/version_1").exists()
 
@@ -52,12 +53,12 @@ def test_test_agrees_with_a_plain_computation(copy: Path) -> None:
     results = read_results(copy / "results.json")
     from sklearn.datasets import load_digits
 
-    net = ImageClassifier.load_from_checkpoint(copy / "checkpoints/best.ckpt", map_location="cpu").eval()
+    model = ImageClassifier.load_from_checkpoint(copy / "checkpoints/best.ckpt", map_location="cpu").eval()
     data = Digits()
     data.setup("test")
     images = data.splits["test"]
     with torch.no_grad():
-        probabilities = net(images.images).softmax(1)
+        probabilities = model(images.images).softmax(1)
     assert results["top1"] == pytest.approx(float((probabilities.argmax(1) == images.labels).float().mean()))
     loss = -probabilities[torch.arange(360), images.labels].log().mean()
     assert results["loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -71,7 +72,7 @@ def test_results_are_plain_json(copy: Path) -> None:
     assert set(results) >= {"top1", "top5", "loss", "calibration_error", "images", "per_class", "versions", "epoch"}
 
 
-def test_other_tests_are_kept_beside_the_first(copy: Path) -> None:
+def test_results_of_another_checkpoint_are_added(copy: Path) -> None:
     run("test", "--ckpt_path", copy / "checkpoints/best.ckpt")
     first = read_results(copy / "results.json")
     run("test", "--ckpt_path", copy / "checkpoints/last.ckpt")
@@ -80,7 +81,7 @@ def test_other_tests_are_kept_beside_the_first(copy: Path) -> None:
     assert any(isinstance(v, dict) and v.get("checkpoint") == "checkpoints/last.ckpt" for v in both.values())
 
 
-def test_tests_in_another_way_have_keys_of_their_own(copy: Path) -> None:
+def test_each_protocol_is_a_separate_result(copy: Path) -> None:
     best = copy / "checkpoints/best.ckpt"
     run("test", "--ckpt_path", best)
     first = read_results(copy / "results.json")["top1"]
@@ -94,7 +95,7 @@ def test_tests_in_another_way_have_keys_of_their_own(copy: Path) -> None:
     assert others == {f"single view, {way}" for way in expected}
 
 
-def test_validate_has_a_file_of_its_own(copy: Path) -> None:
+def test_validate_writes_results_val(copy: Path) -> None:
     run("validate", "--ckpt_path", copy / "checkpoints/best.ckpt")
     results = read_results(copy / "results-val.json")
     assert results["images"] == 180 and not (copy / "results.json").exists()
@@ -102,12 +103,12 @@ def test_validate_has_a_file_of_its_own(copy: Path) -> None:
     assert results["top1"] == pytest.approx(best, abs=1e-6)
 
 
-def test_output_goes_where_it_is_asked(copy: Path) -> None:
+def test_output_folder(copy: Path) -> None:
     run("test", "--ckpt_path", copy / "checkpoints/best.ckpt", "--output", "elsewhere")
     assert Path("elsewhere/results.json").is_file() and not (copy / "results.json").exists()
 
 
-def test_a_checkpoint_outside_a_run_writes_here(copy: Path) -> None:
+def test_a_checkpoint_outside_a_run_writes_to_the_working_folder(copy: Path) -> None:
     shutil.move(copy / "checkpoints/best.ckpt", "mine.ckpt")
     shutil.rmtree("runs")
     run("test", "--ckpt_path", "mine.ckpt")
@@ -115,7 +116,7 @@ def test_a_checkpoint_outside_a_run_writes_here(copy: Path) -> None:
     assert not Path("runs").exists()
 
 
-def test_the_command_line_wins_over_the_checkpoint(copy: Path) -> None:
+def test_the_command_line_overrides_the_checkpoint(copy: Path) -> None:
     words = ["--data.eval_batch_size", 100, "--trainer.precision", "bf16-mixed", "--trainer.limit_test_batches", 1]
     run("test", "--ckpt_path", copy / "checkpoints/best.ckpt", *words)
     results = read_results(copy / "results.json")
@@ -128,7 +129,7 @@ def test_precision_comes_from_the_checkpoint(place: Path) -> None:
     assert read_results(Path("runs/digits/version_0/results.json"))["precision"] == "bf16-mixed"
 
 
-def test_best_means_the_newest_run_of_the_name(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_is_the_best_checkpoint_of_the_newest_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", *QUICK, "--name", "other")
     run("test", "--ckpt_path", "best", "--name", "digits")
     assert (copy / "results.json").is_file()
@@ -148,9 +149,9 @@ def test_the_checkpoint_is_named_in_a_file(copy: Path) -> None:
     assert (copy / "results.json").is_file()
 
 
-def test_another_network_than_the_checkpoint_holds(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "test", "--ckpt_path", copy / "checkpoints/best.ckpt", "--model.backbone.depth", 14)
-    assert "another network" in said and "model.backbone" in said
+def test_a_different_network_than_the_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "test", "--ckpt_path", copy / "checkpoints/best.ckpt", "--model.backbone.depth", 14)
+    assert "different network" in message and "model.backbone" in message
     assert not (copy / "results.json").exists()
 
 
@@ -162,13 +163,13 @@ def test_classes_that_look_like_numbers(place: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(path)
     small = ["--data.image_size", 32, "--data.batch_size", 4, "--data.num_workers", 0, "--trainer.max_epochs", 1]
-    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--name", "numbers"]
-    run("fit", "--data", "ImageFolder", "--data.root", "photos", *small, *net)
+    model = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--name", "numbers"]
+    run("fit", "--data", "ImageFolder", "--data.root", "photos", *small, *model)
     run("test", "--ckpt_path", "best")
     assert set(read_results(Path("runs/numbers/version_0/results.json"))["per_class"]) == {"1e3", "007", "yes"}
 
 
-def test_ctrl_c_ends_a_test_without_results(
+def test_ctrl_c_interrupts_a_test_without_results(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*args: Any) -> None:
@@ -209,16 +210,16 @@ OTHER = "data: {class_path: ImageFolder, init_args: {root: photos, image_size: 2
         ],
     ],
 )
-def test_data_of_another_class_replaces_the_checkpoints(argv: list[str], copy: Path, photos: Path) -> None:
+def test_data_of_another_class_replaces_that_of_the_checkpoint(argv: list[str], copy: Path, photos: Path) -> None:
     Path("other.yaml").write_text(OTHER)
     run("test", "--ckpt_path", copy, *argv, "--data.num_workers", 0)
     results = read_results(copy / "results.json")
-    # What the other class does not have, such as the size of Digits' images, is not taken over.
+    # Arguments of Digits, such as its image size, do not apply to the other class.
     assert results["protocol"] == "single view, image_size 24" and "photos" in results["data"]
     assert results["per_class"].keys() == set("0123456789") and results["images"] <= 40
 
 
-def test_data_of_the_same_class_keeps_the_checkpoints_arguments(copy: Path) -> None:
+def test_data_of_the_same_class_keeps_the_arguments_of_the_checkpoint(copy: Path) -> None:
     Path("same.yaml").write_text("data: {class_path: resnet_pl.data.Digits, init_args: {eval_batch_size: 100}}")
     run("fit", *QUICK, "--data.test_split", 100, "--data.image_size", 24, "--name", "small")
     run("test", "--ckpt_path", "best", "--name", "small", "--config", "same.yaml")
@@ -226,9 +227,7 @@ def test_data_of_the_same_class_keeps_the_checkpoints_arguments(copy: Path) -> N
     assert (results["images"], results["protocol"]) == (100, "single view")
 
 
-def test_other_classes_than_the_networks_are_refused(
-    copy: Path, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_with_other_classes_is_rejected(copy: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "9").rename(photos / "nine")
     Path("other.yaml").write_text(OTHER)
     assert "nine" in refused(capsys, "test", "--ckpt_path", copy, "--config", "other.yaml")
@@ -239,7 +238,7 @@ def test_other_classes_than_the_networks_are_refused(
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The run folders of two networks that differ in depth, seed and normalization."""
+    """The run folders of two models that differ in depth, seed and normalization."""
     root = tmp_path_factory.mktemp("pair")
     run("fit", *SMALL, "--trainer.default_root_dir", root, "--name", "a")
     other = ["--model.backbone.depth", "14", "--seed_everything", "1", "--data.std", "channel", "--name", "b"]
@@ -249,26 +248,26 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def copies(pair: list[Path], place: Path) -> list[Path]:
-    """Copies of both that a test may write into."""
+    """Copies of both that a test may write to."""
     return [Path(shutil.copytree(path, place / path.parent.name / path.name)) for path in pair]
 
 
-def by_hand(folder: Path, mirror: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of a run's best network on its test images, all at once, and the labels."""
+def by_hand(folder: Path, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of a run's best checkpoint on its test set in one batch, and the labels."""
     model, data = load_run(folder)
     images = data.split("test")
-    views = [images.images, images.images.flip(-1)] if mirror else [images.images]
+    views = [images.images, images.images.flip(-1)] if flip else [images.images]
     with torch.no_grad():
         return torch.stack([model(view).softmax(1) for view in views]).mean(0), images.labels
 
 
-def test_each_protocol_has_a_key_of_its_own(copies: list[Path]) -> None:
+def test_results_of_each_augmentation(copies: list[Path]) -> None:
     for views in ("none", "flip", "10-crop", "multi-scale"):
         run("test", "--ckpt_path", copies[0], "--tta", views)
     results = read_results(copies[0] / "results.json")
     assert results["protocol"] == "single view" and results["top1"] == top1(*by_hand(copies[0]))
     flipped = results["horizontal flip"]
-    scores, labels = by_hand(copies[0], mirror=True)
+    scores, labels = by_hand(copies[0], flip=True)
     assert flipped["top1"] == top1(scores, labels)
     loss = -scores.gather(1, labels[:, None]).log().mean().item()
     assert flipped["loss"] == pytest.approx(loss, rel=1e-5)
@@ -279,36 +278,36 @@ def test_each_protocol_has_a_key_of_its_own(copies: list[Path]) -> None:
     assert len(losses) == 4
 
 
-def test_precise_statistics_are_for_this_test_unless_they_are_kept(copies: list[Path], place: Path) -> None:
+def test_precise_bn_is_for_one_test_unless_it_is_saved(copies: list[Path], place: Path) -> None:
     before = (copies[0] / "checkpoints/best.ckpt").read_bytes()
     run("test", "--ckpt_path", copies[0], "--precise_bn", "all", "--save_to", "precise.ckpt")
     assert (copies[0] / "checkpoints/best.ckpt").read_bytes() == before
     results = read_results(copies[0] / "results.json")
     assert results["protocol"] == "single view, precise BN over all images"
-    run("test", "--ckpt_path", "precise.ckpt", "--output", "kept")
+    run("test", "--ckpt_path", "precise.ckpt", "--output", "saved")
     run("test", "--ckpt_path", copies[0], "--output", "plain")
-    kept, plain = read_results(place / "kept/results.json"), read_results(place / "plain/results.json")
-    assert kept["loss"] == pytest.approx(results["loss"], rel=1e-6) and kept["loss"] != pytest.approx(plain["loss"])
+    saved, plain = read_results(place / "saved/results.json"), read_results(place / "plain/results.json")
+    assert saved["loss"] == pytest.approx(results["loss"], rel=1e-6) and saved["loss"] != pytest.approx(plain["loss"])
 
 
-def test_weights_alone_are_kept_with_what_they_need(copies: list[Path]) -> None:
+def test_exported_weights_have_classes_and_normalization(copies: list[Path]) -> None:
     safetensors = pytest.importorskip("safetensors")
-    run("test", "--ckpt_path", copies[0], "--save_to", "net.safetensors")
-    with safetensors.safe_open("net.safetensors", "pt") as file:
+    run("test", "--ckpt_path", copies[0], "--save_to", "model.safetensors")
+    with safetensors.safe_open("model.safetensors", "pt") as file:
         words = {name: json.loads(each) for name, each in file.metadata().items()}
     saved = torch.load(copies[0] / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert words["classes"] == [str(digit) for digit in range(10)]
     assert words["mean"] == pytest.approx(saved["normalize.mean"].flatten().tolist())
     assert words["std"] == pytest.approx(saved["normalize.std"].flatten().tolist())
-    net = cifar_resnet(8)
-    net.load_state_dict(read_state_dict(Path("net.safetensors")))
-    assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in net.state_dict().items())
+    model = cifar_resnet(8)
+    model.load_state_dict(read_state_dict(Path("model.safetensors")))
+    assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in model.state_dict().items())
 
 
 def test_published_weights_are_tested_without_a_checkpoint(place: Path) -> None:
     torch.manual_seed(3)
-    net = cifar_resnet(8).eval()
-    torch.save({f"module.{key}": value for key, value in net.state_dict().items()}, "published.pth")
+    model = cifar_resnet(8).eval()
+    torch.save({f"module.{key}": value for key, value in model.state_dict().items()}, "published.pth")
     weights = ["--model.weights", "published.pth", "--data.mean", "[0.2, 0.3, 0.4]", "--data.std", "[0.5, 0.5, 0.5]"]
     run("test", *SMALL[:4], *weights)
     results = read_results(place / "results.json")
@@ -318,13 +317,13 @@ def test_published_weights_are_tested_without_a_checkpoint(place: Path) -> None:
     images = data.split("test")
     normalized = (images.images / 255 - torch.tensor([0.2, 0.3, 0.4])[:, None, None]) / 0.5
     with torch.no_grad():
-        assert results["top1"] == pytest.approx(top1(net(normalized), images.labels))
+        assert results["top1"] == pytest.approx(top1(model(normalized), images.labels))
 
 
-def test_what_does_not_fit_together_is_refused(copies: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradicting_options_are_rejected(copies: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     test = ["test", "--ckpt_path", copies[0]]
-    said = refused(capsys, *test, "--tta", "multi-scale", "--scales", "16", "12")
-    assert "--scales" in said and "12" in said and "16" in said
+    message = refused(capsys, *test, "--tta", "multi-scale", "--scales", "16", "12")
+    assert "--scales" in message and "12" in message and "16" in message
     assert "multi-scale" in refused(capsys, *test, "--scales", "16", "32")
     assert "--precise_bn" in refused(capsys, *test, "--save_to", "x.ckpt")
     assert "--ensemble" in refused(capsys, *test, "--save_to", "x.safetensors", "--ensemble", "x.ckpt")
@@ -349,19 +348,21 @@ def test_an_ensemble_averages_the_probabilities_of_its_members(copies: list[Path
     assert results["protocol"].startswith("single view, ensemble with") and str(copies[1]) in results["protocol"]
 
 
-def test_a_leak_between_members_is_refused(copies: list[Path], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_with_other_splits_are_rejected(
+    copies: list[Path], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("fit", *SMALL, "--trainer.default_root_dir", place, "--name", "c", "--data.split_seed", "5")
     message = refused(capsys, "test", "--ensemble", copies[0], place / "c/version_0")
     assert str(place / "c/version_0") in message and "split_seed" in message
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_the_options_of_the_data_hold_for_every_member(joined: bool, photo_folder: Path, place: Path) -> None:
-    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--trainer.logger", "false"]
+def test_data_options_apply_to_every_member(joined: bool, photo_folder: Path, place: Path) -> None:
+    backbone = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--trainer.logger", "false"]
     data = ["--data", "ImageFolder", "--data.root", photo_folder, "--data.image_size", 16, "--data.batch_size", 4]
     for seed in (0, 1):
         few = ["--trainer.max_epochs", 1, "--name", f"seed{seed}", "--seed_everything", seed, "--data.num_workers", 0]
-        run("fit", *net, *data, *few)
+        run("fit", *backbone, *data, *few)
     photo_folder.rename(place / "moved")
     members = [Path(f"runs/seed{seed}/version_0") for seed in (0, 1)]
     root = ["--data.root=moved"] if joined else ["--data.root", "moved"]

@@ -1,4 +1,4 @@
-"""What is answered before torch is imported, exit codes, and how errors are told."""
+"""Answers before torch is imported, exit codes, and the format of errors."""
 
 from __future__ import annotations
 
@@ -31,11 +31,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "valdate")
-    assert "valdate" in said and "validate" in said
+    message = refused(capsys, "valdate")
+    assert "valdate" in message and "validate" in message
     assert "fit, validate" in refused(capsys, "xyz")
     assert "paper curves" in refused(capsys, "curves")
-    assert "comes first" in refused(capsys, "--config", "configs/digits.yaml", "fit")
+    assert "before --config" in refused(capsys, "--config", "configs/digits.yaml", "fit")
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [("train", "fit"), ("eval", "test"), ("evaluate", "validate"), ("val", "validate"), ("infer", "predict")],
+)
+def test_subcommands_of_other_scripts(word: str, instead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, word, "--epochs", 3)
+    assert word in message and instead in message.splitlines()[1]
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -45,7 +54,7 @@ def test_debug_shows_the_traceback() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["--version"], ["valdate"], ["fit", "--config", "no.yaml"], ["fit", "--config", "bad.yaml"]]
+    "argv", [["--help"], ["--version"], ["train"], ["fit", "--epochs", "3"], ["fit"], ["fit", "--config", "bad.yaml"]]
 )
 def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("model: [")
@@ -58,16 +67,16 @@ def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_unexpected_error_is_told_in_two_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    net = ["--model.backbone=torch.nn.Linear", "--model.backbone.in_features=3", "--model.backbone.out_features=10"]
-    argv = ["fit", *BARE, *net, "--trainer.default_root_dir", str(tmp_path), "--dashboard.graph", "false"]
-    said = failed(capsys, 1, *argv).splitlines()
-    assert "RuntimeError: mat1 and mat2" in said[0] and "--debug" in said[1]
+def test_an_unexpected_error_has_two_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    linear = ["--model.backbone=torch.nn.Linear", "--model.backbone.in_features=3", "--model.backbone.out_features=10"]
+    argv = ["fit", *BARE, *linear, "--trainer.default_root_dir", str(tmp_path), "--dashboard.graph", "false"]
+    lines = failed(capsys, 1, *argv).splitlines()
+    assert "RuntimeError: mat1 and mat2" in lines[0] and "--debug" in lines[1]
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         main([*argv, "--debug"])
 
 
-def stopped(*args: object) -> int:
+def interrupted(*args: object) -> int:
     raise KeyboardInterrupt
 
 
@@ -82,14 +91,14 @@ def missing(*args: object) -> int:
 @pytest.mark.parametrize(
     ("ends", "code", "words"),
     [
-        (stopped, 130, "stopped"),
+        (interrupted, 130, "Interrupted"),
         (unreadable, 2, "runs/a/config.yaml: Permission denied"),
-        # A file of our own that is not where it should be is no mistake of the user's.
+        # A missing file of the package is not an error of the user.
         (missing, 1, "--debug"),
         (lambda *_: 0, 0, ""),
     ],
 )
-def test_the_exit_code_tells_how_it_ended(
+def test_the_exit_code_depends_on_the_error(
     ends: Callable[..., int],
     code: int,
     words: str,
@@ -102,7 +111,7 @@ def test_the_exit_code_tells_how_it_ended(
 
 
 @pytest.mark.process
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(PROJECT / "cli.py"), "--help"]
@@ -112,14 +121,14 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_a_class_in_the_working_folder_is_found(place: Path) -> None:
-    (place / "own_net_here.py").write_text(
+    (place / "own_model_here.py").write_text(
         "from resnet_pl.models import cifar_resnet\nfrom torch import nn\n\n"
         "def small(num_classes: int = 10) -> nn.Module:\n    return cifar_resnet(8, num_classes)\n"
     )
     path = [entry for entry in sys.path if entry not in ("", str(place))]
     sys.path[:] = path
     try:
-        few = ["--trainer.max_epochs", "1", "--trainer.logger", "false", "--model.backbone", "own_net_here.small"]
+        few = ["--trainer.max_epochs", "1", "--trainer.logger", "false", "--model.backbone", "own_model_here.small"]
         assert main(["fit", *BARE, *few]) == 0
     finally:
         sys.path[:] = [entry for entry in sys.path if entry != str(place)]

@@ -1,4 +1,4 @@
-"""Command line and configuration files to data, network and trainer."""
+"""Data, model and Trainer from the command line and configuration files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.command_line import CommandLine
 from resnet_pl.models import NETWORKS
 from resnet_pl.run_dir import class_name
-from tests.cli.commands import PROJECT, SMALL, printed, refused, run
+from tests.cli.commands import SMALL, printed, refused, run
 
 DIGITS = ["--data", "Digits"]
 SHORT = ["--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1]
 
 
 class Other(ImageClassifier):
-    """Another model, with an argument of its own.
+    """Another model, with one more argument.
 
     Args:
-        width: of nothing.
+        width: unused.
     """
 
     def __init__(self, width: int = 3, **kwargs: Any) -> None:
@@ -36,12 +36,12 @@ class Other(ImageClassifier):
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]:
-    """What the configuration of a training would be."""
+    """The resolved configuration of `fit`."""
     return yaml.safe_load(printed(capsys, "fit", *argv, "--print_config"))
 
 
 def build(folder: Path, *options: str) -> ProjectCLI:
-    """Data, network and trainer of a small training, not run."""
+    """Data, model and Trainer of a small training, not run."""
     return ProjectCLI(CommandLine(["fit", *SMALL, "--trainer.default_root_dir", str(folder), *options]), train)
 
 
@@ -59,7 +59,7 @@ def test_classes_and_networks_have_short_names(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("flag", ["--model.backbone", "--model.backbone.class_path", "--model.init_args.backbone"])
 @pytest.mark.parametrize("joined", [True, False])
-def test_a_network_is_named_in_any_way(flag: str, joined: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_spellings_of_a_backbone(flag: str, joined: bool, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"{flag}=cifar_resnet"] if joined else [flag, "cifar_resnet"]
     backbone = resolved(capsys, *DIGITS, *words, "--model.backbone.depth", 56)["model"]["init_args"]["backbone"]
     assert backbone["class_path"] == "resnet_pl.models.cifar_resnet" and backbone["init_args"]["depth"] == 56
@@ -75,7 +75,7 @@ def test_a_network_is_named_in_any_way(flag: str, joined: bool, capsys: pytest.C
         "model: {class_path: ImageClassifier, init_args: {backbone: resnet34, label_smoothing: 0.25}}",
     ],
 )
-def test_the_model_of_a_file_may_leave_out_its_class(
+def test_the_class_of_the_model_is_optional_in_a_file(
     text: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("mine.yaml").write_text(text)
@@ -101,15 +101,15 @@ def test_another_model_is_trained_and_tested(place: Path) -> None:
     run("test", "--ckpt_path", "best")
 
 
-def test_the_command_line_wins_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_overrides_files_in_any_order(capsys: pytest.CaptureFixture[str]) -> None:
     config = resolved(capsys, "--trainer.max_epochs", 1, "--name", "first", *SMALL[:4], "--model.schedule.warmup=2")
     assert (config["trainer"]["max_epochs"], config["name"]) == (1, "first")
     model = config["model"]["init_args"]
-    # The file's own values stay.
+    # The other values of the file are unchanged.
     assert (model["schedule"]["shape"], model["schedule"]["warmup"], model["label_smoothing"]) == ("cosine", 2, 0.1)
 
 
-def test_a_later_file_changes_what_it_names(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_later_file_overrides_an_earlier_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("one.yaml").write_text("data: {init_args: {batch_size: 7}}\nmodel: {optimizer: {lr: 0.5}}\n")
     Path("two.yaml").write_text("model: {optimizer: {class_path: AdamW}, backbone: {init_args: {depth: 14}}}\n")
     one = resolved(capsys, *SMALL[:2], "--config", "one.yaml")
@@ -136,13 +136,13 @@ def test_callbacks_of_every_file_are_added(place: Path, capsys: pytest.CaptureFi
     assert callbacks[3]["class_path"] == "resnet_pl.callbacks.ErrorWarmup"
 
 
-def test_parts_of_a_configuration_have_files_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sections_can_be_separate_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("parts").mkdir()
-    Path("net.yaml").write_text("class_path: cifar_resnet\ninit_args: {depth: 14}\n")
-    Path("parts/net.yaml").write_text("class_path: cifar_resnet\ninit_args: {depth: 20}\n")
+    Path("backbone.yaml").write_text("class_path: cifar_resnet\ninit_args: {depth: 14}\n")
+    Path("parts/backbone.yaml").write_text("class_path: cifar_resnet\ninit_args: {depth: 20}\n")
     Path("parts/model.yaml").write_text("backbone: {class_path: cifar_resnet}\nlabel_smoothing: 0.25\n")
-    Path("parts/whole.yaml").write_text(
-        "class_path: resnet_pl.ImageClassifier\ninit_args: {backbone: net.yaml, label_smoothing: 0.5}\n"
+    Path("parts/full.yaml").write_text(
+        "class_path: resnet_pl.ImageClassifier\ninit_args: {backbone: backbone.yaml, label_smoothing: 0.5}\n"
     )
     Path("parts/data.yaml").write_text("class_path: Digits\ninit_args: {batch_size: 32}\n")
     Path("parts/trainer.yaml").write_text("max_epochs: 3\n")
@@ -160,12 +160,12 @@ def test_parts_of_a_configuration_have_files_of_their_own(place: Path, capsys: p
 
     flags = ["--data", "parts/data.yaml", "--trainer", "parts/trainer.yaml"]
     assert values("--model", "parts/model.yaml", *flags, "--model.backbone.depth", 8) == (8, 0.25, 32, 3)
-    assert values("--model", "parts/whole.yaml", *flags, "--data.batch_size", 16) == (20, 0.5, 16, 3)
+    assert values("--model", "parts/full.yaml", *flags, "--data.batch_size", 16) == (20, 0.5, 16, 3)
     assert values("--config", "parts/all.yaml", "--model.backbone.depth", 8) == (8, 0.25, 32, 3)
-    assert values("--model.backbone", "net.yaml", *flags) == (14, 0.0, 32, 3)
+    assert values("--model.backbone", "backbone.yaml", *flags) == (14, 0.0, 32, 3)
 
 
-def test_null_where_it_is_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+def test_null_is_a_value(capsys: pytest.CaptureFixture[str]) -> None:
     config = resolved(capsys, *SMALL, "--data.std", "null", "--checkpoint.every_minutes", "null")
     assert config["data"]["init_args"]["std"] is None and config["checkpoint"]["every_minutes"] is None
 
@@ -186,7 +186,7 @@ def test_a_printed_configuration_trains(capsys: pytest.CaptureFixture[str], plac
     assert Path("runs/digits/version_0/checkpoints/last.ckpt").is_file()
 
 
-def test_the_configuration_of_a_run_runs_alike(copy: Path) -> None:
+def test_the_configuration_of_a_run_reproduces_it(copy: Path) -> None:
     run("fit", "--config", copy / "config.yaml", "--trainer.default_root_dir", "runs")
     again = Path("runs/digits/version_1")
     one, two = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (copy, again))
@@ -198,54 +198,6 @@ def test_the_configuration_of_a_run_runs_alike(copy: Path) -> None:
 def test_printing_writes_nothing(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     printed(capsys, "fit", *SMALL, "--print_config")
     printed(capsys, "fit", *SMALL, "--help")
-    assert not list(place.iterdir())
-
-
-# ------------------------------------------------------------------------------------ help
-
-
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_help_lists_the_options_of_the_model(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(capsys, subcommand, "--help")
-    for option in ("--config", "--ckpt_path", "--name", "--data ", "--trainer.max_epochs", "--model.backbone",
-                   "--model.label_smoothing", "--model.schedule.shape", "--model.optimizer"):  # fmt: skip
-        assert option in text, option
-    own = {"fit": "--checkpoint.every_n_steps", "predict": "--images"}.get(subcommand, "--tta")
-    assert own in text and f"{subcommand} [--config FILE ...]" in text
-
-
-def test_help_is_short_and_describes_what_is_ours(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    text = " ".join(printed(capsys, "fit", "--help").split())
-    assert len(text) < 30_000 and "torch.nn." not in text
-    assert "share of each training label that is spread over all classes" in text
-    assert "resnet50" in text.split("--model.backbone BACKBONE")[1].split("--model.weights")[0]
-    ckpt_path = text.split("--ckpt_path CKPT_PATH")[1].split("(type:")[0]
-    assert "best or last" in ckpt_path and "run folder" in ckpt_path and "registry" not in ckpt_path
-
-
-@pytest.mark.parametrize(
-    ("argv", "options"),
-    [
-        (["--data.help", "ImageFolder"], ["--data.root", "--data.crop", "RandomResizedCrop"]),
-        (["--data.help", "Digits"], ["--data.batch_size", "--data.val_split"]),
-        (["--model.help", f"{__name__}.Other"], ["--model.width", "--model.label_smoothing"]),
-        (["--model.backbone.help", "resnet_pl.models.ResNet"], ["backbone.block", "backbone.layers"]),
-        (["--model.optimizer.help", "SGD"], ["momentum"]),
-        (["--trainer.callbacks.help", "Freeze"], ["--trainer.callbacks.last_frozen"]),
-    ],
-)
-def test_help_of_a_class_lists_its_arguments(
-    argv: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = printed(capsys, "fit", *argv)
-    assert all(option in text for option in options)
-
-
-def test_help_needs_no_data_and_no_checkpoint(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data" in printed(capsys, "test", "--config", PROJECT / "configs/imagenet.yaml", "--help")
     assert not list(place.iterdir())
 
 
@@ -263,16 +215,16 @@ def test_every_network_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def switches() -> Iterator[None]:
-    """Leaves the switches of torch as they were."""
-    kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    """Restores the global settings of torch."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     yield
-    torch.set_float32_matmul_precision(kept[0])
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = kept[1:]
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("allowed", "precision"), [(True, "high"), (False, "highest")])
-def test_tf32_is_one_choice_for_both_switches(
+def test_tf32_sets_matmul_and_cudnn(
     allowed: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: None
 ) -> None:
     torch.set_float32_matmul_precision("medium")
@@ -283,7 +235,7 @@ def test_tf32_is_one_choice_for_both_switches(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_processor_keeps_its_precision(tmp_path: Path, switches: None) -> None:
+def test_matmul_precision_is_unchanged_on_cpu(tmp_path: Path, switches: None) -> None:
     torch.set_float32_matmul_precision("highest")
     build(tmp_path)
     assert torch.get_float32_matmul_precision() == "highest"
@@ -298,7 +250,7 @@ def test_a_processor_keeps_its_precision(tmp_path: Path, switches: None) -> None
         (["--trainer.benchmark", "true"], True),
     ],
 )
-def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
+def test_cudnn_benchmark_is_on_unless_runs_must_be_deterministic(
     options: list[str], chosen: bool, tmp_path: Path, switches: None
 ) -> None:
     torch.backends.cudnn.benchmark = not chosen
@@ -307,21 +259,21 @@ def test_cudnn_looks_for_the_fastest_unless_runs_must_be_alike(
 
 
 @pytest.mark.parametrize(("options", "names"), [
-    ([], ["TensorBoardLogger", "MetricsCSV"]),
-    (["--trainer.logger", "true"], ["TensorBoardLogger", "MetricsCSV"]),
+    ([], ["TensorBoardCurves", "MetricsCSV"]),
+    (["--trainer.logger", "true"], ["TensorBoardCurves", "MetricsCSV"]),
     (["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"], ["CSVLogger", "MetricsCSV"]),
     (["--trainer.logger", "false"], []),
 ])  # fmt: skip
-def test_loggers_that_are_named_replace_tensorboard(options: list[str], names: list[str], place: Path) -> None:
+def test_loggers_of_the_configuration_replace_tensorboard(options: list[str], names: list[str], place: Path) -> None:
     loggers = build(place, *options).trainer.loggers
     assert [type(logger).__name__ for logger in loggers] == names
 
 
-def test_checkpoints_and_progress_can_be_left_out(place: Path) -> None:
-    names = {type(each).__name__ for each in build(place).trainer.callbacks}
+def test_checkpoints_and_progress_can_be_disabled(place: Path) -> None:
+    names = {type(each).__name__ for each in build(place).callbacks}
     assert names >= {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "Dashboard", "RunSummary", "EpochSummary"}
     words = ["--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar", "false"]
-    fewer = {type(each).__name__ for each in build(place, *words).trainer.callbacks}
+    fewer = {type(each).__name__ for each in build(place, *words).callbacks}
     assert names - fewer == {"BestCheckpoint", "LastCheckpoint", "GracefulStop", "EpochSummary"}
 
 

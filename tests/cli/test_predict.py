@@ -1,4 +1,4 @@
-"""`predict`: on the test images, on files and folders, and what it says of those that are no images."""
+"""`predict`: on the test set, on files and folders, and on files that are not images."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ def predictions(folder: Path) -> list[dict[str, str]]:
 def test_predict_on_the_test_split(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("test", "--ckpt_path", copy / "checkpoints/best.ckpt")
     run("predict", "--ckpt_path", copy / "checkpoints/best.ckpt", "--top_k", 3)
-    told = predictions(copy)
-    assert len(told) == 360 and len({row["path"] for row in told}) == 360
-    right = sum(row["truth"] == row["prediction"] for row in told)
-    assert right / 360 == read_results(copy / "results.json")["top1"]
-    assert {"class_2", "class_3"} <= set(told[0]) and "class_4" not in told[0]
+    rows = predictions(copy)
+    assert len(rows) == 360 and len({row["path"] for row in rows}) == 360
+    correct = sum(row["truth"] == row["prediction"] for row in rows)
+    assert correct / 360 == read_results(copy / "results.json")["top1"]
+    assert {"class_2", "class_3"} <= set(rows[0]) and "class_4" not in rows[0]
     assert Image.open(copy / "contact_sheet.png").size[0] > 200
-    assert "The first 20 of 360 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "The first 20 of 360 images" in out and f"Saved to {copy / 'predictions.csv'}" in out
 
 
-def test_predict_takes_files_folders_and_patterns(copy: Path) -> None:
+def test_predict_accepts_files_folders_and_patterns(copy: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("photos/7/a.png", "photos/7/b.jpg", "photos/odd/c.png", "single.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(name)
     checkpoint = copy / "checkpoints/best.ckpt"
     run("predict", "--ckpt_path", checkpoint, "--images", "photos", "single.png", "photos/7/*.png", "--output", "out")
-    told = predictions(Path("out"))
-    assert [row["path"] for row in told] == ["photos/7/a.png", "photos/7/b.jpg", "photos/odd/c.png", "single.png"]
-    assert [row["truth"] for row in told] == ["7", "7", "", ""]
-    assert 0.1 <= float(told[0]["probability"]) <= 1
+    rows = predictions(Path("out"))
+    assert [row["path"] for row in rows] == ["photos/7/a.png", "photos/7/b.jpg", "photos/odd/c.png", "single.png"]
+    assert [row["truth"] for row in rows] == ["7", "7", "", ""]
+    assert 0.1 <= float(rows[0]["probability"]) <= 1
 
 
-def test_predict_names_what_is_no_image(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_names_a_file_that_is_not_an_image(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("notes.png").write_text("no image")
     checkpoint = copy / "checkpoints/best.ckpt"
     assert "nowhere" in refused(capsys, "predict", "--ckpt_path", checkpoint, "--images", "nowhere/*.jpg")
@@ -55,7 +56,7 @@ def test_predict_names_what_is_no_image(copy: Path, capsys: pytest.CaptureFixtur
     assert "top_k" in refused(capsys, "predict", "--ckpt_path", checkpoint, "--top_k", 0)
 
 
-def test_ctrl_c_ends_a_prediction_without_a_file(
+def test_ctrl_c_interrupts_a_prediction_without_a_file(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*args: Any) -> None:

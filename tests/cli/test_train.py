@@ -1,4 +1,4 @@
-"""`fit`: what a run leaves, how it resumes, and what may change when it does."""
+"""`fit`: the files of a run, resuming, and the options that may change on resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from resnet_pl.data import Digits
 from resnet_pl.utils import UserError
 from tests.cli.commands import PROJECT, SMALL, refused, rows, run
 
-# One short epoch without pictures.
+# One short epoch without TensorBoard.
 QUICK = [
     *[*SMALL[:4], "--trainer.logger", "false", "--trainer.max_epochs", "1"],
     *["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"],
@@ -38,7 +38,7 @@ def last_of(run_folder: Path) -> dict[str, Any]:
 
 
 def files(folder: Path) -> dict[Path, int]:
-    """Every file with the time of its last change."""
+    """All files with their modification times."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -56,7 +56,7 @@ def test_a_run_is_one_folder(trained: Path) -> None:
     assert [int(row["step"]) for row in logged if row["lr"]] == [1, 3, 5, 7, 9, 11]
 
 
-def test_a_run_knows_its_surroundings(trained: Path) -> None:
+def test_a_run_records_versions_machine_and_data(trained: Path) -> None:
     (session,) = json.loads((trained / "sessions.json").read_text())
     assert session["versions"].keys() == {"resnet_pl", "torch", "torchvision", "lightning", "python"}
     assert session["device"].startswith("1 × ") and f"{os.cpu_count()} cores" in session["machine"]
@@ -67,12 +67,13 @@ def test_a_run_knows_its_surroundings(trained: Path) -> None:
     assert session["data"] == {part: images.digest() for part, images in data.splits.items()}
 
 
-def test_the_start_is_told_once(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+def test_the_start_is_printed_once(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     run("fit", *SMALL, "--trainer.accumulate_grad_batches", 3)
     out = capsys.readouterr().out
-    batch = "192 (64 images × 3 accumulated); the paper's is 128"
+    batch = "192 = 64 images × 3 accumulated (paper: 128)"
     images = "1,257 train + 180 val + 360 test"
-    for words in (batch, images, "SGD", "learning rate 0.1", "precision 32-true", "1 × cpu", "best validation top-1"):
+    end = ["Best validation top-1: ", "Evaluate: ", "TensorBoard: "]
+    for words in (batch, images, "SGD", "learning rate 0.1", "precision 32-true", "1 × cpu", *end):
         assert out.count(words) == 1, words
 
 
@@ -84,15 +85,15 @@ def test_same_seed_same_run(place: Path) -> None:
     assert not torch.equal(one["backbone.conv1.weight"], three["backbone.conv1.weight"])
 
 
-def test_any_number_of_workers_learns_the_same(photo_folder: Path, tmp_path: Path) -> None:
-    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--model.weights", "null"]
+def test_the_number_of_workers_does_not_change_the_training(photo_folder: Path, tmp_path: Path) -> None:
+    model = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--model.weights", "null"]
     data = ["--data.root", photo_folder, "--data.image_size", 16, "--data.batch_size", 4, "--data.mix", "MixUp"]
     more = ["--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 1, "--trainer.default_root_dir", tmp_path]
     recipe = ["--config", PROJECT / "configs/recipes/trivial-augment.yaml"]
     found = []
     for workers in (0, 2):
         name = ["--name", f"by{workers}", "--data.num_workers", workers]
-        run("fit", "--config", PROJECT / "configs/folder.yaml", *recipe, *net, *data, *more, *name)
+        run("fit", "--config", PROJECT / "configs/folder.yaml", *recipe, *model, *data, *more, *name)
         folder = tmp_path / f"by{workers}/version_0"
         losses = [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(folder)]
         found.append((losses, last_of(folder)["state_dict"]))
@@ -101,30 +102,30 @@ def test_any_number_of_workers_learns_the_same(photo_folder: Path, tmp_path: Pat
     assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
 
 
-def test_names_can_be_given_to_the_classes(place: Path) -> None:
+def test_class_names_can_be_given(place: Path) -> None:
     names = [f"digit {i}" for i in range(10)]
     run("fit", *QUICK, "--model.class_names", json.dumps(names))
     checkpoint = "runs/digits/version_0/checkpoints/last.ckpt"
     assert ImageClassifier.load_from_checkpoint(checkpoint).class_names == names
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    said = refused(capsys, "fit", *SMALL, "--model.optimizer.lr", "1e30", "--model.schedule.warmup", 0)
-    assert "loss is nan" in said and "learning rate" in said
+def test_a_non_finite_loss_stops_the_run(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    message = refused(capsys, "fit", *SMALL, "--model.optimizer.lr", "1e30", "--model.schedule.warmup", 0)
+    assert "loss is nan" in message and "learning rate" in message
     assert not list(place.rglob("*.ckpt"))
 
 
-def test_a_warm_up_that_takes_too_long_ends_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warm_up_that_takes_too_long_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     never = ["--trainer.callbacks+=ErrorWarmup", "--trainer.callbacks.error", 0]
     never += ["--trainer.callbacks.max_iterations", 3, "--trainer.max_epochs", 3]
-    said = refused(capsys, "fit", *QUICK, *never)
-    assert "after 3 iterations" in said and "max_iterations" in said
+    message = refused(capsys, "fit", *QUICK, *never)
+    assert "after 3 iterations" in message and "max_iterations" in message
     last = last_of(Path("runs/digits/version_0"))
     assert last["global_step"] == last["lr_schedulers"][0]["last_epoch"] == 2
     assert len(last["callbacks"]["ErrorWarmup"]["errors"]) == 2
 
 
-def test_a_checkpoint_within_an_epoch_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_within_an_epoch(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     monkeypatch.setattr(
         "lightning.pytorch.Trainer.save_checkpoint", lambda trainer, path, *args: saved.append(trainer.global_step)
@@ -146,7 +147,7 @@ class Signal(Callback):
 
 
 @pytest.mark.parametrize(("signals", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGINT SIGTERM", 130)])
-def test_a_stopped_run_says_how_to_resume_and_does(
+def test_an_interrupted_run_prints_how_to_resume_and_resumes(
     signals: str,
     code: int,
     trained: Path,
@@ -158,14 +159,17 @@ def test_a_stopped_run_says_how_to_resume_and_does(
     monkeypatch.setenv("SIGNALS", signals)
     assert main([*map(str, ("fit", *SMALL, "--trainer.callbacks+", f"{__name__}.Signal"))]) == code
     out, err = capsys.readouterr()
-    assert "fit --ckpt_path runs/digits/version_0/checkpoints/last.ckpt" in out and "Traceback" not in err
+    assert (
+        "Resume with: python cli.py fit --ckpt_path runs/digits/version_0/checkpoints/last.ckpt" in out
+        and "Traceback" not in err
+    )
     assert last_of(Path("runs/digits/version_0"))["global_step"] == 2
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     monkeypatch.setenv("SIGNALS", "")
     run("fit", "--ckpt_path", "last")
     assert last_of(Path("runs/digits/version_0"))["global_step"] == 12
-    stopped, whole = (last_of(folder)["state_dict"] for folder in (Path("runs/digits/version_0"), trained))
-    assert all(torch.equal(stopped[key], whole[key]) for key in whole)
+    resumed, complete = (last_of(folder)["state_dict"] for folder in (Path("runs/digits/version_0"), trained))
+    assert all(torch.equal(resumed[key], complete[key]) for key in complete)
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once(
@@ -187,7 +191,7 @@ def test_fit_resumes_in_the_same_run(copy: Path, how: str, capsys: pytest.Captur
     after = rows(copy)
     assert [row["step"] for row in after[: len(before)]] == [row["step"] for row in before]
     assert [int(row["step"]) for row in after if row["val/top1"]] == [5, 11, 17]
-    assert "going on from step 12" in capsys.readouterr().out
+    assert "step 12" in capsys.readouterr().out
     assert not Path("runs/digits/version_1").exists()
     assert last_of(copy)["epoch"] == 2
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -201,9 +205,9 @@ def test_a_checkpoint_outside_a_run_resumes_in_a_new_one(copy: Path) -> None:
     assert [int(row["step"]) for row in rows(Path("runs/digits/version_0")) if row["val/top1"]] == [17]
 
 
-def test_nothing_to_train_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run_has_nothing_to_do(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", "--ckpt_path", "last")
-    assert "nothing was trained" in capsys.readouterr().out
+    assert "Nothing to do: " in capsys.readouterr().out
 
 
 def test_the_best_score_is_remembered(copy: Path) -> None:
@@ -222,20 +226,20 @@ def test_steps_after_the_checkpoint_are_not_shown_twice(place: Path) -> None:
     run("fit", *QUICK, *often, "--trainer.logger", "true")
     folder = Path("runs/digits/version_0")
     last = folder / "checkpoints/last.ckpt"
-    kept = last.read_bytes()
+    saved = last.read_bytes()
     for _ in range(2):
         # As if the process had been killed after some more steps.
-        last.write_bytes(kept)
+        last.write_bytes(saved)
         run("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3)
     logged = [(int(row["step"]), float(row["train/loss"])) for row in rows(folder) if row["train/loss"]]
-    shown = EventAccumulator(str(folder)).Reload().Scalars("train/loss")
+    shown = EventAccumulator(str(folder)).Reload().Scalars("curves/loss")
     assert [step for step, _ in logged] == [event.step for event in shown] == list(range(6))
     assert [loss for _, loss in logged] == pytest.approx([event.value for event in shown])
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose normalization layers and biases do not decay."""
+    """The folder of a run without weight decay on normalization layers and biases."""
     root = tmp_path_factory.mktemp("quick")
     run("fit", *QUICK, "--model.decay_norm_and_bias", "false", "--trainer.default_root_dir", root / "runs")
     return root / "runs"
@@ -243,7 +247,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(quick: Path, place: Path) -> Path:
-    """A copy of it in a working folder of the test's own."""
+    """A copy of it in an empty working folder."""
     return Path(shutil.copytree(quick, place / "runs")).relative_to(place)
 
 
@@ -256,12 +260,12 @@ def runs(quick: Path, place: Path) -> Path:
         *[("model.optimizer.nesterov", "true", "False"), ("model.optimizer", "Adam", "torch.optim.SGD")],
     ],
 )
-def test_what_cannot_change_is_refused_by_name(
+def test_an_option_that_cannot_change_is_rejected_by_name(
     option: str, value: str, was: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(runs)
-    said = refused(capsys, "fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, f"--{option}", value)
-    assert f"error: {option}: the run was trained with {was}" in said and "--model.weights" in said
+    message = refused(capsys, "fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, f"--{option}", value)
+    assert f"error: {option}: the run was trained with {was}" in message and "--model.weights" in message
     assert files(runs) == before
 
 
@@ -275,15 +279,15 @@ def test_what_cannot_change_is_refused_by_name(
         ["--model.backbone", "resnet18"],
     ],
 )
-def test_a_refused_resume_leaves_the_run_alone(argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rejected_resume_changes_no_file(argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(runs)
     refused(capsys, "fit", "--ckpt_path", "last", *argv)
-    # TensorBoard's file is made before the checkpoint's network is compared.
+    # TensorBoard's file is created before the model is compared with the checkpoint.
     after = {path: when for path, when in files(runs).items() if "tfevents" not in path.name}
     assert after == before
 
 
-def test_the_same_options_again_are_no_change(runs: Path) -> None:
+def test_the_same_options_again_are_accepted(runs: Path) -> None:
     same = ["--data.val_split", 180, "--data.split_seed", 0, "--model.optimizer.momentum", 0.9]
     run("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *same)
     folder = runs / "digits/version_0"
@@ -294,11 +298,13 @@ def test_the_same_options_again_are_no_change(runs: Path) -> None:
 def test_learning_rate_schedule_and_batch_size_may_change(runs: Path) -> None:
     other = ["--model.optimizer.lr", 0.03125, "--model.schedule.shape", "constant", "--model.schedule.warmup", 0]
     run("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *other, "--data.batch_size", 32)
-    rates = {group["lr"] for group in last_of(runs / "digits/version_0")["optimizer_states"][0]["param_groups"]}
-    assert rates == {0.03125}
+    learning_rates = {
+        group["lr"] for group in last_of(runs / "digits/version_0")["optimizer_states"][0]["param_groups"]
+    }
+    assert learning_rates == {0.03125}
 
 
-def test_a_network_from_python_is_not_compared_and_other_data_keeps_its_own_split() -> None:
+def test_configurations_that_cannot_be_compared_are_accepted() -> None:
     def config(data: str, val_split: float, **optimizer: float) -> dict[str, Any]:
         return {
             "model": {"init_args": {"optimizer": {"class_path": "SGD", "init_args": optimizer}}},
@@ -311,15 +317,15 @@ def test_a_network_from_python_is_not_compared_and_other_data_keeps_its_own_spli
     now = config("A", 0.2, lr=1, momentum=0.9)
     check_resume(checkpoint({}), now)
     check_resume(checkpoint(config("B", 0.1, lr=2, momentum=0.9)), now)
-    # What this version of the optimizer does not have is not compared.
+    # An argument that this version of the optimizer does not have is not compared.
     check_resume(checkpoint(config("A", 0.2, gone=3)), now)
-    with pytest.raises(UserError, match=r"data\.val_split: .* 0\.1, .* 0\.2"):
+    with pytest.raises(UserError, match=r"data\.val_split: .* 0\.1 .* 0\.2"):
         check_resume(checkpoint(config("A", 0.1, lr=1)), now)
-    with pytest.raises(UserError, match=r"model\.optimizer\.momentum: .* 0\.5, .* 0\.9"):
+    with pytest.raises(UserError, match=r"model\.optimizer\.momentum: .* 0\.5 .* 0\.9"):
         check_resume(checkpoint(config("A", 0.2, momentum=0.5)), now)
 
 
-def test_weights_alone_cannot_be_resumed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_without_optimizer_state_cannot_be_resumed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = runs / "digits/version_0/checkpoints/last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
     torch.save(checkpoint | {"optimizer_states": []}, last)
@@ -327,7 +333,7 @@ def test_weights_alone_cannot_be_resumed(runs: Path, capsys: pytest.CaptureFixtu
 
 
 def flipped(good: bytes) -> bytes:
-    """With one byte in the middle changed."""
+    """The bytes with one changed in the middle."""
     middle = len(good) // 2
     return good[:middle] + bytes([good[middle] ^ 0xFF]) + good[middle + 1 :]
 
@@ -341,17 +347,17 @@ def flipped(good: bytes) -> bytes:
         ("flipped", flipped),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_a_good_one_beside_it(
+def test_a_damaged_checkpoint_is_named_with_a_good_one(
     name: str, change: Callable[[bytes], bytes], copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = copy / f"checkpoints/{name}.ckpt"
     path.write_bytes(change((copy / "checkpoints/best.ckpt").read_bytes()))
     for subcommand in ("fit", "test"):
-        said = refused(capsys, subcommand, "--ckpt_path", path)
-        assert f"{name}.ckpt" in said and "last.ckpt" in said
+        message = refused(capsys, subcommand, "--ckpt_path", path)
+        assert f"{name}.ckpt" in message and "last.ckpt" in message
 
 
-def test_a_foreign_checkpoint_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_another_project_is_rejected(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"fc.weight": torch.zeros(2)}, "weights.pth")
     assert "--model.weights weights.pth" in refused(capsys, "test", "--ckpt_path", "weights.pth")
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, "foreign.ckpt")

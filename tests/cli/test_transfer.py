@@ -59,7 +59,7 @@ def test_weights_from_a_server_are_fetched_once(
     for _ in range(2):
         run("fit", *SMALL, *STILL, "--model.weights", url)
     out = capsys.readouterr().out
-    assert "new head for 2 classes (the file's has 1000)" in out
+    assert "new head for 2 classes (the file has 1000)" in out
     assert served.requests == [f"/resnet18-{digits}.pth"]
     assert (place / f"torch/hub/checkpoints/resnet18-{digits}.pth").is_file()
     trained, start = backbone("folder"), net.state_dict()

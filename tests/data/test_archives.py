@@ -1,3 +1,5 @@
+"""Unpacking of good, dangerous and damaged archives."""
+
 import io
 import stat
 import tarfile
@@ -49,7 +51,7 @@ GOOD = [("flowers/a/1.jpg", b"one"), ("flowers/b/2.jpg", b"two"), ("./notes: 12:
 
 
 @pytest.mark.parametrize("name", ["x.tgz", "x.tar", "x.zip"])
-def test_good_archives(name: str, tmp_path: Path) -> None:
+def test_good_archives_are_unpacked(name: str, tmp_path: Path) -> None:
     archive = (zipped if name == "x.zip" else tar)(tmp_path / name, *GOOD)
     folder = tmp_path / "data" / "out"
     extract(archive, folder)
@@ -57,7 +59,7 @@ def test_good_archives(name: str, tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_no_special_permissions_are_taken(tmp_path: Path) -> None:
+def test_special_permissions_are_removed(tmp_path: Path) -> None:
     info = tarfile.TarInfo("tool")
     info.mode = 0o6666
     extract(tar(tmp_path / "x.tar", info), tmp_path / "out")
@@ -66,7 +68,7 @@ def test_no_special_permissions_are_taken(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
-def test_what_is_there_stays(tmp_path: Path) -> None:
+def test_existing_files_are_replaced_or_remain(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / "flowers/a").mkdir(parents=True)
     (folder / "flowers/a/1.jpg").write_bytes(b"old")
@@ -93,38 +95,37 @@ BAD_MEMBERS = {
 
 
 def assert_refused(archive: Path, message: str) -> None:
-    """Refused, and the folder around the archive is as it was."""
-    around = archive.parent
-    before = set(around.rglob("*"))
+    """Unpacking raises UserError and leaves no file behind."""
+    before = set(archive.parent.rglob("*"))
     with pytest.raises(UserError, match=message) as caught:
-        extract(archive, around / "out")
+        extract(archive, archive.parent / "out")
     assert str(archive) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
-    assert set(around.rglob("*")) == before
+    assert set(archive.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kind", BAD_MEMBERS)
-def test_dangerous_tars(kind: str, tmp_path: Path) -> None:
+def test_dangerous_tar_members_are_refused(kind: str, tmp_path: Path) -> None:
     assert_refused(tar(tmp_path / "x.tgz", GOOD[0], BAD_MEMBERS[kind]), "odd")
 
 
 @pytest.mark.parametrize("member", [("../odd", b"x"), ("/odd", b"x"), ("C:\\odd", b"x"), (zip_link(), b"/etc/passwd")])
-def test_dangerous_zips(member: tuple[str | zipfile.ZipInfo, bytes], tmp_path: Path) -> None:
+def test_dangerous_zip_members_are_refused(member: tuple[str | zipfile.ZipInfo, bytes], tmp_path: Path) -> None:
     assert_refused(zipped(tmp_path / "x.zip", GOOD[0], member), "odd")
 
 
 @pytest.mark.parametrize("name", ["x.tgz", "x.tar", "x.zip"])
-def test_damaged_archives(name: str, tmp_path: Path) -> None:
+def test_truncated_archives_are_refused(name: str, tmp_path: Path) -> None:
     noise = bytes(range(256)) * 100
     archive = (zipped if name == "x.zip" else tar)(tmp_path / name, *GOOD, ("last", noise))
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[: int(len(whole) * 0.6)])
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * 0.6)])
     assert_refused(archive, "damaged")
     archive.write_bytes(b"<html>404</html>")
     assert_refused(archive, "damaged")
 
 
-def test_flipped_bits_in_a_zip(tmp_path: Path) -> None:
+def test_flipped_bits_in_a_zip_are_detected(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "x.zip", ("a", b"some text that is stored"))
     data = bytearray(archive.read_bytes())
     data[40] ^= 0xFF
@@ -132,7 +133,7 @@ def test_flipped_bits_in_a_zip(tmp_path: Path) -> None:
     assert_refused(archive, "damaged")
 
 
-def test_no_archive(tmp_path: Path) -> None:
+def test_missing_archive(tmp_path: Path) -> None:
     assert_refused(tmp_path / "gone.tgz", "No such file")
 
 
@@ -141,7 +142,7 @@ def test_full_disk(name: str, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     archive = (zipped if name == "x.zip" else tar)(tmp_path / name, *GOOD, ("large", bytes(1_000_000)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # To the writer as a full disk: a write fails in the middle of the archive.
+    # Like a full disk: a write fails in the middle of the archive.
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
         assert_refused(archive, str(tmp_path / "out"))

@@ -1,3 +1,5 @@
+"""The base class of data modules, without and with a Trainer."""
+
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +19,8 @@ def digits(**kwargs: object) -> Digits:
     return data
 
 
-def process(rank: int, world: int) -> SimpleNamespace:
-    """As much of a trainer as the loaders ask for."""
+def fake_trainer(rank: int, world: int) -> SimpleNamespace:
+    """Stands in for a Trainer: the attributes that the loaders read."""
     device = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(global_rank=rank, world_size=world, num_devices=world, strategy=device)
 
@@ -26,25 +28,25 @@ def process(rank: int, world: int) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, r"mean is \[0.5\], it needs three values"),
-        ({"std": [0.5, 0.5]}, "std is"),
-        ({"std": [0.5, 0.5, 0.0]}, "std is"),
-        ({"image_size": 1}, "image_size is 1, it must be 8 or more"),
+        ({"mean": [0.5]}, r"mean.*\[0\.5\]"),
+        ({"std": [0.5, 0.5]}, r"std.*\[0\.5, 0\.5\]"),
+        ({"std": [0.5, 0.5, 0.0]}, r"std.*\[0\.5, 0\.5, 0\.0\]"),
+        ({"image_size": 1}, "image_size is 1"),
     ],
 )
-def test_values_that_cannot_be_are_named(options: dict, message: str) -> None:
+def test_invalid_values_are_named(options: dict, message: str) -> None:
     for kind in (Digits, ImageFolder):
         with pytest.raises(ValueError, match=message):
             kind(**options)
 
 
-def test_batches_larger_than_the_data() -> None:
+def test_batch_size_above_the_number_of_images() -> None:
     data = digits(batch_size=10_000)
     assert [len(batch.images) for batch in data.train_dataloader()] == [1257]
     assert [len(batch.images) for batch in data.test_dataloader()] == [360]
 
 
-def test_evaluation_has_its_own_batch_size() -> None:
+def test_evaluation_batch_size() -> None:
     data = digits(batch_size=100, eval_batch_size=50)
     assert len(next(iter(data.train_dataloader())).images) == 100
     assert len(next(iter(data.val_dataloader())).images) == 50
@@ -52,31 +54,31 @@ def test_evaluation_has_its_own_batch_size() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_share_every_split(world: int) -> None:
+def test_processes_evaluate_each_image_once(world: int) -> None:
     data = digits(eval_batch_size=64)
-    for part in ("val", "test"):
+    for split in ("val", "test"):
         seen = []
         for rank in range(world):
-            data.trainer = process(rank, world)
-            seen += [i for batch in getattr(data, f"{part}_dataloader")() for i in batch.indices.tolist()]
-        assert sorted(seen) == list(range(len(data.splits[part])))
+            data.trainer = fake_trainer(rank, world)
+            seen += [i for batch in getattr(data, f"{split}_dataloader")() for i in batch.indices.tolist()]
+        assert sorted(seen) == list(range(len(data.splits[split])))
 
 
 def test_fewer_images_than_processes() -> None:
     data = digits(val_split=10)
-    data.trainer = process(0, 11)
-    with pytest.raises(UserError, match="Digits: 10 images cannot be shared by 11 processes\n"):
+    data.trainer = fake_trainer(0, 11)
+    with pytest.raises(UserError, match=r"10 images .* 11 processes\n.*--trainer\.devices"):
         data.val_dataloader()
 
 
-def test_a_split_that_is_not_there() -> None:
+def test_missing_split() -> None:
     data = digits(val_split=0)
     assert data.val_dataloader() == []
-    with pytest.raises(UserError, match=r"Digits has no images for val\nhold some out with --data.val_split"):
+    with pytest.raises(UserError, match=r"Digits .*no val split\n.*--data\.val_split"):
         data.split("val")
 
 
-def test_seed_of_the_run_decides_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_order_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def first(seed: str) -> list[int]:
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
         return next(iter(digits().train_dataloader())).indices.tolist()
@@ -88,19 +90,19 @@ def test_augmentation_is_a_function_of_seed_epoch_and_image() -> None:
     data = digits(batch_transforms=[RandomFlip(), PadCrop(2)])
     images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
 
-    def augmented(order: list[int], epoch: int = 0, number: int = 0) -> dict[int, torch.Tensor]:
+    def augment(order: list[int], epoch: int = 0, batch_idx: int = 0) -> dict[int, torch.Tensor]:
         chosen = torch.tensor(order)
-        batch = data.augment(Batch(images[chosen], chosen, chosen, epoch, number))
+        batch = data.augment(Batch(images[chosen], chosen, chosen, epoch, batch_idx))
         assert batch.images.dtype == torch.float32
         return dict(zip(order, batch.images, strict=True))
 
-    first, second = augmented([0, 1, 2, 3, 4, 5]), augmented([3, 5, 1], number=7)
+    first, second = augment([0, 1, 2, 3, 4, 5]), augment([3, 5, 1], batch_idx=7)
     assert all(torch.equal(first[i], image) for i, image in second.items())
-    later = augmented([0, 1, 2, 3, 4, 5], epoch=1)
+    later = augment([0, 1, 2, 3, 4, 5], epoch=1)
     assert any(not torch.equal(first[i], later[i]) for i in first)
 
 
-def test_images_that_are_named_need_no_data_set(photo_folder: Path) -> None:
+def test_predict_files_need_no_data_set(photo_folder: Path) -> None:
     data = ImageFolder("not there", image_size=16, num_workers=0)
     data.use_provenance({"root": "gone", "classes": ["bee", "cat", "dog"], "splits": {"train": ["bee/1.jpg"]}})
     data.set_predict_files([photo_folder / name for name in ("cat/0001.jpg", "ant/0001.jpg", "bee/0002.jpg")])
@@ -111,12 +113,12 @@ def test_images_that_are_named_need_no_data_set(photo_folder: Path) -> None:
     assert data.predict_images.load_full_image(0).shape[0] == 3
 
 
-def test_predicts_the_test_split_otherwise() -> None:
+def test_predict_reads_the_test_split_by_default() -> None:
     data = digits()
     assert data.predict_images is data.splits["test"]
 
 
-def test_what_a_new_data_set_needs(photo_folder: Path) -> None:
+def test_a_subclass_only_needs_find_splits(photo_folder: Path) -> None:
     class Mine(ImageDataModule):
         def find_splits(self) -> dict[str, object]:
             self.classes = ["a", "b"]
@@ -125,24 +127,24 @@ def test_what_a_new_data_set_needs(photo_folder: Path) -> None:
     data = Mine(image_size=16)
     data.setup("fit")
     assert data.class_names == ["a", "b"]
-    assert data.describe_split("train") == "the train split, Mine"
+    assert "train" in data.describe_split("train") and "Mine" in data.describe_split("train")
     assert data.provenance()["root"] is None
 
 
-class Watcher(LightningModule):
-    """A net of one weight that keeps what it is shown."""
+class RecordingModule(LightningModule):
+    """A model with one weight that records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, list[Batch]] = {"train": [], "val": []}
+        self.batches: dict[str, list[Batch]] = {"train": [], "val": []}
 
     def training_step(self, batch: Batch) -> torch.Tensor:
-        self.seen["train"].append(batch)
+        self.batches["train"].append(batch)
         return self.weight * batch.images.mean()
 
     def validation_step(self, batch: Batch) -> None:
-        self.seen["val"].append(batch)
+        self.batches["val"].append(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -150,7 +152,7 @@ class Watcher(LightningModule):
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes trainers that keep quiet."""
+    """Returns a function that makes trainers without output."""
 
     def make(**kwargs: object) -> Trainer:
         quiet = {
@@ -159,17 +161,17 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
         }
-        place = {"default_root_dir": tmp_path, "accelerator": "cpu", "use_distributed_sampler": False}
-        return Trainer(**quiet, **place, **{"enable_checkpointing": False, "max_epochs": 2, **kwargs})
+        settings = {"default_root_dir": tmp_path, "accelerator": "cpu", "use_distributed_sampler": False}
+        return Trainer(**quiet, **settings, **{"enable_checkpointing": False, "max_epochs": 2, **kwargs})
 
     return make
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_trainer_augments_training_alone_and_names_the_epochs(trainer: Callable[..., Trainer]) -> None:
-    watcher, data = Watcher(), Digits(batch_size=400, batch_transforms=[MixUp()])
-    trainer().fit(watcher, datamodule=data)
-    train, val = watcher.seen["train"], watcher.seen["val"]
+def test_a_trainer_augments_training_batches_only(trainer: Callable[..., Trainer]) -> None:
+    model, data = RecordingModule(), Digits(batch_size=400, batch_transforms=[MixUp()])
+    trainer().fit(model, datamodule=data)
+    train, val = model.batches["train"], model.batches["val"]
     assert [(batch.epoch, batch.batch_idx) for batch in train] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert {batch.labels.shape for batch in train} == {(400, 10)}
     assert {batch.images.dtype for batch in train} == {torch.float32}
@@ -179,7 +181,7 @@ def test_a_trainer_augments_training_alone_and_names_the_epochs(trainer: Callabl
 
 
 class SaveAt(Callback):
-    """Saves a checkpoint after so many steps, at the end of the epoch if that is where they end."""
+    """Saves a checkpoint after a number of steps; after the epoch's end if they end there."""
 
     def __init__(self, step: int, path: Path) -> None:
         self.step, self.path = step, path
@@ -196,15 +198,15 @@ class SaveAt(Callback):
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_a_trainer_resumes_exactly(trainer: Callable[..., Trainer], tmp_path: Path, step: int) -> None:
     def run(path: Path | None = None) -> list[Batch]:
-        watcher = Watcher()
-        # An epoch ends at three of its six batches, and the next one must start with its own first batch.
+        model = RecordingModule()
+        # Training uses three of the six batches of an epoch; the next epoch must start with its own first batch.
         fit = trainer(limit_train_batches=3, callbacks=[SaveAt(step, tmp_path / "stopped.ckpt")])
-        fit.fit(watcher, datamodule=Digits(batch_size=200), ckpt_path=path, weights_only=True)
-        return watcher.seen["train"]
+        fit.fit(model, datamodule=Digits(batch_size=200), ckpt_path=path, weights_only=True)
+        return model.batches["train"]
 
-    whole = run()
-    rest = run(tmp_path / "stopped.ckpt")
-    assert (len(whole), len(rest)) == (6, 6 - step)
-    for first, second in zip(whole[step:], rest, strict=True):
+    uninterrupted = run()
+    resumed = run(tmp_path / "stopped.ckpt")
+    assert (len(uninterrupted), len(resumed)) == (6, 6 - step)
+    for first, second in zip(uninterrupted[step:], resumed, strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.indices, second.indices)

@@ -1,4 +1,4 @@
-"""Crops of single photos."""
+"""Crops of single images."""
 
 import re
 
@@ -15,7 +15,7 @@ SHAPES = [(300, 400), (400, 300), (224, 224), (50, 30), (1, 500), (500, 1), (1, 
 
 
 def gradient(height: int, width: int) -> Tensor:
-    """A smooth photo: red grows to the right, green downwards."""
+    """Returns a smooth image: red increases to the right, green downwards."""
     red = torch.linspace(0, 255, width).expand(height, width)
     green = torch.linspace(0, 255, height)[:, None].expand(height, width)
     return torch.stack([red, green, 255 - red]).round().to(torch.uint8)
@@ -24,15 +24,15 @@ def gradient(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("crop", [ScaleCrop(), RandomResizedCrop(), ResizeCenterCrop()])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [8, 32, 224])
-def test_any_photo_becomes_a_square(crop: Crop, shape: tuple[int, int], size: int) -> None:
-    view = crop(gradient(*shape), size)
-    assert view.shape == (3, size, size)
-    assert view.dtype == torch.uint8
+def test_any_image_becomes_a_square(crop: Crop, shape: tuple[int, int], size: int) -> None:
+    cropped = crop(gradient(*shape), size)
+    assert cropped.shape == (3, size, size)
+    assert cropped.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("crop", [ScaleCrop(), RandomResizedCrop()])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_boxes_lie_inside_and_reach_every_edge(crop: Crop, shape: tuple[int, int]) -> None:
+def test_boxes_are_inside_and_reach_every_edge(crop: Crop, shape: tuple[int, int]) -> None:
     with seeded_rng(0):
         boxes = torch.tensor([crop.get_params(*shape, 224) for _ in range(1500)])
     top, left, height, width = boxes.T
@@ -46,7 +46,7 @@ def test_boxes_lie_inside_and_reach_every_edge(crop: Crop, shape: tuple[int, int
         assert (left + width == 400).any()
 
 
-def test_scale_crop_draws_sides_in_proportion() -> None:
+def test_scale_crop_draws_uniform_scales() -> None:
     with seeded_rng(0):
         boxes = [ScaleCrop().get_params(1000, 2000, 224) for _ in range(4000)]
     assert all(height == width for _, _, height, width in boxes)
@@ -58,21 +58,21 @@ def test_scale_crop_draws_sides_in_proportion() -> None:
     assert float(resized.std()) == pytest.approx(64.95, rel=0.03)
 
 
-def test_scale_crop_shows_what_resizing_first_would_show() -> None:
-    photo = gradient(375, 500)
+def test_scale_crop_matches_resizing_before_cropping() -> None:
+    image = gradient(375, 500)
     for seed in range(20):
         with seeded_rng(seed):
             top, left, side, _ = ScaleCrop().get_params(375, 500, 224)
         with seeded_rng(seed):
-            view = ScaleCrop()(photo, 224)
+            cropped = ScaleCrop()(image, 224)
         scale = 224 / side
-        resized = TF.resize(photo, [round(375 * scale), round(500 * scale)], antialias=True)
+        resized = TF.resize(image, [round(375 * scale), round(500 * scale)], antialias=True)
         expected = TF.crop(resized, round(top * scale), round(left * scale), 224, 224)
-        # Cutting first rounds the box to the photo's own pixels: less than one pixel of this gradient's steps.
-        assert (view.int() - expected.int()).abs().max() <= 2
+        # Cropping first rounds the box to the image's pixels: a shift of less than one pixel.
+        assert (cropped.int() - expected.int()).abs().max() <= 2
 
 
-def test_scale_crop_positions_are_even() -> None:
+def test_scale_crop_positions_are_uniform() -> None:
     with seeded_rng(0):
         boxes = [ScaleCrop(224, 224).get_params(100, 110, 224) for _ in range(5500)]
     assert {box[::2] for box in boxes} == {(0, 100)}
@@ -81,7 +81,7 @@ def test_scale_crop_positions_are_even() -> None:
     assert float(((counts - 500) ** 2 / 500).sum()) < 10 + 5 * 20**0.5
 
 
-def test_random_resized_crop_is_torchvisions() -> None:
+def test_random_resized_crop_draws_the_boxes_of_torchvision() -> None:
     crop = RandomResizedCrop(0.2, 0.9, 0.5, 2.0)
     for seed, (height, width) in enumerate(SHAPES * 5):
         with seeded_rng(seed):
@@ -91,49 +91,49 @@ def test_random_resized_crop_is_torchvisions() -> None:
         assert box == (drawn["top"], drawn["left"], drawn["height"], drawn["width"])
 
 
-@pytest.mark.parametrize("planar", [False, True])
-def test_a_box_is_resized_as_torchvision_does(planar: bool) -> None:
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_boxes_are_resized_as_in_torchvision(contiguous: bool) -> None:
     pixels = torch.randint(0, 256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    photo = pixels.permute(2, 0, 1).contiguous() if planar else pixels.permute(2, 0, 1)
+    image = pixels.permute(2, 0, 1).contiguous() if contiguous else pixels.permute(2, 0, 1)
     with seeded_rng(1):
-        view = RandomResizedCrop()(photo, 32)
+        cropped = RandomResizedCrop()(image, 32)
     with seeded_rng(1):
         box = RandomResizedCrop().get_params(90, 120, 32)
-    assert torch.equal(view, TF.resized_crop(photo, *box, [32, 32], antialias=True))
+    assert torch.equal(cropped, TF.resized_crop(image, *box, [32, 32], antialias=True))
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -1, 4, 4), (5, 0, 4, 4), (0, 7, 4, 4)])
-def test_a_box_outside_the_photo_is_named(box: tuple[int, int, int, int]) -> None:
-    class Own(Crop):
+def test_a_box_outside_the_image_is_named(box: tuple[int, int, int, int]) -> None:
+    class CustomCrop(Crop):
         def get_params(self, height: int, width: int, size: int) -> tuple[int, int, int, int]:
             return box
 
-    with pytest.raises(ValueError, match=rf"Own.get_params: {re.escape(str(box))} leaves a photo of \(8, 10\)"):
-        Own()(torch.zeros(3, 8, 10, dtype=torch.uint8), 4)
+    with pytest.raises(ValueError, match=rf"CustomCrop\.get_params.*{re.escape(str(box))}.*\(8, 10\)"):
+        CustomCrop()(torch.zeros(3, 8, 10, dtype=torch.uint8), 4)
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (225, 224), (50, 30), (30, 50), (100, 1000), (7, 112)])
 @pytest.mark.parametrize("size", [224, 32])
-def test_centre_crop_is_torchvisions(shape: tuple[int, int], size: int) -> None:
-    photo = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    published = v2.Compose([v2.Resize({224: 256, 32: 37}[size], antialias=True), v2.CenterCrop(size)])
-    assert torch.equal(ResizeCenterCrop()(photo, size), published(photo))
+def test_center_crop_matches_torchvision(shape: tuple[int, int], size: int) -> None:
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torchvision_crop = v2.Compose([v2.Resize({224: 256, 32: 37}[size], antialias=True), v2.CenterCrop(size)])
+    assert torch.equal(ResizeCenterCrop()(image, size), torchvision_crop(image))
 
 
-def test_centre_crop_of_a_line_needs_little_memory_and_keeps_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_center_crop_of_an_extreme_aspect_ratio_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     areas = []
     resize = TF.resize
 
-    def watched(*args: object, **kwargs: object) -> Tensor:
+    def recording_resize(*args: object, **kwargs: object) -> Tensor:
         image = resize(*args, **kwargs)
         areas.append(image.shape[-1] * image.shape[-2])
         return image
 
-    monkeypatch.setattr(TF, "resize", watched)
-    for photo in (gradient(1, 100_001), gradient(100_001, 1)):
-        view = ResizeCenterCrop()(photo, 224)
-        long_channel = 0 if photo.shape[-1] > 1 else 1
-        assert (view[long_channel].int() - 127).abs().max() <= 1
+    monkeypatch.setattr(TF, "resize", recording_resize)
+    for image in (gradient(1, 100_001), gradient(100_001, 1)):
+        cropped = ResizeCenterCrop()(image, 224)
+        long_channel = 0 if image.shape[-1] > 1 else 1
+        assert (cropped[long_channel].int() - 127).abs().max() <= 1
     assert max(areas) <= 16 * 256 * 256
 
 
@@ -147,12 +147,12 @@ def test_centre_crop_of_a_line_needs_little_memory_and_keeps_the_middle(monkeypa
         (lambda: RandomResizedCrop(min_ratio=2), "ratios 2"),
     ],
 )
-def test_values_out_of_range_are_named(make: object, message: str) -> None:
+def test_invalid_values_are_named(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_subclass_has_to_declare_that_it_draws_from_torch_only() -> None:
+def test_draws_from_torch_only_is_not_inherited() -> None:
     class Inherits(ScaleCrop):
         pass
 

@@ -1,4 +1,4 @@
-"""Files from a server on loopback: complete, verified, downloaded once, and what is said when that fails."""
+"""Downloads from a local server: complete, verified, once, and with clear error messages."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from resnet_pl.utils import UserError
 BODY = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(BODY).hexdigest()
 MD5 = hashlib.md5(BODY).hexdigest()
-NOWHERE = "http://127.0.0.1:1/file"  # nothing listens there
+NOWHERE = "http://127.0.0.1:1/file"  # no server
 
 Answer = Callable[["Handler"], None]
 
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Gives the answer that belongs to a path and keeps the path of every request."""
+    """Sends the answer for each path and records the paths of all requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -74,17 +74,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
         server.shutdown()
         thread.join()
-    # Whatever happened: no temporary file and no lock stays behind.
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left <= {"file", "secret"}
+    # Temporary files and locks are always removed.
+    remaining = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert remaining <= {"file", "secret"}
 
 
 @dataclass
 class Body:
-    """Sends a body, perhaps cut short.
+    """Sends a body, completely or truncated.
 
     Attributes:
-        cuts: for each request after how many bytes to close the connection; later requests get everything.
+        cuts: for each request, the number of bytes after which the connection is closed; later requests get all.
     """
 
     content: bytes = BODY
@@ -97,7 +97,7 @@ class Body:
 
 @dataclass
 class Chunked(Body):
-    """Sends the body in chunks, without its length."""
+    """Sends the body in chunks, without a content length."""
 
     def __call__(self, handler: Handler) -> None:
         handler.protocol_version = "HTTP/1.1"
@@ -120,14 +120,14 @@ def redirect(to: str) -> Answer:
 
 
 def assert_only(path: Path) -> None:
-    """The file is complete, and alone in its folder."""
+    """The file is complete and the only one in its folder."""
     assert path.read_bytes() == BODY
     assert list(path.parent.iterdir()) == [path]
 
 
 # ------------------------------------------------------------------------------------ the file
 @pytest.mark.parametrize("checksum", [None, f"sha256:{SHA256}", f"md5:{MD5}", f"sha256-prefix:{SHA256[:8]}"])
-def test_good(checksum: str | None, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checksums(checksum: str | None, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "folder" / "file"
     url = server.url("/some-name", Body())
     assert fetch([url], path, checksum, "weights") == path
@@ -143,7 +143,7 @@ def test_body_of_unknown_length(server: Server, tmp_path: Path) -> None:
     assert_only(tmp_path / "file")
 
 
-def test_existing_file_is_not_asked_for(server: Server, tmp_path: Path) -> None:
+def test_existing_file_is_not_requested(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"mine")
     assert fetch([server.url("/file", Body())], path, f"sha256:{SHA256}") == path
@@ -151,7 +151,7 @@ def test_existing_file_is_not_asked_for(server: Server, tmp_path: Path) -> None:
     assert server.requests == []
 
 
-def test_it_appears_when_it_is_complete(server: Server, tmp_path: Path) -> None:
+def test_the_file_appears_only_when_complete(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file"
     seen = []
 
@@ -167,20 +167,20 @@ def test_it_appears_when_it_is_complete(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checksum", [f"sha256:{'0' * 64}", f"md5:{'0' * 32}", f"sha256-prefix:{'0' * 8}"])
-def test_wrong_content_is_not_kept(checksum: str, server: Server, tmp_path: Path) -> None:
+def test_wrong_content_is_deleted(checksum: str, server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="wrong content"):
         fetch([server.url("/file", Body())], tmp_path / "file", checksum)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("checksum", ["12345678", "sha1:1234", "sha256:", f"sha256:{SHA256[:8]}", f"md5:{MD5.upper()}"])
-def test_unreadable_checksum(checksum: str, tmp_path: Path) -> None:
+def test_checksum_in_the_wrong_format(checksum: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(checksum)):
         fetch([NOWHERE], tmp_path / "file", checksum)
 
 
 # ------------------------------------------------------------------------------------ addresses
-def test_next_address_after_wrong_content_or_status(server: Server, tmp_path: Path) -> None:
+def test_the_next_address_is_tried_after_an_error(server: Server, tmp_path: Path) -> None:
     urls = [
         NOWHERE,
         server.url("/gone", status(404)),
@@ -194,7 +194,7 @@ def test_next_address_after_wrong_content_or_status(server: Server, tmp_path: Pa
     assert server.requests == ["/gone", "/busy", "/wrong", "/right"]
 
 
-def test_error_names_addresses_reasons_and_ways_out(server: Server, tmp_path: Path) -> None:
+def test_error_names_addresses_reasons_and_fixes(server: Server, tmp_path: Path) -> None:
     urls = [server.url("/gone", status(404)), server.url("/busy", status(503)), NOWHERE]
     path = tmp_path / "file"
     with pytest.raises(DownloadError) as caught:
@@ -230,7 +230,7 @@ def test_redirect_loop(server: Server, tmp_path: Path) -> None:
 
 
 class FTPHandler(StreamRequestHandler):
-    """As much of FTP as it takes to send a body."""
+    """The part of FTP that sends a body."""
 
     codes = {"USER": 331, "PASS": 230, "CWD": 250, "TYPE": 200, "QUIT": 221}
 
@@ -268,7 +268,7 @@ def ftp_url() -> Iterator[str]:
 
 @pytest.mark.parametrize("redirected", [False, True])
 @pytest.mark.parametrize("kind", ["file", "ftp", "path"])
-def test_only_http(kind: str, redirected: bool, server: Server, ftp_url: str, tmp_path: Path) -> None:
+def test_only_http_is_allowed(kind: str, redirected: bool, server: Server, ftp_url: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(BODY)
     secret = tmp_path / "secret"
     url = {"file": f"file://localhost{secret}", "ftp": ftp_url, "path": str(secret)}[kind]
@@ -279,16 +279,16 @@ def test_only_http(kind: str, redirected: bool, server: Server, ftp_url: str, tm
     assert list(tmp_path.iterdir()) == [secret]
 
 
-# ------------------------------------------------------------------------------------ broken connections
+# ------------------------------------------------------------------------------------ lost connections
 @pytest.mark.parametrize("kind", [Body, Chunked])
-def test_cut_body_is_retried(kind: type[Body], server: Server, tmp_path: Path) -> None:
+def test_truncated_body_is_retried(kind: type[Body], server: Server, tmp_path: Path) -> None:
     fetch([server.url("/file", kind(cuts=[30000]))], tmp_path / "file")
     assert_only(tmp_path / "file")
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("kind", [Body, Chunked])
-def test_always_cut(kind: type[Body], server: Server, tmp_path: Path) -> None:
+def test_body_that_is_always_truncated(kind: type[Body], server: Server, tmp_path: Path) -> None:
     url = server.url("/file", kind(cuts=[30000] * 100))
     with pytest.raises(DownloadError, match=re.escape(url)):
         fetch([url], tmp_path / "file")
@@ -296,16 +296,16 @@ def test_always_cut(kind: type[Body], server: Server, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_answer_is_retried(server: Server, tmp_path: Path) -> None:
-    def moody(handler: Handler) -> None:
+def test_missing_answer_is_retried(server: Server, tmp_path: Path) -> None:
+    def answer_second(handler: Handler) -> None:
         if len(server.requests) == 2:
             Body()(handler)
 
-    fetch([server.url("/file", moody)], tmp_path / "file")
+    fetch([server.url("/file", answer_second)], tmp_path / "file")
     assert_only(tmp_path / "file")
 
 
-def test_silence_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(handler: Handler) -> None:
         handler.reply(200, Content_Length=len(BODY))
         handler.wfile.write(BODY[:100])
@@ -320,9 +320,9 @@ def test_silence_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest
         over.set()
 
 
-# ------------------------------------------------------------------------------------ several at once
+# ------------------------------------------------------------------------------------ several processes
 class Stderr(io.StringIO):
-    """A stderr that can be waited for."""
+    """A stderr that can wait for a text."""
 
     def wait_for(self, text: str, count: int) -> None:
         pause = threading.Event()
@@ -330,10 +330,12 @@ class Stderr(io.StringIO):
             if self.getvalue().count(text) >= count:
                 return
             pause.wait(0.01)
-        raise AssertionError(f"not said {count} times: {text}")
+        raise AssertionError(f"not printed {count} times: {text}")
 
 
-def test_several_at_once_download_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_downloads_request_the_file_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def answer(handler: Handler) -> None:
         stderr.wait_for("waiting", 3)
         Body()(handler)
@@ -350,8 +352,8 @@ def test_several_at_once_download_once(server: Server, tmp_path: Path, monkeypat
     assert all("downloads weights" in line for line in waiting)
 
 
-def test_waiting_one_tries_when_the_first_fails(server: Server, tmp_path: Path) -> None:
-    def moody(handler: Handler) -> None:
+def test_a_waiting_download_starts_when_the_first_fails(server: Server, tmp_path: Path) -> None:
+    def fail_first(handler: Handler) -> None:
         if len(server.requests) == 1:
             stderr.wait_for("waiting", 1)
             handler.reply(503, Content_Length=0)
@@ -359,7 +361,7 @@ def test_waiting_one_tries_when_the_first_fails(server: Server, tmp_path: Path) 
             Body()(handler)
 
     path = tmp_path / "file"
-    url = server.url("/file", moody)
+    url = server.url("/file", fail_first)
 
     def succeeds(_: int) -> bool:
         try:
@@ -373,7 +375,7 @@ def test_waiting_one_tries_when_the_first_fails(server: Server, tmp_path: Path) 
 
 
 @pytest.mark.process
-def test_lock_of_a_killed_process(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     hold = "import filelock, sys, time; held = filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True)"
     command = [sys.executable, "-c", f"{hold}; time.sleep(60)", str(tmp_path / "x.lock")]
     with (
@@ -389,17 +391,17 @@ def test_lock_of_a_killed_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_goes_after_an_error_too(tmp_path: Path) -> None:
+def test_the_lock_is_removed_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), lock(tmp_path / "x.lock", "x"):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------ the place
+# ------------------------------------------------------------------------------------ the destination
 def test_full_disk(server: Server, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # To the writer as a full disk: a write fails in the middle of the file.
+    # Like a full disk: a write fails in the middle of the file.
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
         with pytest.raises(UserError, match=re.escape(str(tmp_path / "file"))) as caught:
@@ -411,7 +413,7 @@ def test_full_disk(server: Server, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_destination_folder_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "data" / "file"))):
         fetch([NOWHERE], tmp_path / "data" / "file")

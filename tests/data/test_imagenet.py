@@ -1,3 +1,5 @@
+"""ImageNet folders with a few small images."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,9 @@ n09999999
 
 @pytest.fixture
 def root(tmp_path: Path, make_photos: Callable) -> Path:
-    """Four wordnet ids as ImageNet is usually unpacked."""
-    for first, part in enumerate(("train", "val")):
-        make_photos(tmp_path / "imagenet" / part, IDS, count=3 - first, first=100 * first)
+    """Returns a folder with four WordNet IDs in train/ and val/."""
+    for first, split in enumerate(("train", "val")):
+        make_photos(tmp_path / "imagenet" / split, IDS, count=3 - first, first=100 * first)
     return tmp_path / "imagenet"
 
 
@@ -31,36 +33,36 @@ def imagenet(root: Path, stored: dict | None = None) -> ImageNet:
     return data
 
 
-def test_reported_on_val(root: Path) -> None:
+def test_val_is_the_test_split(root: Path) -> None:
     data = imagenet(root)
-    assert {part: len(photos) for part, photos in data.splits.items()} == {"train": 12, "val": 8, "test": 8}
+    assert {name: len(images) for name, images in data.splits.items()} == {"train": 12, "val": 8, "test": 8}
     assert data.classes == data.class_names == IDS
 
 
-def test_the_official_test_images_have_no_classes(root: Path, make_photos: Callable) -> None:
+def test_the_official_test_images_are_ignored(root: Path, make_photos: Callable) -> None:
     make_photos(root, ["test"])
-    assert imagenet(root).describe_split("test").startswith("val/, as there is no test/")
+    assert imagenet(root).describe_split("test").startswith("val/")
 
 
-def test_names_from_the_mapping(root: Path) -> None:
+def test_class_names_from_the_mapping(root: Path) -> None:
     (root / "LOC_synset_mapping.txt").write_text(MAPPING)
     assert imagenet(root).class_names == ["tench", "crane (n02012849)", "crane (n03126707)", "n99999999"]
 
 
-def test_names_stay_where_another_copy_has_no_mapping(root: Path, tmp_path: Path) -> None:
+def test_class_names_are_restored_without_a_mapping(root: Path, tmp_path: Path) -> None:
     (root / "LOC_synset_mapping.txt").write_text(MAPPING)
     stored = imagenet(root).provenance()
     (root / "LOC_synset_mapping.txt").unlink()
     moved = imagenet(root.rename(tmp_path / "moved"), stored)
     assert moved.class_names == ["tench", "crane (n02012849)", "crane (n03126707)", "n99999999"]
-    assert {part: len(photos) for part, photos in moved.splits.items()} == {"train": 12, "val": 8, "test": 8}
+    assert {name: len(images) for name, images in moved.splits.items()} == {"train": 12, "val": 8, "test": 8}
 
 
-def test_names_of_the_thousand(tmp_path: Path) -> None:
+def test_class_names_of_all_1000_classes(tmp_path: Path) -> None:
     data = ImageNet(str(tmp_path))
     ids = ["n01440764", *(f"n{number:08}" for number in range(2_000_000, 2_000_998)), "n15075141"]
     data.classes = ids
     assert data.class_names == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
-    # Any other thousand classes are not those.
+    # 1000 other classes.
     data.classes = [f"n{number:08}" for number in range(1000)]
     assert data.class_names == data.classes

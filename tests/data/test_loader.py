@@ -1,4 +1,4 @@
-"""The order of images, and what a loader makes of it."""
+"""Order of the images, batches and resuming."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -14,7 +14,7 @@ from resnet_pl.data.views import View
 
 
 class IndexLoader(ResumableLoader):
-    """Images that are their own indices."""
+    """Loads the indices as images."""
 
     def read(self, plan: tuple[Tensor, ...], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for indices in plan:
@@ -31,22 +31,20 @@ def indices(batches: Iterator[Batch] | ResumableLoader) -> list[list[int]]:
 
 # ------------------------------------------------------------------------------------ sampler
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_image_once_for_every_size(world: int) -> None:
+def test_each_image_is_sampled_once(world: int) -> None:
     for length in range(1, 51):
         evaluated = [
             ShardedEpochSampler(length, rank=rank, world_size=world).indices().tolist() for rank in range(world)
         ]
         assert sorted(chain(*evaluated)) == list(range(length))
-        assert all(part == sorted(part) for part in evaluated)
+        assert all(indices == sorted(indices) for indices in evaluated)
         samplers = [ShardedEpochSampler(length, 1, True, rank, world) for rank in range(world)]
         trained = [sampler.indices().tolist() for sampler in samplers]
-        assert {len(part) for part in trained} == {length // world}
+        assert {len(indices) for indices in trained} == {length // world}
         assert len(set(chain(*trained))) == length // world * world
-        for parts, kind in (
-            (evaluated, [ShardedEpochSampler(length, 0, False, r, world) for r in range(world)]),
-            (trained, samplers),
-        ):
-            assert [len(sampler) for sampler in kind] == [len(part) for part in parts]
+        assert [len(sampler) for sampler in samplers] == [len(indices) for indices in trained]
+        samplers = [ShardedEpochSampler(length, rank=rank, world_size=world) for rank in range(world)]
+        assert [len(sampler) for sampler in samplers] == [len(indices) for indices in evaluated]
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
@@ -60,7 +58,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_two_processes_see_what_one_sees() -> None:
+def test_two_processes_have_the_batches_of_one() -> None:
     one = indices(index_loader(43, 8))
     two = [indices(index_loader(43, 4, rank=rank, world_size=2)) for rank in range(2)]
     assert [sorted(batch) for batch in one] == [sorted(first + second) for first, second in zip(*two, strict=True)]
@@ -79,49 +77,49 @@ def test_short_batches(length: int, shuffle: bool, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("done", range(8))
 def test_resumes_with_exactly_the_remaining_batches(done: int) -> None:
-    whole = index_loader(30)
-    whole.sampler.set_epoch(3)
-    running = iter(whole)
-    begun = [next(running) for _ in range(done)]
-    state = whole.state_dict() if done else {"epoch": 3, "done": 0}
-    rest = indices(running)
+    loader = index_loader(30)
+    loader.sampler.set_epoch(3)
+    running = iter(loader)
+    first = [next(running) for _ in range(done)]
+    state = loader.state_dict() if done else {"epoch": 3, "done": 0}
+    remaining = indices(running)
 
     resumed = index_loader(30)
     resumed.load_state_dict(state)
     iterator = iter(resumed)
-    # Lightning makes the iterator first and tells the epoch afterwards.
+    # Lightning creates the iterator before it sets the epoch.
     resumed.sampler.set_epoch(3)
-    again = list(iterator)
-    assert indices(again) == rest
-    assert [batch.batch_idx for batch in again] == list(range(done, 7))
-    assert {batch.epoch for batch in begun + again} == {3}
+    batches = list(iterator)
+    assert indices(batches) == remaining
+    assert [batch.batch_idx for batch in batches] == list(range(done, 7))
+    assert {batch.epoch for batch in first + batches} == {3}
     resumed.sampler.set_epoch(4)
     assert len(indices(resumed)) == 7
 
 
-def test_the_state_is_of_the_epoch_that_has_begun() -> None:
+def test_the_state_belongs_to_the_epoch_that_has_started() -> None:
     loader = index_loader(30)
     assert len(indices(loader)) == 7
-    # Lightning tells the next epoch some time before it asks for its first batch.
+    # Lightning sets the next epoch before it requests its first batch.
     loader.sampler.set_epoch(1)
     assert loader.state_dict() == {"epoch": 0, "done": 7}
-    # A state that was taken up and not used is still the state.
+    # A restored state that was not used yet is still the state.
     resumed = index_loader(30)
     resumed.load_state_dict({"epoch": 2, "done": 3})
     assert resumed.state_dict() == {"epoch": 2, "done": 3}
 
 
-def test_the_next_epoch_starts_anew_where_the_last_was_cut_short() -> None:
-    cut = index_loader(30)
-    for _, _batch in zip(range(3), cut, strict=False):
+def test_the_epoch_after_an_interrupted_one_is_complete() -> None:
+    interrupted = index_loader(30)
+    for _, _batch in zip(range(3), interrupted, strict=False):
         pass
     resumed = index_loader(30)
-    resumed.load_state_dict(cut.state_dict())
+    resumed.load_state_dict(interrupted.state_dict())
     resumed.sampler.set_epoch(1)
     assert [batch.batch_idx for batch in resumed] == list(range(7))
 
 
-def test_epoch_is_read_at_the_first_batch() -> None:
+def test_the_epoch_is_read_at_the_first_batch() -> None:
     loader = index_loader(30)
     first = indices(loader)
     iterator = iter(loader)
@@ -129,34 +127,34 @@ def test_epoch_is_read_at_the_first_batch() -> None:
     assert indices(iterator) != first
 
 
-# ------------------------------------------------------------------------------------ helpers
-def test_spare_cores() -> None:
+# ------------------------------------------------------------------------------------ workers
+def test_default_num_workers() -> None:
     assert default_num_workers(10**6) == 1
     assert 1 <= default_num_workers(2) <= default_num_workers(1) <= 16
 
 
 # ------------------------------------------------------------------------------------ batches
 @pytest.mark.parametrize("views", [False, True])
-def test_lightning_moves_batches_whole(views: bool) -> None:
+def test_lightning_moves_all_tensors_of_a_batch(views: bool) -> None:
     image, label = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
     batch = Batch([View(image, label), View(image, label)] if views else image, label, label, 5, 7)
     moved = move_data_to_device(batch, torch.device("meta"))
     assert isinstance(moved, Batch) and (moved.epoch, moved.batch_idx) == (5, 7)
-    parts = [part for view in moved.images for part in view] if views else [moved.images]
-    assert len(parts) == (4 if views else 1) and isinstance(moved.images[0], View) == views
-    assert {part.device.type for part in (*parts, moved.labels, moved.indices)} == {"meta"}
+    tensors = [tensor for view in moved.images for tensor in view] if views else [moved.images]
+    assert len(tensors) == (4 if views else 1) and isinstance(moved.images[0], View) == views
+    assert {tensor.device.type for tensor in (*tensors, moved.labels, moved.indices)} == {"meta"}
     assert batch.labels.device.type == "cpu"
 
 
-def test_the_host_waits_for_no_copy_to_a_gpu() -> None:
-    class Asked:
-        """Stands in for a tensor, and tells how it was moved."""
+def test_copies_to_a_gpu_are_non_blocking() -> None:
+    class FakeTensor:
+        """Returns whether it was moved without blocking."""
 
         def to(self, device: Any, non_blocking: bool) -> bool:
             return non_blocking
 
-    batch = Batch([], Asked(), Asked(), 0, 0)
+    batch = Batch([], FakeTensor(), FakeTensor(), 0, 0)
     assert batch.to("cuda:1").labels and batch.to(torch.device("cuda")).indices
-    # Of a copy to the processor one could see the half.
+    # A copy to the CPU could be read before it is complete.
     assert not batch.to("cpu").labels
     assert batch.to("cpu", non_blocking=True).labels and not batch.to("cuda", non_blocking=False).labels

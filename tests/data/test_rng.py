@@ -1,3 +1,5 @@
+"""Random numbers as functions of seed, epoch and image."""
+
 import math
 import random
 
@@ -11,8 +13,8 @@ from resnet_pl.data.rng import BatchRNG, hash_seed, seed_generators, seeded_rng
 N = 100_000
 
 
-def rng(seed: int = 0, epoch: int = 0, number: int = 0, indices: Tensor | None = None) -> BatchRNG:
-    return BatchRNG(seed, epoch, number, torch.arange(N) if indices is None else indices)
+def rng(seed: int = 0, epoch: int = 0, batch_idx: int = 0, indices: Tensor | None = None) -> BatchRNG:
+    return BatchRNG(seed, epoch, batch_idx, torch.arange(N) if indices is None else indices)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -29,7 +31,7 @@ def test_uniform(seed: int) -> None:
     assert float(((counts - N / 100) ** 2 / (N / 100)).sum()) < 99 + 5 * 14
 
 
-def test_integers_are_even_and_in_range() -> None:
+def test_integers_are_uniform_and_in_range() -> None:
     for high in (1, 2, 9, 1000):
         values = rng().integers(high)
         assert values.dtype == torch.int64
@@ -47,7 +49,7 @@ def test_normal() -> None:
     assert float((values.abs() > 1.96).double().mean()) == pytest.approx(0.05, abs=0.004)
 
 
-def test_independent_between_draws_epochs_seeds_and_neighbours() -> None:
+def test_draws_epochs_seeds_and_neighbors_are_independent() -> None:
     one = rng()
     first, second = one.uniform(), one.uniform()
     others = [
@@ -61,32 +63,32 @@ def test_independent_between_draws_epochs_seeds_and_neighbours() -> None:
         assert abs(correlation(first, other)) < 5 / math.sqrt(N)
         assert float((first == other).double().mean()) < 1e-4
     assert abs(correlation(rng(seed=1).uniform(), rng(epoch=1).uniform())) < 5 / math.sqrt(N)
-    # Neither may the next epoch's first draw be this one's second.
+    # The first draw of the next epoch also differs from the second draw of this one.
     assert abs(correlation(second, rng(epoch=1).uniform())) < 5 / math.sqrt(N)
 
 
-def test_an_image_draws_the_same_in_any_batch() -> None:
-    def of(indices: list[int], number: int) -> dict[int, tuple[float, ...]]:
-        made = rng(7, 3, number, torch.tensor(indices))
-        drawn = made.uniform(), made.integers(9), made.normal()
+def test_an_image_has_the_same_numbers_in_any_batch() -> None:
+    def draw(indices: list[int], batch_idx: int) -> dict[int, tuple[float, ...]]:
+        batch = rng(7, 3, batch_idx, torch.tensor(indices))
+        drawn = batch.uniform(), batch.integers(9), batch.normal()
         return dict(zip(indices, zip(*(values.tolist() for values in drawn), strict=True), strict=True))
 
-    together = of([5, 1, 9, 40_000], 0)
-    assert of([9], 1) | of([40_000, 5], 2) | of([1], 8) == together
+    together = draw([5, 1, 9, 40_000], 0)
+    assert draw([9], 1) | draw([40_000, 5], 2) | draw([1], 8) == together
     assert len(set(together.values())) == 4
 
 
-def test_batch_generator_is_a_function_of_seed_epoch_batch_and_turn() -> None:
-    def of(*key: int) -> float:
+def test_batch_generator_is_a_function_of_seed_epoch_and_batch() -> None:
+    def draw(*key: int) -> float:
         return rng(*key, indices=torch.arange(2)).batch_generator().random()
 
-    assert of(1, 2, 3) == of(1, 2, 3)
-    assert len({of(1, 2, 3), of(0, 2, 3), of(1, 0, 3), of(1, 2, 0), of(-1, 2, 3)}) == 5
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    assert len({draw(1, 2, 3), draw(0, 2, 3), draw(1, 0, 3), draw(1, 2, 0), draw(-1, 2, 3)}) == 5
     one = rng(indices=torch.arange(2))
     assert one.batch_generator().random() != one.batch_generator().random()
 
 
-def test_keyed_rng() -> None:
+def test_seeded_rng_restores_the_global_generator() -> None:
     state = torch.random.get_rng_state()
     with seeded_rng(1, 2):
         first = torch.rand(3)
@@ -98,7 +100,7 @@ def test_keyed_rng() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_every_generator_is_seeded() -> None:
+def test_all_generators_are_seeded() -> None:
     def draw(*numbers: int) -> list[float]:
         seed_generators(*numbers)
         return [random.random(), np.random.rand(), float(torch.rand(()))]
@@ -107,6 +109,6 @@ def test_every_generator_is_seeded() -> None:
     assert first == again and all(a != b for a, b in zip(first, other, strict=True))
 
 
-def test_mixed_seed_is_the_same_everywhere() -> None:
+def test_hash_seed_is_the_same_on_every_machine() -> None:
     assert hash_seed(0, 0) == 5104172916443561106
     assert len({hash_seed(a, b) for a in range(30) for b in range(30)}) == 900

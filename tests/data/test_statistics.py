@@ -1,3 +1,5 @@
+"""Pixel statistics and normalization."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ IMAGES = torch.randint(0, 256, (37, 3, 5, 4), dtype=torch.uint8, generator=torch
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 37])
-def test_against_numpy(batch_size: int) -> None:
+def test_statistics_match_numpy(batch_size: int) -> None:
     statistics = Statistics.of(iter(IMAGES.split(batch_size)))
     pixels = IMAGES.numpy() / 255
     np.testing.assert_allclose(statistics.mean_image, pixels.mean(0), atol=1e-6)
@@ -18,7 +20,7 @@ def test_against_numpy(batch_size: int) -> None:
     np.testing.assert_allclose(statistics.covariance, np.cov(channels, bias=True), atol=1e-6)
 
 
-def test_flat_images_leave_something_to_divide_by() -> None:
+def test_standard_deviation_of_constant_images_is_not_zero() -> None:
     std = Statistics.of(iter([torch.full((4, 3, 2, 2), 77, dtype=torch.uint8)])).std
     torch.testing.assert_close(std, torch.full((3, 1, 1), 1 / 255))
 
@@ -46,19 +48,19 @@ def test_normalization(mean: str | list[float], std: str | list[float] | None) -
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ([0.5], None, r"mean is \[0.5\], it needs three values"),
-        ([0.5] * 4, "channel", "mean is"),
-        ([0.5] * 3, [1.0, 1.0], r"std is \[1.0, 1.0\], it needs three"),
-        ("pixel", [1.0, 0.0, 1.0], "each value must be above 0"),
-        ("pixel", [1.0, -1.0, 1.0], "each value must be above 0"),
+        ([0.5], None, r"mean.*\[0\.5\].*three"),
+        ([0.5] * 4, "channel", "mean.*three"),
+        ([0.5] * 3, [1.0, 1.0], r"std.*\[1\.0, 1\.0\].*three"),
+        ("pixel", [1.0, 0.0, 1.0], "std.*above 0"),
+        ("pixel", [1.0, -1.0, 1.0], "std.*above 0"),
     ],
 )
-def test_values_that_cannot_be(mean: object, std: object, message: str) -> None:
+def test_invalid_values_are_named(mean: object, std: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_input(32, mean, std)
 
 
-def test_least_size() -> None:
+def test_minimum_image_size() -> None:
     check_input(8, "pixel", None)
-    with pytest.raises(ValueError, match="image_size is 7, it must be 8 or more"):
+    with pytest.raises(ValueError, match=r"image_size.*7.*8"):
         check_input(7, "pixel", None)

@@ -1,3 +1,5 @@
+"""Data sets in memory."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,86 +9,86 @@ from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset, TensorL
 from resnet_pl.utils import UserError
 
 
-def images(count: int, part: str = "train", first: int = 0) -> TensorImageDataset:
-    """Different images, three classes in turn."""
+def images(count: int, prefix: str = "train", first: int = 0) -> TensorImageDataset:
+    """Returns `count` different images with labels 0, 1, 2, 0, …"""
     pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(first)).to(torch.uint8)
-    return TensorImageDataset(pixels, torch.arange(count) % 3, [f"{part}/{i}" for i in range(first, first + count)])
+    return TensorImageDataset(pixels, torch.arange(count) % 3, [f"{prefix}/{i}" for i in range(first, first + count)])
 
 
 class Toy(TensorDataModule):
-    def __init__(self, parts: dict[str, TensorImageDataset], **kwargs: object) -> None:
+    def __init__(self, official: dict[str, TensorImageDataset], **kwargs: object) -> None:
         super().__init__(image_size=8, **kwargs)
-        self.parts = parts
+        self.official = official
 
     def read(self) -> dict[str, TensorImageDataset]:
         self.classes = ["ant", "bee", "cat"]
-        return dict(self.parts)
+        return dict(self.official)
 
 
-def toy(parts: dict[str, TensorImageDataset] | None = None, stored: dict | None = None, **kwargs: object) -> Toy:
-    data = Toy(parts or {"train": images(60)}, **kwargs)
+def toy(official: dict[str, TensorImageDataset] | None = None, stored: dict | None = None, **kwargs: object) -> Toy:
+    data = Toy(official or {"train": images(60)}, **kwargs)
     if stored:
         data.use_provenance(stored)
     data.setup("fit")
     return data
 
 
-def contents(part: TensorImageDataset) -> set[bytes]:
-    return {image.numpy().tobytes() for image in part.images}
+def contents(split: TensorImageDataset) -> set[bytes]:
+    return {image.numpy().tobytes() for image in split.images}
 
 
-def test_cut_leaks_nothing() -> None:
-    twice = images(60)
-    twice.images[40:50] = twice.images[:10]
-    twice.labels[40:50] = twice.labels[:10]
-    data = toy({"train": twice}, val_split=0.2, test_split=0.2)
-    parts = [contents(part) for part in data.splits.values()]
-    assert len(parts) == 3
-    assert len(set.union(*parts)) == sum(map(len, parts)) == 50
+def test_duplicates_are_in_the_same_split() -> None:
+    train = images(60)
+    train.images[40:50] = train.images[:10]
+    train.labels[40:50] = train.labels[:10]
+    data = toy({"train": train}, val_split=0.2, test_split=0.2)
+    splits = [contents(split) for split in data.splits.values()]
+    assert len(splits) == 3
+    assert len(set.union(*splits)) == sum(map(len, splits)) == 50
     assert sum(map(len, data.splits.values())) == 60
 
 
-def test_official_test_is_left_whole() -> None:
+def test_the_official_test_split_is_not_changed() -> None:
     data = toy({"train": images(60), "test": images(20, "test", 1000)}, val_split=12, test_split=0.5)
-    assert {part: len(found) for part, found in data.splits.items()} == {"train": 48, "val": 12, "test": 20}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 48, "val": 12, "test": 20}
     assert data.splits["test"].names == [f"test/{i}" for i in range(1000, 1020)]
     assert "val" not in toy({"train": images(60), "test": images(20, "test")}, val_split=0).splits
 
 
-def test_folds_take_turns() -> None:
+def test_folds() -> None:
     folds = [toy(num_folds=3, fold=fold, test_split=0.1).splits for fold in range(3)]
     assert len({tuple(fold["test"].names) for fold in folds}) == 1
     validated = [name for fold in folds for name in fold["val"].names]
     assert sorted(validated) == sorted(set(images(60).names) - set(folds[0]["test"].names))
 
 
-def test_stored_split_wins_over_the_options() -> None:
+def test_restored_splits_override_the_options() -> None:
     first = toy(val_split=0.2, test_split=0.2)
     again = toy(stored=first.provenance(), val_split=0.4, test_split=0.0, split_seed=9)
-    assert {part: found.names for part, found in again.splits.items()} == first.provenance()["splits"]
-    assert again.describe_split("test") == "the test split stored in the checkpoint, Toy"
+    assert {name: split.names for name, split in again.splits.items()} == first.provenance()["splits"]
+    assert "stored in the checkpoint" in again.describe_split("test")
     assert torch.equal(again.splits["val"].images, first.splits["val"].images)
 
 
-def test_stored_split_that_is_not_all_there() -> None:
+def test_missing_images_of_a_restored_split_are_named() -> None:
     first = toy()
-    with pytest.raises(UserError, match=r"lacks 20 of the 60 images .* the first is train/\d+\n"):
+    with pytest.raises(UserError, match=r"20 of the 60 images .*train/\d+"):
         toy({"train": images(40)}, first.provenance())
 
 
-def test_other_data_than_the_checkpoints() -> None:
+def test_other_data_is_only_tested() -> None:
     stored = toy().provenance()
     other = toy({"train": images(9, "other"), "test": images(7, "other test")}, stored)
-    assert {part: len(found) for part, found in other.splits.items()} == {"val": 7, "test": 7}
-    whole = toy({"train": images(9, "other")}, stored)
-    assert len(whole.splits["test"]) == 9
-    assert whole.describe_split("test") == "every image of other data than the training's, Toy"
-    with pytest.raises(UserError, match=r"has no images for train\nto train on other data start a new run"):
-        whole.train_dataloader()
+    assert {name: len(split) for name, split in other.splits.items()} == {"val": 7, "test": 7}
+    other = toy({"train": images(9, "other")}, stored)
+    assert len(other.splits["test"]) == 9
+    assert other.describe_split("test").startswith("all images of other data than the training data")
+    with pytest.raises(UserError, match=r"no train split\n.*new run.*--model\.weights"):
+        other.train_dataloader()
 
 
 @pytest.mark.parametrize("mean", ["channel", "pixel"])
-def test_measures_the_training_split_alone(mean: str) -> None:
+def test_only_the_training_split_is_measured(mean: str) -> None:
     data = toy({"train": images(60), "test": images(20, "test", 1000)}, mean=mean)
     pixels = data.splits["train"].images.numpy() / 255
     subtracted, divided = data.normalization()
@@ -95,7 +97,7 @@ def test_measures_the_training_split_alone(mean: str) -> None:
     np.testing.assert_allclose(divided.flatten(), pixels.std((0, 2, 3)), atol=1e-6)
 
 
-def test_loader_takes_the_sampled_images() -> None:
+def test_loader_returns_the_sampled_images() -> None:
     all_images = images(11)
     batches = list(TensorLoader(all_images, ShardedEpochSampler(11, 3, True), 4))
     assert [len(batch.images) for batch in batches] == [4, 4]
@@ -105,7 +107,7 @@ def test_loader_takes_the_sampled_images() -> None:
     assert torch.equal(all_images.load_full_image(3), all_images.images[3])
 
 
-def test_images_are_told_from_others() -> None:
+def test_digest_depends_on_names_labels_and_pixels() -> None:
     first, other = images(6), images(6)
     assert first.digest() == other.digest() and len(first.digest()) == 16
     other.images[5, 2, 7, 7] ^= 1

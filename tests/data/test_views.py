@@ -1,4 +1,4 @@
-"""Test-time views of photos and of images in memory."""
+"""Test-time augmentation of image files and of images in memory."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.conftest import write_photos
 from tests.tiny import Tiny
 
 
-def test_five_crops_are_the_corners_and_the_centre_of_the_resized_image() -> None:
+def test_five_crops_are_the_corners_and_the_center_of_the_resized_image() -> None:
     image = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
     crops = five_crops(image, 112)
     resized = TF.resize(image, [128], antialias=True)
@@ -23,14 +23,14 @@ def test_five_crops_are_the_corners_and_the_centre_of_the_resized_image() -> Non
     assert torch.equal(crops[4], ResizeCenterCrop()(image, 112))
 
 
-def test_scales_are_the_papers_in_proportion() -> None:
+def test_default_scales_are_proportional_to_the_papers() -> None:
     assert MultiScale().scales_for(224) == [224, 256, 384, 480, 640]
     assert MultiScale().scales_for(32) == [32, 37, 55, 69, 91]
     views = MultiScale([40, 64])(torch.zeros(3, 50, 100, dtype=torch.uint8), 32)
     assert [tuple(view.shape[1:]) for view in views] == [(40, 80), (64, 128)]
 
 
-def test_photos_of_other_shapes_come_in_groups(tmp_path: Path) -> None:
+def test_views_of_different_sizes_are_grouped(tmp_path: Path) -> None:
     data = ImageFolder(root=str(write_photos(tmp_path / "photos", count=10)), image_size=16, num_workers=0)
     data.setup("test")
     data.views = MultiScale([16, 24])
@@ -38,16 +38,16 @@ def test_photos_of_other_shapes_come_in_groups(tmp_path: Path) -> None:
     count = len(batch.labels)
     owners = torch.cat([group.owners for group in batch.images])
     assert owners.bincount(minlength=count).tolist() == [2] * count
-    photos = data.split("test")
+    dataset = data.split("test")
     for group in batch.images:
         for view, owner in zip(group.images, group.owners.tolist(), strict=True):
-            whole = photos.load_full_image(int(batch.indices[owner]))
-            assert torch.equal(view, TF.resize(whole, [min(view.shape[1:])], antialias=True))
-    # Training is not concerned.
+            image = dataset.load_full_image(int(batch.indices[owner]))
+            assert torch.equal(view, TF.resize(image, [min(view.shape[1:])], antialias=True))
+    # Training has no views.
     assert next(iter(data.train_dataloader())).images.shape[1:] == (3, 16, 16)
 
 
-def test_images_in_memory_have_views_too() -> None:
+def test_views_of_images_in_memory() -> None:
     data = Tiny()
     data.setup("test")
     plain = next(iter(data.test_dataloader())).images

@@ -1,4 +1,4 @@
-"""Worker processes: what they outlast, and when they end."""
+"""Worker processes: which signals they ignore, and when they end."""
 
 import gc
 import multiprocessing
@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from resnet_pl.data import workers
 from resnet_pl.data.workers import BatchReader
 
 PROJECT = Path(__file__).parents[2]
 PLAN = [[(epoch, index) for index in range(start, start + 2)] for epoch in (0, 1) for start in (0, 2, 4, 6)]
 PROGRAM = """
 import multiprocessing, os, signal, sys, weakref
-# Registered before torch's and multiprocessing's own functions for the exit, and thus called after them.
+# Registered before the exit functions of torch and multiprocessing, and therefore called after them.
 weakref.finalize(sys, int)
 from tests.data.test_workers import PLAN, Keys, BatchReader
 batches = BatchReader(Keys(), 2, False, list).read(PLAN)
@@ -32,7 +31,7 @@ sys.stdout.flush()
 
 
 class Keys:
-    """A data set whose samples are their keys, but for one that cannot be read."""
+    """A data set that returns the keys as samples; one key raises KeyError."""
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
         if key == (2, 0):
@@ -40,8 +39,8 @@ class Keys:
         return key
 
 
-def started(count: int = 2) -> tuple[BatchReader, Any, list[BaseProcess]]:
-    """A reader in the middle of its plan, and its worker processes."""
+def start_reader(count: int = 2) -> tuple[BatchReader, Any, list[BaseProcess]]:
+    """Returns a reader, its unfinished batches and its worker processes."""
     before = multiprocessing.active_children()
     reader = BatchReader(Keys(), count, False, list)
     batches = reader.read(PLAN)
@@ -57,19 +56,19 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def test_the_same_workers_read_every_plan() -> None:
-    reader, batches, processes = started()
+def test_workers_are_reused() -> None:
+    reader, batches, processes = start_reader()
     assert list(batches) == PLAN[1:]
     assert [list(reader.read(PLAN[start:])) for start in (0, 3, 8)] == [PLAN, PLAN[3:], []]
-    # Left in the middle, they begin the next plan cleanly.
+    # After an incomplete plan, they start the next one correctly.
     next(reader.read(PLAN[2:]))
     assert list(reader.read(PLAN)) == PLAN
     assert len(processes) == 2 and all(map(BaseProcess.is_alive, processes))
     assert list(BatchReader(Keys(), 0, False, list).read(PLAN)) == PLAN
 
 
-def test_workers_outlast_a_ctrl_c_and_the_end_of_a_job_but_not_their_parents_word() -> None:
-    reader, _, (worker,) = started(1)
+def test_workers_ignore_signals_except_sigterm_from_their_parent() -> None:
+    reader, _, (worker,) = start_reader(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
         sender = multiprocessing.get_context("fork").Process(target=os.kill, args=(worker.pid, number))
         sender.start()
@@ -80,32 +79,34 @@ def test_workers_outlast_a_ctrl_c_and_the_end_of_a_job_but_not_their_parents_wor
     assert worker.exitcode == 0
 
 
-def test_a_worker_that_has_just_begun_outlasts_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    ignore = workers._ignore_signals
-
-    def at_once(worker: int) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+def test_signals_are_blocked_while_workers_start() -> None:
+    def send_signals() -> None:
+        for number in signals:
             os.kill(os.getpid(), number)
-        ignore(worker)
 
-    monkeypatch.setattr(workers, "_ignore_signals", at_once)
+    # Called in every process that is forked from now on; without effect after this test.
+    signals = [signal.SIGTERM, signal.SIGINT]
+    os.register_at_fork(after_in_child=send_signals)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    _, batches, _ = started()
+    try:
+        _, batches, _ = start_reader()
+    finally:
+        signals.clear()
     assert list(batches) == PLAN[1:]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
-def test_batches_are_enough_to_keep_the_workers() -> None:
+def test_the_batches_hold_a_reference_to_the_workers() -> None:
     assert list(BatchReader(Keys(), 1, False, list).read(PLAN)) == PLAN
 
 
 @pytest.mark.parametrize("case", ["dropped", "in a cycle", "in a cycle with an error"])
 def test_workers_end_with_their_reader(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch terminates the workers that have not ended after five seconds.
+    # torch terminates workers that have not ended after five seconds.
     terminated: list[BaseProcess] = []
     terminate = BaseProcess.terminate
     monkeypatch.setattr(BaseProcess, "terminate", lambda self: (terminated.append(self), terminate(self)))
-    reader, batches, processes = started()
+    reader, batches, processes = start_reader()
     cycle: dict[str, Any] = {"reader": reader, "batches": batches}
     if "error" in case:
         try:
@@ -120,18 +121,18 @@ def test_workers_end_with_their_reader(case: str, monkeypatch: pytest.MonkeyPatc
     assert [worker.exitcode for worker in processes] == [0, 0] and not terminated
 
 
-def test_workers_end_with_a_process_that_is_not_the_main_one() -> None:
+def test_workers_end_with_a_child_process() -> None:
     def train() -> None:
-        reader, batches, processes = started()
-        # As in the arguments of a process that a Trainer starts: nothing frees it before the end.
+        reader, batches, processes = start_reader()
+        # As in a process that a Trainer starts: nothing frees the reader before the process ends.
         gc.callbacks.append(lambda *_: (reader, batches))
-        told.send([worker.pid for worker in processes])
+        sender.send([worker.pid for worker in processes])
 
     context = multiprocessing.get_context("fork")
-    heard, told = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=train)
     process.start()
-    pids = heard.recv()
+    pids = receiver.recv()
     process.join(60)
     assert process.exitcode == 0
     assert len(pids) == 2 and not any(map(is_running, pids))
@@ -142,13 +143,13 @@ def test_workers_end_with_a_process_that_is_not_the_main_one() -> None:
     ("end", "code"),
     [("", 0), ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1), ("os.kill(os.getpid(), signal.SIGKILL)", -9)],
 )
-def test_no_worker_is_left_behind_by_a_program(end: str, code: int) -> None:
+def test_workers_end_with_the_program(end: str, code: int) -> None:
     words = [sys.executable, "-c", PROGRAM + end]
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stderr
     first, *pids = done.stdout.splitlines()
     assert first == str([PLAN[0], PLAN[0]]) and len(pids) == 4
-    # After a SIGKILL they look every five seconds whether the program still runs.
+    # After a SIGKILL, workers notice the end of the program within five seconds.
     for _ in range(300 if code == -9 else 0):
         if not any(map(is_running, map(int, pids))):
             break

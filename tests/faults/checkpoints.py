@@ -1,7 +1,7 @@
-"""Damaged and hostile checkpoints: refused in a line or two, or harmless; nothing in them is ever executed.
+"""Corrupted and malicious checkpoints are rejected with a short message, or have no effect; they execute nothing.
 
-Bytes that were damaged are always noticed. Content that was changed and saved again can be an error within Lightning,
-which is told in two lines too.
+Corrupted bytes are always detected. Changed content in an intact file can cause an error within Lightning, which is
+reported in two lines, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tests.faults.forks import Ended, command
+from tests.faults.forks import ProcessResult, run_command
 from tests.faults.kills import CONFIGS
 
 FIT = [
@@ -33,7 +33,7 @@ JUNK: list[Any] = [None, -1, 10**12, float("nan"), "", "junk", "../../x", [], {}
 
 @dataclass
 class Reference:
-    """A sound checkpoint and what its test gives."""
+    """An intact checkpoint and its test results."""
 
     path: Path
     data: bytes
@@ -41,8 +41,12 @@ class Reference:
     results: dict[str, Any]
 
 
-class Hostile:
-    """Writes a file when it is unpickled."""
+class Malicious:
+    """An object that creates a file when it is unpickled.
+
+    Args:
+        mark: the file.
+    """
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -52,11 +56,11 @@ class Hostile:
 
 
 def prepare(folder: Path) -> Reference:
-    """Trains the checkpoint and tests it."""
-    ended = command(FIT, folder)
+    """Trains the intact checkpoint and tests it."""
+    fitted = run_command(FIT, folder)
     path = folder / "runs/digits/version_0/checkpoints/best.ckpt"
-    if ended.code or (tested := _test(path, folder / "test")).code:
-        raise SystemExit(ended.err or tested.err)
+    if fitted.code or (tested := _test(path, folder / "test")).code:
+        raise SystemExit(fitted.err or tested.err)
     content = torch.load(path, weights_only=True)
     return Reference(path, path.read_bytes(), content, _results(folder / "test"))
 
@@ -65,33 +69,34 @@ def trial(reference: Reference, rng: random.Random, folder: Path) -> dict[str, A
     """Tests with a mutated checkpoint.
 
     Returns:
-        `kind` of the mutation; `outcome`: refused, an error, same or other results; `failed`, in words or None.
+        `kind` and `detail` of the mutation; `outcome`: rejected, error, same or different results; `failed`: the
+        reason or None.
     """
     folder.mkdir(parents=True)
     path, mark = folder / "a.ckpt", folder / "executed"
-    kind = rng.choice([*BYTES, *BYTES, "content", "hostile"])
+    kind = rng.choice([*BYTES, *BYTES, "entry changed", "malicious pickle"])
     detail = _write(kind, reference, rng, path, mark)
-    ended = _test(path, folder)
-    found = {"kind": kind, "detail": detail, "failed": None}
-    if ended.code == 0:
+    result = _test(path, folder)
+    row = {"kind": kind, "detail": detail, "failed": None}
+    if result.code == 0:
         same = _results(folder) == reference.results
-        found["outcome"] = "same" if same else "other"
-        if not same and kind != "content":
-            found["failed"] = f"{detail}: other results, and not a word"
-    elif ended.told():
-        found["outcome"], found["said"] = "refused", ended.message[0]
-    elif kind == "content" and ended.unexpected():
-        found["outcome"], found["said"] = "error", ended.message[0]
+        row["outcome"] = "same" if same else "different"
+        if not same and kind != "entry changed":
+            row["failed"] = f"{detail}: different results without a message"
+    elif result.rejected():
+        row["outcome"], row["message"] = "rejected", result.message[0]
+    elif kind == "entry changed" and result.unexpected_error():
+        row["outcome"], row["message"] = "error", result.message[0]
     else:
-        found["outcome"], found["failed"] = "failed", f"{detail}: exit code {ended.code}: {ended.err[-600:]}"
+        row["outcome"], row["failed"] = "failed", f"{detail}: exit code {result.code}: {result.err[-600:]}"
     if mark.exists():
-        found["failed"] = f"{detail}: it was executed"
+        row["failed"] = f"{detail}: it was executed"
     shutil.rmtree(folder)
-    return found
+    return row
 
 
-def _test(path: Path, folder: Path) -> Ended:
-    return command(["test", "--ckpt_path", path.resolve(), "--output", "."], folder, memory=8 * 2**30)
+def _test(path: Path, folder: Path) -> ProcessResult:
+    return run_command(["test", "--ckpt_path", path.resolve(), "--output", "."], folder, memory=8 * 2**30)
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def _truncate(data: bytearray, rng: random.Random, at: int, size: int) -> None:
     del data[at:]
 
 
-def _cut_out(data: bytearray, rng: random.Random, at: int, size: int) -> None:
+def _remove(data: bytearray, rng: random.Random, at: int, size: int) -> None:
     del data[at : at + size]
 
 
@@ -131,72 +136,72 @@ def _extend(data: bytearray, rng: random.Random, at: int, size: int) -> None:
 
 BYTES = {
     "bits flipped": _flip,
-    "zeroed": _zero,
-    "overwritten": _noise,
+    "bytes zeroed": _zero,
+    "bytes overwritten": _noise,
     "truncated": _truncate,
-    "cut out": _cut_out,
-    "inserted": _insert,
-    "extended": _extend,
+    "bytes removed": _remove,
+    "bytes inserted": _insert,
+    "bytes appended": _extend,
 }
 
 
 def _write(kind: str, reference: Reference, rng: random.Random, path: Path, mark: Path) -> str:
-    """Writes the mutated checkpoint; returns what was done, in words."""
+    """Writes the mutated checkpoint; returns a description of the mutation."""
     if kind in BYTES:
         data = bytearray(reference.data)
-        # Near the end are the archive's directory and the padding, which is where damage hides.
+        # Near the end are the archive's directory and padding, where damage is hardest to detect.
         at = rng.choice([rng.randrange(len(data)), len(data) - rng.randrange(1, 4000)])
         size = rng.choice([1, 16, 512, 50_000])
         BYTES[kind](data, rng, at, size)
         path.write_bytes(data)
         return f"{kind} at byte {at}, {size} bytes"
     content = copy.deepcopy(reference.content)
-    if kind == "content":
-        detail = _spoil(content, rng)
+    if kind == "entry changed":
+        detail = _corrupt(content, rng)
         torch.save(content, path)
         return detail
-    way = rng.choice(["entry", "whole", "bare", "legacy"])
-    evil = Hostile(mark)
-    if way == "entry":
-        content[rng.choice([*content, "more"])] = evil
-    if way == "bare":
-        path.write_bytes(pickle.dumps(evil))
-    elif way == "whole":
+    form = rng.choice(["entry", "archive", "pickle", "legacy"])
+    malicious = Malicious(mark)
+    if form == "entry":
+        content[rng.choice([*content, "more"])] = malicious
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(malicious))
+    elif form == "archive":
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps(evil))
+            archive.writestr("archive/data.pkl", pickle.dumps(malicious))
             archive.writestr("archive/version", "3")
     else:
-        content["hyper_parameters"] = evil if way == "legacy" else content["hyper_parameters"]
-        torch.save(content, path, _use_new_zipfile_serialization=way != "legacy")
-    return f"hostile {way}"
+        content["hyper_parameters"] = malicious if form == "legacy" else content["hyper_parameters"]
+        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
+    return f"malicious {form}"
 
 
-def _spoil(content: dict[str, Any], rng: random.Random) -> str:
-    """Removes or replaces something somewhere in a checkpoint's content."""
-    where, place = [], content
+def _corrupt(content: dict[str, Any], rng: random.Random) -> str:
+    """Removes or replaces a random entry of a checkpoint; returns a description."""
+    path, place = [], content
     while True:
         key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        where.append(str(key))
+        path.append(str(key))
         inner = place[key]
         if not isinstance(inner, dict | list) or not inner or rng.random() < 0.4:
             break
         place = inner
     if rng.random() < 0.5:
         del place[key]
-        return f"{'.'.join(where)} removed"
+        return f"{'.'.join(path)} removed"
     place[key] = rng.choice(JUNK)
-    return f"{'.'.join(where)} = {place[key]!r}"
+    return f"{'.'.join(path)} = {place[key]!r}"
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Figures, as lines of Markdown."""
-    heads = ["refused in a line or two", "an error in two lines", "without effect", "other results", "not survived"]
-    lines = [f"| damage | tried | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
-    for kind in [*BYTES, "content", "hostile"]:
+    """Lines of Markdown with the figures."""
+    heads = ["Rejected, 1 or 2 lines", "Error in 2 lines", "No effect", "Different results", "Failed"]
+    lines = [f"| Corruption | Trials | {' | '.join(heads)} |", "| --- " * (len(heads) + 2) + "|"]
+    for kind in [*BYTES, "entry changed", "malicious pickle"]:
         of_kind = [row for row in rows if row["kind"] == kind]
         outcomes = Counter(row["outcome"] for row in of_kind)
         failed = sum(row["failed"] is not None for row in of_kind)
-        cells = [len(of_kind), *(outcomes[name] for name in ("refused", "error", "same", "other")), failed]
+        cells = [len(of_kind), *(outcomes[name] for name in ("rejected", "error", "same", "different")), failed]
         lines.append(f"| {kind} | {' | '.join(f'{cell:,}' for cell in cells)} |")
     executed = sum("executed" in (row["failed"] or "") for row in rows)
-    return [*lines, "", f"Hostile objects executed: {executed}."]
+    return [*lines, "", f"Malicious objects executed: {executed}."]

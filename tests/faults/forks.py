@@ -1,4 +1,4 @@
-"""Commands in processes that can be killed: forked from one that has imported torch, so that a start costs nothing."""
+"""Commands in processes that can be killed; they are forked after torch is imported, so that they start quickly."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_pl.cli.main import main
 
-# Seconds after which the other processes of a training are ended where one has failed, as a launcher does.
-GRACE = 90
-# Exit code of a process that cannot read this project without root's rights.
+# Seconds after which the other processes of a training are killed when one has failed, as a launcher does.
+GRACE_SECONDS = 90
+# Exit code of a process that cannot read this project without root's privileges.
 UNREADABLE = 77
-# Linux's numbers of the rights that let root read and write every file, and of the layout that `capset` is given.
+# Linux constants: the capabilities that let root access every file, and the version of the structure for `capset`.
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAPABILITY_VERSION = 1, 2, 0x20080522
 
 
 @dataclass
-class Ended:
-    """How a process, or several that are one training, ended.
+class ProcessResult:
+    """Result of a process, or of the processes of one training.
 
     Attributes:
-        code: exit code, minus the signal's number where one ended it, None where it had to be ended for its time.
-        out: what was written to stdout.
-        err: what was written to stderr.
-        seconds: from start to end.
-        codes: exit codes of all processes; `code` is the first one's.
+        code: exit code, the negative signal number after a signal, None after a time-out.
+        out: stdout.
+        err: stderr.
+        seconds: wall time.
+        codes: exit codes of all processes; `code` is that of the first.
     """
 
     code: int | None
@@ -46,21 +47,21 @@ class Ended:
 
     @property
     def message(self) -> list[str]:
-        """The lines from `error:` on."""
+        """The lines of the error message: those from `error:` on."""
         lines = [line for line in self.err.splitlines() if line.strip()]
         starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         return lines[starts[0] :] if starts else []
 
-    def told(self) -> bool:
-        """Whether it was refused as it should be: exit code 2 and a line or two."""
+    def rejected(self) -> bool:
+        """Whether it ended with exit code 2 and a message of at most two lines, as for a user's mistake."""
         return self.code == 2 and 1 <= len(self.message) <= 2 and "Traceback" not in self.err
 
-    def unexpected(self) -> bool:
-        """Whether it ended with an error that is no mistake of the user's, told in two lines."""
+    def unexpected_error(self) -> bool:
+        """Whether it ended with exit code 1 and a message of two lines, as for an unexpected error."""
         return self.code == 1 and len(self.message) == 2 and "Traceback" not in self.err
 
 
-def command(
+def run_command(
     argv: Sequence[object],
     folder: Path,
     *,
@@ -69,8 +70,8 @@ def command(
     seconds: float = 60,
     memory: int | None = None,
     processes: int = 1,
-) -> Ended:
-    """Runs a command line of ours in forked processes; see `forked`."""
+) -> ProcessResult:
+    """Runs a command line of this project in forked processes; for the arguments see `forked`."""
     words = [str(word) for word in argv]
     return forked(
         lambda: main(words), folder, kill=kill, rank=rank, seconds=seconds, memory=memory, processes=processes
@@ -86,16 +87,16 @@ def forked(
     seconds: float = 60,
     memory: int | None = None,
     processes: int = 1,
-) -> Ended:
-    """Runs work in a forked process, or in several that Lightning takes for the processes of one training.
+) -> ProcessResult:
+    """Calls a function in a forked process, or in several processes that form one distributed training.
 
     Args:
         work: returns the exit code.
-        folder: where the processes work, and their output is kept.
-        kill: after so many seconds send this signal to all processes, those that read images included.
-        rank: the one process that gets the signal instead.
-        seconds: of the processor's time, after which a process is ended; a busy machine is no hang.
-        memory: bytes of address space a process may take beyond this process's own.
+        folder: working directory; the output is saved there, too.
+        kill: seconds, and the signal that all processes receive after them, data loader workers included.
+        rank: the only process that receives the signal; None for all.
+        seconds: time-out of a process in CPU time, so that a busy machine does not matter.
+        memory: bytes of address space that a process may use in addition to those of this process.
         processes: number of processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,10 +114,10 @@ def forked(
         children.append(child)
         os.setpgid(child, children[0])
     statuses = _wait(children, kill, rank, start, seconds * 10)
-    found = [os.waitstatus_to_exitcode(status) if status is not None else None for status in statuses]
-    codes = tuple(None if code == -signal.SIGXCPU else code for code in found)
+    ended = [os.waitstatus_to_exitcode(status) if status is not None else None for status in statuses]
+    codes = tuple(None if code == -signal.SIGXCPU else code for code in ended)
     out, err = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
-    return Ended(codes[0], out, err, time.perf_counter() - start, codes)
+    return ProcessResult(codes[0], out, err, time.perf_counter() - start, codes)
 
 
 def _free_port() -> str:
@@ -125,32 +126,33 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def with_permissions(work: Callable[[], int]) -> Callable[[], int]:
-    """The same work without root's right to read and write every file: permissions then hold for root too.
+def without_root_privileges(work: Callable[[], int]) -> Callable[[], int]:
+    """Wraps a function so that file permissions apply to it, even if root runs the tests.
 
-    Where the project is in a folder that is closed to root as well, the exit code is `UNREADABLE`.
+    The exit code is `UNREADABLE` if the project or its packages are then not readable.
     """
 
-    def limited() -> int:
+    def restricted() -> int:
         if os.geteuid() == 0:
             libc = ctypes.CDLL(None, use_errno=True)
             header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-            # Effective, permitted and inheritable rights, the first 32 and then the others.
-            rights = (ctypes.c_uint32 * 6)()
-            failed = libc.capget(header, rights)
+            # Effective, permitted and inheritable capabilities: the first 32, then the others.
+            capabilities = (ctypes.c_uint32 * 6)()
+            failed = libc.capget(header, capabilities)
             for kind in range(3):
-                rights[kind] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
-            if failed or libc.capset(header, rights):
-                raise OSError(ctypes.get_errno(), "cannot give up root's rights")
-        return work() if os.access(__file__, os.R_OK) else UNREADABLE
+                capabilities[kind] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+            if failed or libc.capset(header, capabilities):
+                raise OSError(ctypes.get_errno(), "cannot drop root's capabilities")
+        readable = all(os.access(path, os.R_OK) for path in (__file__, os.__file__, np.__file__))
+        return work() if readable else UNREADABLE
 
-    return limited
+    return restricted
 
 
 def _wait(
-    children: list[int], kill: tuple[float, signal.Signals] | None, rank: int | None, start: float, patience: float
+    children: list[int], kill: tuple[float, signal.Signals] | None, rank: int | None, start: float, timeout: float
 ) -> list[int | None]:
-    """The statuses of all processes; None for those that had to be ended for their time."""
+    """Waits for all processes; returns their statuses, None for those that were killed after a time-out."""
     statuses: dict[int, int] = {}
     while len(statuses) < len(children):
         passed = time.perf_counter() - start
@@ -158,15 +160,15 @@ def _wait(
             if child not in statuses:
                 done, status = os.waitpid(child, os.WNOHANG)
                 statuses |= {child: status} if done else {}
-                patience = min(patience, passed + GRACE) if done and status else patience
+                timeout = min(timeout, passed + GRACE_SECONDS) if done and status else timeout
         if kill and passed >= kill[0] and len(statuses) < len(children):
             if rank is None:
-                # Power that fails, Ctrl-C and a scheduler meet its workers too.
+                # Ctrl-C and a scheduler signal the workers, too.
                 os.killpg(children[0], kill[1])
             elif children[rank] not in statuses:
                 os.kill(children[rank], kill[1])
             kill = None
-        if passed > patience:
+        if passed > timeout:
             os.killpg(children[0], signal.SIGKILL)
             failed = bool(statuses)
             for child in children:
@@ -179,7 +181,7 @@ def _wait(
 
 
 def _run(work: Callable[[], int], folder: Path, seconds: float, memory: int | None, group: int) -> int:
-    """In the child: what a fresh process would have, then the work."""
+    """In the child process: restores the state of a new process, then calls the function."""
     code = 1
     try:
         os.setpgid(0, group)

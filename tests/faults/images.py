@@ -1,4 +1,4 @@
-"""Damaged, mislabelled and unusual images: pixels or a reason in a few words, and training goes on without them."""
+"""Corrupt and unusual images are decoded, or rejected with a short reason; training skips what is rejected."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 
 from resnet_pl.data.decode import BadImage, read_image, verify_image
 from tests.conftest import write_photos
-from tests.faults.forks import command, forked
+from tests.faults.forks import forked, run_command
 
 CONFIG = Path(__file__).parents[2] / "configs" / "folder.yaml"
-# Format, its extension, the modes it can hold, and how it is saved.
+# Format, extension, supported modes, and options of `Image.save`.
 FORMATS: list[tuple[str, str, list[str], dict[str, Any]]] = [
     ("JPEG", ".jpg", ["RGB", "L", "CMYK"], {}),
     ("JPEG", ".jpeg", ["RGB"], {"progressive": True}),
@@ -32,81 +32,83 @@ FORMATS: list[tuple[str, str, list[str], dict[str, Any]]] = [
     ("TIFF", ".tiff", ["RGB"], {"compression": "tiff_lzw"}),
     ("PPM", ".ppm", ["RGB", "L"], {}),
 ]
-BAD = 3
+# Exit code for a rejected image.
+REJECTED = 3
 
 
 def prepare(folder: Path) -> None:
-    """Nothing."""
+    """The trials need no reference."""
 
 
 def trial(_: None, rng: random.Random, folder: Path) -> dict[str, Any]:
-    """Reads a file that is damaged or unusual, or trains on a folder with several of them.
+    """Reads a corrupt or unusual file, or trains on a folder with several of them.
 
     Returns:
-        `kind` of the damage; `outcome`: pixels, a reason, or a training; `failed`, in words or None.
+        `kind` of the file; `outcome`: decoded, rejected or trained; `failed`: the reason or None.
     """
     folder.mkdir(parents=True)
-    found = _train(rng, folder) if rng.random() < 0.05 else _read(rng, folder)
+    row = _train(rng, folder) if rng.random() < 0.05 else _read(rng, folder)
     shutil.rmtree(folder)
-    return found
+    return row
 
 
 def _read(rng: random.Random, folder: Path) -> dict[str, Any]:
-    kind, path = write_spoilt(folder, "image", rng)
-    ended = forked(lambda: _look(path), folder / "work", seconds=20, memory=2 * 2**30)
-    outcome = {0: "pixels", BAD: "reason"}.get(ended.code, "failed")
-    said = ended.out.strip()
+    kind, path = write_image(folder, "image", rng)
+    result = forked(lambda: _read_and_verify(path), folder / "work", seconds=20, memory=2 * 2**30)
+    outcome = {0: "decoded", REJECTED: "rejected"}.get(result.code, "failed")
+    reason = result.out.strip()
     failed = None
     if outcome == "failed":
-        failed = f"{kind}, {path.suffix}: exit code {ended.code}: {ended.err[-400:]}"
-    elif outcome == "reason" and not 0 < len(said.splitlines()) <= 1:
-        failed = f"{kind}, {path.suffix}: the reason is {said!r}"
-    elif kind in SOUND and outcome != "pixels" and "no set range" not in said:
-        failed = f"{kind}, {path.suffix}: {said}"
-    return {"kind": kind, "file": path.suffix, "outcome": outcome, "said": said[:200], "failed": failed}
+        failed = f"{kind}, {path.suffix}: exit code {result.code}: {result.err[-400:]}"
+    elif outcome == "rejected" and len(reason.splitlines()) != 1:
+        failed = f"{kind}, {path.suffix}: the reason is {reason!r}"
+    elif kind in INTACT and outcome != "decoded" and "no defined range" not in reason:
+        failed = f"{kind}, {path.suffix}: {reason}"
+    return {"kind": kind, "file": path.suffix, "outcome": outcome, "message": reason[:200], "failed": failed}
 
 
-def _look(path: Path) -> int:
-    """Reads and scans a file, and compares what both say."""
-    scanned = read = None
+def _read_and_verify(path: Path) -> int:
+    """Reads and verifies a file; both must give the same result."""
+    verified = read = None
     try:
-        scanned = verify_image(path)
+        verified = verify_image(path)
     except BadImage as error:
         print(error.reason)
     try:
         read = read_image(path)
     except BadImage as error:
-        if scanned is not None:
+        if verified is not None:
             print(error.reason)
-        return BAD
-    assert scanned is not None, "it can be read, but not scanned"
+        return REJECTED
+    assert verified is not None, "it can be read, but verify_image rejects it"
     assert read.dtype == torch.uint8 and read.shape[0] == 3, read.shape
-    assert sorted(read.shape[1:]) == sorted(scanned), (read.shape, scanned)
+    assert sorted(read.shape[1:]) == sorted(verified), (read.shape, verified)
     return 0
 
 
 def _train(rng: random.Random, folder: Path) -> dict[str, Any]:
-    """Trains on sound photos and spoilt ones; what cannot be read is left out, or named."""
+    """Trains on intact and on corrupt or unusual images; unreadable ones are skipped, or named in the message."""
     photos = write_photos(folder / "photos", ["ant", "bee"], count=8)
-    spoilt = [write_spoilt(photos / rng.choice(["ant", "bee"]), f"spoilt{n}", rng)[1] for n in range(8)]
-    bad = [path for path in spoilt if not _sound(path)]
-    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--model.weights", "null"]
+    unusual = [write_image(photos / rng.choice(["ant", "bee"]), f"unusual{n}", rng)[1] for n in range(8)]
+    bad = [path for path in unusual if not is_readable(path)]
+    model = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--model.weights", "null"]
     data = ["--data.root", photos.resolve(), "--data.image_size", 16, "--data.batch_size", 4]
     workers = ["--data.num_workers", rng.choice([0, 1]), "--trainer.max_epochs", 1]
-    argv = ["fit", "--config", CONFIG, *net, *data, *workers]
-    skip = command([*argv, "--data.on_bad_image", "skip"], folder / "skip")
-    error = command(argv, folder / "error")
+    argv = ["fit", "--config", CONFIG, *model, *data, *workers]
+    skip = run_command([*argv, "--data.on_bad_image", "skip"], folder / "skip")
+    error = run_command(argv, folder / "error")
     failed = None
     if skip.code or "Traceback" in skip.err:
         failed = f"skip: exit code {skip.code}: {skip.err[-400:]}"
-    elif bad and not (error.told() and any(path.name in error.message[0] for path in bad)):
+    elif bad and not (error.rejected() and any(path.name in error.message[0] for path in bad)):
         failed = f"error: exit code {error.code}: {error.err[-400:]}"
     elif not bad and error.code:
-        failed = f"sound photos: exit code {error.code}: {error.err[-400:]}"
+        failed = f"intact images: exit code {error.code}: {error.err[-400:]}"
     return {"kind": "training", "outcome": "trained", "bad": len(bad), "failed": failed}
 
 
-def _sound(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
+    """Whether `read_image` accepts a file."""
     try:
         read_image(path)
     except BadImage:
@@ -115,12 +117,12 @@ def _sound(path: Path) -> bool:
 
 
 # ------------------------------------------------------------------------------------ files
-def write_spoilt(folder: Path, name: str, rng: random.Random) -> tuple[str, Path]:
-    """Writes a file that looks like an image; returns what is special about it, and its path."""
-    kind, file_format = rng.choice([*DAMAGE, *DAMAGE, *SOUND]), rng.choice(FORMATS)
+def write_image(folder: Path, name: str, rng: random.Random) -> tuple[str, Path]:
+    """Writes a corrupt or unusual image file; returns its kind and its path."""
+    kind, file_format = rng.choice([*DAMAGE, *DAMAGE, *INTACT]), rng.choice(FORMATS)
     _, extension, modes, options = file_format
-    if kind in SOUND:
-        data, extension = SOUND[kind](rng, extension)
+    if kind in INTACT:
+        data, extension = INTACT[kind](rng, extension)
     else:
         data = DAMAGE[kind](bytearray(_encoded(rng, file_format[0], rng.choice(modes), **options)), rng)
     path = folder / f"{name}{extension}"
@@ -154,7 +156,7 @@ def _zeroed(data: bytearray, rng: random.Random) -> bytes:
 
 
 def _header(data: bytearray, rng: random.Random) -> bytes:
-    """Damage where the sizes and tables are."""
+    """Changes a byte of the header, where the image size is."""
     data[rng.randrange(min(64, len(data)))] = rng.randrange(256)
     return bytes(data)
 
@@ -164,12 +166,12 @@ def _extended(data: bytearray, rng: random.Random) -> bytes:
 
 
 def _joined(data: bytearray, rng: random.Random) -> bytes:
-    """A download that broke off and began anew in the middle of the file."""
+    """An interrupted download that was restarted without truncating the file."""
     return bytes(data[: rng.randrange(1, len(data) + 1)]) + bytes(data)
 
 
 def _huge(data: bytearray, rng: random.Random) -> bytes:
-    """A sound PNG header that asks for gigabytes."""
+    """A valid PNG header of an image that would need gigabytes."""
     header = struct.pack(">IIBBBBB", rng.choice([9_500, 60_000, 2**31 - 1]), 50_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     return (
@@ -180,14 +182,14 @@ def _huge(data: bytearray, rng: random.Random) -> bytes:
 DAMAGE = {
     "truncated": _truncated,
     "bits flipped": _flipped,
-    "zeroed": _zeroed,
-    "header": _header,
-    "extended": _extended,
-    "joined": _joined,
-    "huge": _huge,
-    "empty": lambda data, rng: b"",
-    "text": lambda data, rng: b"<!DOCTYPE html><p>404 Not Found</p>" * rng.choice([1, 100]),
-    "noise": lambda data, rng: rng.randbytes(rng.choice([3, 500])),
+    "bytes zeroed": _zeroed,
+    "header changed": _header,
+    "bytes appended": _extended,
+    "partial and complete file": _joined,
+    "huge size in the header": _huge,
+    "empty file": lambda data, rng: b"",
+    "text file": lambda data, rng: b"<!DOCTYPE html><p>404 Not Found</p>" * rng.choice([1, 100]),
+    "random bytes": lambda data, rng: rng.randbytes(rng.choice([3, 500])),
 }
 
 
@@ -209,30 +211,34 @@ def _animated(rng: random.Random, extension: str) -> tuple[bytes, str]:
 
 
 def _exif(rng: random.Random, extension: str) -> tuple[bytes, str]:
-    """An orientation, sound or damaged."""
+    """A JPEG with an EXIF orientation, valid or corrupted."""
     exif = Image.Exif()
     exif[0x0112] = rng.randrange(12)
-    words = bytearray(exif.tobytes())
+    data = bytearray(exif.tobytes())
     if rng.random() < 0.5:
-        words[rng.randrange(6, len(words))] ^= 0xFF
+        data[rng.randrange(6, len(data))] ^= 0xFF
     file = io.BytesIO()
-    Image.frombytes("RGB", (16, 12), rng.randbytes(576)).save(file, "JPEG", exif=bytes(words))
+    Image.frombytes("RGB", (16, 12), rng.randbytes(576)).save(file, "JPEG", exif=bytes(data))
     return file.getvalue(), ".jpg"
 
 
-SOUND = {"unusual mode": _unusual, "wrong extension": _misnamed, "animated": _animated, "orientation": _exif}
+INTACT = {"unusual mode": _unusual, "wrong extension": _misnamed, "animated": _animated, "orientation": _exif}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Figures, as lines of Markdown."""
-    lines = ["| file | tried | pixels | a reason in a few words | not survived |", "|---|---|---|---|---|"]
-    for kind in [*SOUND, *DAMAGE]:
+    """Lines of Markdown with the figures."""
+    lines = ["| File | Trials | Decoded | Rejected with a reason | Failed |", "| --- | --- | --- | --- | --- |"]
+    for kind in [*INTACT, *DAMAGE]:
         of_kind = [row for row in rows if row["kind"] == kind]
         outcomes = Counter(row["outcome"] for row in of_kind)
         failed = sum(row["failed"] is not None for row in of_kind)
-        lines.append(f"| {kind} | {len(of_kind):,} | {outcomes['pixels']:,} | {outcomes['reason']:,} | {failed:,} |")
+        lines.append(f"| {kind} | {len(of_kind):,} | {outcomes['decoded']:,} | {outcomes['rejected']:,} | {failed:,} |")
     trainings = [row for row in rows if row["kind"] == "training"]
-    good = sum(row["failed"] is None for row in trainings)
+    passed = sum(row["failed"] is None for row in trainings)
     bad = sum(row["bad"] for row in trainings)
-    told = f"{len(trainings):,} trainings on folders that held {bad:,} bad files among sound ones: {good:,} left all of"
-    return [*lines, "", f"{told} them out with `on_bad_image: skip`, and named one with `error`."]
+    return [
+        *lines,
+        "",
+        f"Trainings on folders with unreadable images: {passed:,} of {len(trainings):,} passed, with {bad:,} such "
+        "images in total. With `on_bad_image: skip` they skipped all of them, with `error` they named one.",
+    ]

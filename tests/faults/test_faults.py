@@ -1,9 +1,10 @@
-"""A few faults of each kind, as `make faults` tries them by the hundred; and that the campaign would notice."""
+"""A few fault-injection trials of each kind, and tests that the campaign detects failures."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,29 +15,32 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults import campaign, checkpoints, configs, images, kills
-from tests.faults.forks import Ended
+from tests.faults import campaign, checkpoints, config_mutations, configs, images, kills
+from tests.faults.forks import ProcessResult
 
 FEW = {"kills": 1, "checkpoints": 12, "configs": 6, "images": 24}
 
 
 @pytest.mark.process
-def test_a_few_faults_are_survived(tmp_path: Path) -> None:
-    # A process of its own, for one that is forked must have no threads.
+@pytest.mark.timeout(1200)
+def test_a_few_trials_pass(tmp_path: Path) -> None:
+    # In a new process: one that forks must not have threads.
     command = [sys.executable, campaign.__file__, *(f"{name}={count}" for name, count in FEW.items())]
-    done = subprocess.run([*command, "--work", str(tmp_path)], capture_output=True, text=True, timeout=290, check=False)
+    done = subprocess.run(
+        [*command, "--work", str(tmp_path)], capture_output=True, text=True, timeout=1100, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for name, count in FEW.items():
         rows = [json.loads(line) for line in (tmp_path / f"{name}-0.jsonl").read_text().splitlines()]
         assert len(rows) == count and not any(row["failed"] for row in rows)
-        assert f"Tried: {count}. Survived: {count}." in done.stdout
+        assert f"{count} of {count} trials passed." in done.stdout
     assert sum(json.loads((tmp_path / "kills-0.jsonl").read_text())["kills"].values()) >= 1
 
 
 class Section:
-    """Trials that fail at odd numbers."""
+    """A section whose trials with odd numbers fail."""
 
-    made: list[str] = []
+    trials: list[str] = []
 
     @staticmethod
     def prepare(folder: Path) -> None:
@@ -44,7 +48,7 @@ class Section:
 
     @classmethod
     def trial(cls, reference: None, rng: random.Random, folder: Path) -> dict[str, Any]:
-        cls.made.append(folder.name)
+        cls.trials.append(folder.name)
         return {"drawn": rng.random(), "failed": f"broke\n {folder.name}" if int(folder.name) % 2 else None}
 
     @staticmethod
@@ -52,29 +56,35 @@ class Section:
         return [f"- {len(rows)} rows"]
 
 
-def test_a_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
-    Section.made = []
+def test_a_campaign_resumes(tmp_path: Path) -> None:
+    Section.trials = []
     first = campaign.try_all(Section, "kills", 2, 0, tmp_path)
     more = campaign.try_all(Section, "kills", 5, 0, tmp_path)
-    assert Section.made == ["0", "1", "2", "3", "4"] and more[:2] == first
+    assert Section.trials == ["0", "1", "2", "3", "4"] and more[:2] == first
     assert campaign.try_all(Section, "kills", 5, 1, tmp_path)[0]["drawn"] != first[0]["drawn"]
 
 
-def test_what_is_not_survived_stays_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(campaign.REASONS, "broke 3", "it is too heavy")
+def test_failures_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(campaign.REASONS, "broke 3", "known limitation")
     rows = campaign.try_all(Section, "kills", 4, 0, tmp_path)
     page = tmp_path / "page.md"
     for name in ("images", "kills", "images"):
-        campaign.record(page, name, campaign.written(Section, name, rows, 0))
+        campaign.record(page, name, campaign.format_section(Section, name, rows, 0))
     text = page.read_text()
     assert text.startswith("# Reliability") and text.count("## ") == 2
     assert text.index(campaign.TITLES["kills"]) < text.index(campaign.TITLES["images"])
-    assert "Tried: 4. Survived: 2." in text and "- 4 rows" in text
-    assert "- 1 × `broke 1`: not mended yet" in text and "- 1 × `broke 3`: it is too heavy" in text
+    assert "2 of 4 trials passed." in text and "- 4 rows" in text
+    assert "- 1 × `broke 1`: not fixed yet" in text and "- 1 × `broke 3`: known limitation" in text
+
+
+def test_the_recorded_page_matches_the_campaign() -> None:
+    page = campaign.PAGE.read_text(encoding="utf-8")
+    assert page.startswith(campaign.HEAD)
+    assert set(re.findall(r"^## (.+)$", page, re.MULTILINE)) <= set(campaign.TITLES.values())
 
 
 @pytest.mark.parametrize(
-    ("codes", "number", "rank", "fits"),
+    ("codes", "number", "rank", "expected"),
     [
         ((-9,), "SIGKILL", None, True),
         ((143,), "SIGTERM", None, True),
@@ -90,21 +100,22 @@ def test_what_is_not_survived_stays_on_the_page(tmp_path: Path, monkeypatch: pyt
         ((143, 130), "SIGINT", 1, True),
     ],
 )
-def test_an_odd_end_of_a_killed_run_is_noticed(
-    codes: tuple[int, ...], number: str, rank: int | None, fits: bool
+def test_an_unexpected_exit_code_of_a_killed_run_is_detected(
+    codes: tuple[int, ...], number: str, rank: int | None, expected: bool
 ) -> None:
-    ended = Ended(codes[0], "", "", 1.0, codes)
-    assert (kills._odd(ended, signal.Signals[number], rank, began=True) is None) == fits
-    assert kills._odd(replace(ended, err="Traceback"), signal.Signals[number], rank, began=True)
+    result = ProcessResult(codes[0], "", "", 1.0, codes)
+    assert (kills.check_exit_codes(result, signal.Signals[number], rank, began=True) is None) == expected
+    assert kills.check_exit_codes(replace(result, err="Traceback"), signal.Signals[number], rank, began=True)
 
 
-def test_processes_that_meet_lightning_s_handler_may_abort_before_the_first_step() -> None:
-    ended = Ended(-9, "", "", 1.0, (-9, -6))
-    assert kills._odd(ended, signal.SIGTERM, 1, began=False) is None
-    assert kills._odd(ended, signal.SIGTERM, 1, began=True) and kills._odd(ended, signal.SIGINT, 1, began=False)
+def test_distributed_processes_may_abort_on_sigterm_before_the_first_step() -> None:
+    result = ProcessResult(-9, "", "", 1.0, (-9, -6))
+    assert kills.check_exit_codes(result, signal.SIGTERM, 1, began=False) is None
+    assert kills.check_exit_codes(result, signal.SIGTERM, 1, began=True)
+    assert kills.check_exit_codes(result, signal.SIGINT, 1, began=False)
 
 
-def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: Path) -> None:
+def test_any_difference_to_the_uninterrupted_run_is_detected(tmp_path: Path) -> None:
     state = {
         "epoch": 1,
         "global_step": 4,
@@ -121,7 +132,7 @@ def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: P
         (tmp_path / "metrics.csv").write_text(f"step,train/loss,epoch_seconds\n{rows}")
         torch.save(last, tmp_path / "checkpoints/last.ckpt")
         torch.save(best, tmp_path / "checkpoints/best.ckpt")
-        return kills._difference(reference, tmp_path)
+        return kills.find_difference(reference, tmp_path)
 
     other = state | {"state_dict": {"w": torch.tensor([1.0, 1.0 + 2**-23])}}
     assert difference() is None
@@ -136,27 +147,27 @@ def test_any_difference_to_the_run_that_was_never_stopped_is_noticed(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("code", "err", "told", "outcome"),
+    ("code", "err", "rejected", "outcome"),
     [
         (0, "", False, "ran"),
-        (2, "warning\nerror: a\nb\n", True, "refused"),
-        (2, "error: a\nb\nc\n", False, "wordy"),
-        (2, "", False, "wordy"),
-        (1, "error: KeyError: 'x' (a.py, line 1)\nadd --debug\n", False, "unforeseen"),
+        (2, "warning\nerror: a\nb\n", True, "rejected"),
+        (2, "error: a\nb\nc\n", False, "long message"),
+        (2, "", False, "long message"),
+        (1, "error: KeyError: 'x' (a.py, line 1)\nadd --debug\n", False, "unexpected error"),
         (1, "Traceback (most recent call last):\nKeyError\n", False, "traceback"),
         (2, "Traceback (most recent call last):\nerror: a\n", False, "traceback"),
         (-11, "", False, "killed"),
-        (None, "", False, "too long"),
+        (None, "", False, "time-out"),
     ],
 )
-def test_how_a_process_ended(code: int | None, err: str, told: bool, outcome: str) -> None:
-    ended = Ended(code, "", err, 1.0)
-    assert ended.told() is told and configs._outcome(ended) == outcome
-    assert ended.unexpected() == (outcome == "unforeseen")
+def test_outcome_of_a_process(code: int | None, err: str, rejected: bool, outcome: str) -> None:
+    result = ProcessResult(code, "", err, 1.0)
+    assert result.rejected() is rejected and configs.classify(result) == outcome
+    assert result.unexpected_error() == (outcome == "unexpected error")
 
 
 @pytest.mark.parametrize(
-    ("given", "option", "unread"),
+    ("given", "option", "ignored"),
     [
         ("model: {backbone: {class_path: cifar_resnet, init_args: {depth: 8}}, weights: null}", [], None),
         ("model: {backbone: {class_path: cifar_plain}}", [], "model.backbone = 'cifar_plain'"),
@@ -170,36 +181,36 @@ def test_how_a_process_ended(code: int | None, err: str, told: bool, outcome: st
         ("name: a", ["--model.backbone.depth=2"], "--model.backbone.depth 2"),
     ],
 )
-def test_what_goes_unread_is_noticed(tmp_path: Path, given: str, option: list[str], unread: str | None) -> None:
-    (tmp_path / "spoilt.yaml").write_text(given)
+def test_an_ignored_value_is_detected(tmp_path: Path, given: str, option: list[str], ignored: str | None) -> None:
+    (tmp_path / "mutated.yaml").write_text(given)
     (tmp_path / "resolved.yaml").write_text(
         "{name: a, model: {backbone: {class_path: a.cifar_resnet, init_args: {depth: 8.0}}, weights: null},"
         " trainer: {callbacks: [{class_path: a.Freeze, init_args: {last_frozen: 1}}, {class_path: a.Timer}],"
         " max_steps: 1}}"
     )
-    assert configs._unread(["fit", "--trainer.max_steps", 1, *option], option, tmp_path) == unread
+    assert configs.find_ignored(["fit", "--trainer.max_steps", 1, *option], option, tmp_path) == ignored
 
 
-def test_hostile_objects_would_be_noticed(tmp_path: Path) -> None:
-    torch.save(checkpoints.Hostile(tmp_path / "mark"), tmp_path / "evil.pt")
-    torch.load(tmp_path / "evil.pt", weights_only=False)
+def test_execution_of_a_malicious_object_is_detected(tmp_path: Path) -> None:
+    torch.save(checkpoints.Malicious(tmp_path / "mark"), tmp_path / "malicious.pt")
+    torch.load(tmp_path / "malicious.pt", weights_only=False)
     assert (tmp_path / "mark").exists()
 
 
-def test_every_mutation_changes_something(tmp_path: Path) -> None:
+def test_every_mutation_changes_the_file(tmp_path: Path) -> None:
     data = random.Random(0).randbytes(100_000)
     for kind, mutate in checkpoints.BYTES.items():
         mutated = bytearray(data)
         mutate(mutated, random.Random(1), 50_000, 512)
         assert bytes(mutated) != data, kind
-    for kind in [*configs.TREE, *configs.TEXT]:
+    for kind in [*config_mutations.TREE, *config_mutations.TEXT]:
         path, rng = configs.CONFIGS / "digits.yaml", random.Random(2)
-        assert configs._spoilt(path, tmp_path, kind, rng)[0] != configs._spoilt(path, tmp_path, "none", rng)[0], kind
+        mutated, unchanged = (config_mutations.mutate(path, tmp_path, each, rng)[0] for each in (kind, "none"))
+        assert mutated != unchanged, kind
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_images_are_of_every_kind(tmp_path: Path) -> None:
-    written = [images.write_spoilt(tmp_path, str(n), random.Random(n)) for n in range(300)]
-    assert {kind for kind, _ in written} == {*images.DAMAGE, *images.SOUND}
-    outcomes = [images._sound(path) for _, path in written]
-    assert 60 < sum(outcomes) < 240
+def test_image_files_of_every_kind(tmp_path: Path) -> None:
+    written = [images.write_image(tmp_path, str(n), random.Random(n)) for n in range(300)]
+    assert {kind for kind, _ in written} == {*images.DAMAGE, *images.INTACT}
+    assert 60 < sum(images.is_readable(path) for _, path in written) < 240

@@ -1,4 +1,4 @@
-"""Weights from a server on this machine: fetched once, verified by their name, and what is said without a network."""
+"""Pretrained weights from a local server: downloaded once, with checksum; messages without a connection."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ DIGITS = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    asked: list[str]
+    requests: list[str]
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         self.send_response(200)
         self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
@@ -49,9 +49,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch's."""
+    """Returns an empty cache folder for `torch.hub`."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "PAUSE", 0.01)
     return tmp_path / "hub" / "checkpoints"
@@ -60,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
+        server.requests = []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -68,23 +67,23 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def test_fetched_once_into_torchs_own_cache(server, cache):
+def test_weights_are_downloaded_once_to_the_cache_of_torch_hub(server, cache):
     url = server.url(f"models/net-{DIGITS[:8]}.pth")
     assert fetch_weights(url) == fetch_weights(url) == cache / f"net-{DIGITS[:8]}.pth"
-    assert server.asked == [f"/models/net-{DIGITS[:8]}.pth"]
+    assert server.requests == [f"/models/net-{DIGITS[:8]}.pth"]
     assert [path.name for path in cache.iterdir()] == [f"net-{DIGITS[:8]}.pth"]
     assert (cache / f"net-{DIGITS[:8]}.pth").read_bytes() == BODY
 
 
-def test_loaded_into_a_net(server):
-    net = cifar_resnet(8)
-    message = load_pretrained(net, server.url(f"net-{DIGITS[:8]}.pth"), fetch_weights)
+def test_downloaded_weights_are_loaded(server):
+    model = cifar_resnet(8)
+    message = load_pretrained(model, server.url(f"net-{DIGITS[:8]}.pth"), fetch_weights)
     torch.manual_seed(3)
-    assert torch.equal(net.fc.weight, cifar_resnet(8).fc.weight)
+    assert torch.equal(model.fc.weight, cifar_resnet(8).fc.weight)
     assert "tensors loaded" in message
 
 
-def test_other_content_than_the_name_says(server, cache):
+def test_a_wrong_checksum_is_refused(server, cache):
     with pytest.raises(UserError, match="wrong content") as error:
         fetch_weights(server.url("net-0123abcd.pth"))
     assert "net-0123abcd.pth" in str(error.value)
@@ -92,16 +91,16 @@ def test_other_content_than_the_name_says(server, cache):
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net-20231105.pth", "net-v2.pth", "net-abc.pth"])
-def test_a_name_without_digits_of_a_checksum(server, cache, name):
+def test_a_name_without_a_checksum(server, cache, name):
     assert fetch_weights(server.url(name)) == cache / name
 
 
-def test_a_query_is_no_part_of_the_name(server, cache):
+def test_the_query_is_not_part_of_the_file_name(server, cache):
     assert fetch_weights(server.url("net.pth?from=a/b.txt#top")) == cache / "net.pth"
-    assert server.asked == ["/net.pth?from=a/b.txt"]
+    assert server.requests == ["/net.pth?from=a/b.txt"]
 
 
-def test_a_file_of_this_machine_is_read_where_it_is(tmp_path, cache):
+def test_file_urls_are_not_copied(tmp_path, cache):
     path = tmp_path / "my net.pth"
     path.write_bytes(BODY)
     assert fetch_weights(path.as_uri()) == path
@@ -109,14 +108,14 @@ def test_a_file_of_this_machine_is_read_where_it_is(tmp_path, cache):
     assert not cache.exists()
 
 
-def test_without_a_network_two_lines_say_what_to_do(cache):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/resnet34-b627a593.pth"
+def test_the_message_without_a_connection_explains_the_fix(cache):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # not listening
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/resnet34-b627a593.pth"
         with pytest.raises(UserError) as error:
             fetch_weights(url)
-    what, way_out = str(error.value).splitlines()
-    assert what.startswith("cannot download weights resnet34-b627a593.pth, tried ")
-    assert url in what
-    assert str(cache / "resnet34-b627a593.pth") in way_out
-    assert "--model.weights null" in way_out
+    problem, fix = str(error.value).splitlines()
+    assert problem.startswith("cannot download weights resnet34-b627a593.pth, tried ")
+    assert url in problem
+    assert str(cache / "resnet34-b627a593.pth") in fix
+    assert "--model.weights null" in fix

@@ -1,23 +1,23 @@
-"""Normalisation before the backbone."""
+"""Normalization in front of the backbone."""
 
 import torch
 
 from resnet_pl.models.normalize import Normalize
 
 
-def test_a_mean_of_each_pixel_is_stretched_to_images_of_other_sizes() -> None:
+def test_a_mean_image_is_resized_to_other_image_sizes() -> None:
     normalize = Normalize()
     ramp = torch.linspace(0, 1, 9).expand(3, 9, 9)
     normalize.set(ramp, torch.full((3, 1, 1), 0.5))
     images = torch.rand(2, 3, 9, 9)
     assert torch.equal(normalize(images), (images - ramp) / 0.5)
-    wide = normalize(torch.zeros(1, 3, 6, 18))
-    assert wide.shape == (1, 3, 6, 18)
-    assert torch.all(wide.diff(dim=-1) <= 0) and torch.all(wide.diff(dim=-2) == 0)
-    torch.testing.assert_close(wide.mean(), -ramp.mean() / 0.5)
+    resized = normalize(torch.zeros(1, 3, 6, 18))
+    assert resized.shape == (1, 3, 6, 18)
+    assert torch.all(resized.diff(dim=-1) <= 0) and torch.all(resized.diff(dim=-2) == 0)
+    torch.testing.assert_close(resized.mean(), -ramp.mean() / 0.5)
 
 
-def test_uint8_becomes_shares() -> None:
+def test_uint8_images_are_scaled() -> None:
     normalize = Normalize()
     normalize.set(torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25))
     assert torch.equal(normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)), torch.full((1, 3, 2, 2), 2.0))

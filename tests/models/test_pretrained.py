@@ -1,4 +1,4 @@
-"""Every source of weights, every way it can go wrong, and the heads of other people's nets."""
+"""Pretrained weights: sources, errors and key conversion; classifier heads of any model."""
 
 import os
 import pickle
@@ -27,19 +27,19 @@ from resnet_pl.models import (
 from resnet_pl.utils import UserError
 
 
-def net(num_classes: int = 5, **kwargs: Any) -> ResNet:
+def small_resnet(num_classes: int = 5, **kwargs: Any) -> ResNet:
     return ResNet("basic", [1, 1], num_classes, **({"stem": "cifar", "width": 4} | kwargs))
 
 
-def no_fetch(url: str) -> Path:
+def no_download(url: str) -> Path:
     raise AssertionError(f"nothing to download, but {url} was asked for")
 
 
-def same(a: dict[str, Tensor], b: dict[str, Tensor], but: str = "no key") -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a if not key.startswith(but))
+def equal_states(a: dict[str, Tensor], b: dict[str, Tensor], except_prefix: str = "no key") -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a if not key.startswith(except_prefix))
 
 
-def two_lines(error: pytest.ExceptionInfo[UserError]) -> str:
+def message_of(error: pytest.ExceptionInfo[UserError]) -> str:
     message = str(error.value)
     assert len(message.splitlines()) <= 2
     return message
@@ -48,29 +48,29 @@ def two_lines(error: pytest.ExceptionInfo[UserError]) -> str:
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("nesting", ["", "state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("key", ["", "state_dict", "model", "model_state_dict", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_the_usual_nestings_and_prefixes(tmp_path, nesting, prefix):
-    state = net().state_dict()
-    content = {prefix + key: value for key, value in state.items()}
-    torch.save({nesting: content, "epoch": 3} if nesting else content, tmp_path / "x.pth")
-    assert same(read_state_dict(tmp_path / "x.pth"), state)
+def test_common_keys_and_prefixes(tmp_path, key, prefix):
+    state = small_resnet().state_dict()
+    content = {prefix + name: value for name, value in state.items()}
+    torch.save({key: content, "epoch": 3} if key else content, tmp_path / "x.pth")
+    assert equal_states(read_state_dict(tmp_path / "x.pth"), state)
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "backbone._orig_mod.", "_orig_mod.backbone."])
-def test_only_the_backbone_of_a_classifiers_checkpoint(tmp_path, prefix):
-    state = net().state_dict()
+def test_only_the_backbone_of_a_checkpoint(tmp_path, prefix):
+    state = small_resnet().state_dict()
     extra = {"criterion.weight": torch.ones(5), "train_top1.correct": torch.zeros(1)}
     content = {"state_dict": {prefix + k: v for k, v in state.items()} | extra, "hyper_parameters": {"lr": 0.1}}
     torch.save(content, tmp_path / "last.ckpt")
-    assert same(read_state_dict(tmp_path / "last.ckpt"), state)
+    assert equal_states(read_state_dict(tmp_path / "last.ckpt"), state)
 
 
 def test_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
-    state = net().state_dict()
+    state = small_resnet().state_dict()
     safetensors.save_file(state, tmp_path / "x.safetensors")
-    assert same(read_state_dict(tmp_path / "x.safetensors"), state)
+    assert equal_states(read_state_dict(tmp_path / "x.safetensors"), state)
 
 
 def test_safetensors_without_its_package(tmp_path, monkeypatch):
@@ -78,64 +78,64 @@ def test_safetensors_without_its_package(tmp_path, monkeypatch):
     (tmp_path / "x.safetensors").write_bytes(b"whatever")
     with pytest.raises(UserError, match="pip install safetensors") as error:
         read_state_dict(tmp_path / "x.safetensors")
-    assert "x.safetensors" in two_lines(error)
+    assert "x.safetensors" in message_of(error)
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match="no such file") as error:
+    with pytest.raises(UserError, match="weights file not found") as error:
         read_state_dict(tmp_path / "gone.pth")
-    assert str(tmp_path / "gone.pth") in two_lines(error)
+    assert str(tmp_path / "gone.pth") in message_of(error)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
 @pytest.mark.parametrize("damage", ["empty", "half", "text", "html"])
 def test_a_damaged_file(tmp_path, suffix, damage):
     path = tmp_path / f"x{suffix}"
-    torch.save(net().state_dict(), path)
+    torch.save(small_resnet().state_dict(), path)
     content = {"empty": b"", "half": path.read_bytes()[:5000], "text": b"hello\n", "html": b"<html>404</html>"}
     path.write_bytes(content[damage])
-    with pytest.raises(UserError, match="not a file of weights") as error:
+    with pytest.raises(UserError, match="not a weights file") as error:
         read_state_dict(path)
-    assert str(path) in two_lines(error)
+    assert str(path) in message_of(error)
 
 
 @pytest.mark.parametrize("content", [{"epoch": 1}, [1, 2], {"state_dict": {}}, torch.ones(2)])
 def test_a_file_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="holds no weights") as error:
+    with pytest.raises(UserError, match="no weights found") as error:
         read_state_dict(tmp_path / "x.pth")
-    two_lines(error)
+    message_of(error)
 
 
-class Hostile:
-    """Leaves a file behind when it is unpickled."""
+class Malicious:
+    """Creates a folder when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_code_in_a_file_never_runs(tmp_path, form):
-    path, mark = tmp_path / "x.pth", tmp_path / "it ran"
-    content = {"state_dict": net().state_dict() if form != "pickle" else {}, "extra": Hostile(mark)}
-    if form == "pickle":
+@pytest.mark.parametrize("file_format", ["zip", "legacy", "pickle"])
+def test_code_in_a_file_never_runs(tmp_path, file_format):
+    path, marker = tmp_path / "x.pth", tmp_path / "executed"
+    content = {"state_dict": small_resnet().state_dict() if file_format != "pickle" else {}, "extra": Malicious(marker)}
+    if file_format == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+        torch.save(content, path, _use_new_zipfile_serialization=file_format == "zip")
     with pytest.raises(UserError, match="refused") as error:
         read_state_dict(path)
-    assert not mark.exists()
-    assert str(path) in two_lines(error) and "torch.save(model.state_dict()" in str(error.value)
-    if form != "pickle":
+    assert not marker.exists()
+    assert str(path) in message_of(error) and "torch.save(model.state_dict()" in str(error.value)
+    if file_format != "pickle":
         torch.load(path, weights_only=False)
-        assert mark.exists(), "the file was harmless, so the test proved nothing"
+        assert marker.exists(), "the file is not malicious"
 
 
-def test_a_whole_pickled_net_is_refused_with_the_way_out(tmp_path):
-    torch.save(net(), tmp_path / "x.pth")
+def test_a_pickled_model_is_refused_with_the_fix(tmp_path):
+    torch.save(small_resnet(), tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"refused[^\n]*\n.*torch\.save\(model\.state_dict\(\)"):
         read_state_dict(tmp_path / "x.pth")
 
@@ -144,36 +144,36 @@ def test_a_whole_pickled_net_is_refused_with_the_way_out(tmp_path):
 
 
 def test_a_path(tmp_path):
-    source, target = net(), net()
+    source, target = small_resnet(), small_resnet()
     torch.save(source.state_dict(), tmp_path / "x.pth")
-    message = load_pretrained(target, str(tmp_path / "x.pth"), no_fetch)
-    assert same(target.state_dict(), source.state_dict())
-    assert message == f"weights {tmp_path / 'x.pth'}: {len(source.state_dict())} tensors loaded"
+    message = load_pretrained(target, str(tmp_path / "x.pth"), no_download)
+    assert equal_states(target.state_dict(), source.state_dict())
+    assert str(tmp_path / "x.pth") in message and f"{len(source.state_dict())} tensors" in message
 
 
-def test_a_path_from_here_and_from_home(tmp_path, monkeypatch):
-    torch.save(net().state_dict(), tmp_path / "weights")
+def test_relative_paths_and_the_home_folder(tmp_path, monkeypatch):
+    torch.save(small_resnet().state_dict(), tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for weights in ("weights", "./weights", "~/weights"):
-        assert weights in load_pretrained(net(), weights, no_fetch)
+        assert weights in load_pretrained(small_resnet(), weights, no_download)
 
 
 @pytest.mark.parametrize("weights", ["gone.pth", "runs/gone", "model.v2.safetensors"])
-def test_what_looks_like_a_path_is_one(weights):
-    with pytest.raises(UserError, match="no such file") as error:
-        load_pretrained(net(), weights, no_fetch)
-    assert weights in two_lines(error)
+def test_a_name_that_looks_like_a_path(weights):
+    with pytest.raises(UserError, match="weights file not found") as error:
+        load_pretrained(small_resnet(), weights, no_download)
+    assert weights in message_of(error)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "file"])
 def test_a_url(tmp_path, scheme):
-    source, target, asked = net(), net(), []
+    source, target, requests = small_resnet(), small_resnet(), []
     torch.save(source.state_dict(), tmp_path / "x.pth")
     url = f"{scheme}://example.org/x.pth"
-    load_pretrained(target, url, lambda u: asked.append(u) or tmp_path / "x.pth")
-    assert asked == [url]
-    assert same(target.state_dict(), source.state_dict())
+    load_pretrained(target, url, lambda u: requests.append(u) or tmp_path / "x.pth")
+    assert requests == [url]
+    assert equal_states(target.state_dict(), source.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -185,20 +185,18 @@ def resnet18_file(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("weights", ["ResNet18_Weights.IMAGENET1K_V1", "IMAGENET1K_V1", "DEFAULT"])
 def test_a_torchvision_name(resnet18_file, weights):
-    asked = []
+    requests = []
     target = resnet18(num_classes=5)
     fc = target.fc.weight.clone()
-    message = load_pretrained(target, weights, lambda url: asked.append(url) or resnet18_file)
-    assert message == (
-        "weights ResNet18_Weights.IMAGENET1K_V1: 120 tensors loaded; new head for 5 classes (the file's has 1000)"
-    )
-    assert asked == [torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url]
-    assert same(target.state_dict(), read_state_dict(resnet18_file), but="fc.")
+    message = load_pretrained(target, weights, lambda url: requests.append(url) or resnet18_file)
+    assert "ResNet18_Weights.IMAGENET1K_V1" in message and "120 tensors" in message and "1000" in message
+    assert requests == [torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url]
+    assert equal_states(target.state_dict(), read_state_dict(resnet18_file), except_prefix="fc.")
     assert torch.equal(target.fc.weight, fc)
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_a_short_name_finds_the_depth(depth):
+def test_a_short_name_selects_the_weights_of_the_depth(depth):
     class AskedError(Exception):
         pass
 
@@ -211,35 +209,35 @@ def test_a_short_name_finds_the_depth(depth):
         load_pretrained(target, "IMAGENET1K_V1", fetch)
 
 
-def test_a_torchvision_net_takes_a_full_name_only(resnet18_file):
+def test_a_torchvision_model_needs_a_full_name(resnet18_file):
     target = torchvision.models.resnet18(num_classes=2)
     message = load_pretrained(target, "ResNet18_Weights.DEFAULT", lambda url: resnet18_file)
     assert "new head for 2 classes" in message
-    assert same(target.state_dict(), read_state_dict(resnet18_file), but="fc.")
+    assert equal_states(target.state_dict(), read_state_dict(resnet18_file), except_prefix="fc.")
     with pytest.raises(UserError, match="full name") as error:
-        load_pretrained(target, "DEFAULT", no_fetch)
-    two_lines(error)
+        load_pretrained(target, "DEFAULT", no_download)
+    message_of(error)
 
 
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [({"shortcut": "A"}, "shortcut A"), ({"stem": "cifar"}, "cifar stem"), ({"layers": [2, 2, 2, 1]}, "2, 2, 2, 1")],
 )
-def test_a_short_name_says_why_no_weights_fit(arguments, cause):
+def test_a_short_name_without_matching_weights(arguments, cause):
     with torch.device("meta"):
         target = ResNet(**({"block": "basic", "layers": [2, 2, 2, 2]} | arguments))
     with pytest.raises(UserError, match=cause) as error:
-        load_pretrained(target, "DEFAULT", no_fetch)
-    two_lines(error)
+        load_pretrained(target, "DEFAULT", no_download)
+    message_of(error)
 
 
 @pytest.mark.parametrize("weights", ["DEFAULT", "ResNet50_Weights.IMAGENET1K_V1"])
-def test_weights_of_v1_5_are_not_for_v1(weights):
+def test_weights_of_v1_5_do_not_match_v1(weights):
     with torch.device("meta"):
         target = ResNet("bottleneck", [3, 4, 6, 3], variant="v1")
     with pytest.raises(UserError, match=r"v1\.5") as error:
-        load_pretrained(target, weights, no_fetch)
-    two_lines(error)
+        load_pretrained(target, weights, no_download)
+    message_of(error)
 
 
 @pytest.mark.parametrize(
@@ -252,20 +250,20 @@ def test_weights_of_v1_5_are_not_for_v1(weights):
         ("No_Such.THING", "available: a path, a URL"),
     ],
 )
-def test_unknown_names_suggest(weights, hint):
+def test_unknown_names_get_a_suggestion(weights, hint):
     with torch.device("meta"):
         target = resnet18()
     with pytest.raises(UserError) as error:
-        load_pretrained(target, weights, no_fetch)
-    message = two_lines(error)
+        load_pretrained(target, weights, no_download)
+    message = message_of(error)
     assert weights in message and hint in message
 
 
 # ---------------------------------------------------------------- fitting
 
 
-class WidespreadBlock(nn.Module):
-    """A block of the CIFAR-10 nets that many weights on the web are of."""
+class PytorchCifarBlock(nn.Module):
+    """A block of the CIFAR-10 ResNets of popular repositories."""
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -274,25 +272,25 @@ class WidespreadBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut = nn.Sequential()
-        self.grows, self.quarter = stride > 1, planes // 4
+        self.downsamples, self.padding = stride > 1, planes // 4
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self.grows:
-            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.quarter, self.quarter), "constant", 0)
+        if self.downsamples:
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding), "constant", 0)
         return functional.relu(out + self.shortcut(x))
 
 
-class WidespreadNet(nn.Module):
-    """Such a net of 8 layers; its keys are `conv1 … layer1.0.conv1 … linear`."""
+class PytorchCifarResNet(nn.Module):
+    """CIFAR-10 ResNet with 8 layers of such a repository; its keys are `conv1 … layer1.0.conv1 … linear`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(WidespreadBlock(16, 16, 1))
-        self.layer2 = nn.Sequential(WidespreadBlock(16, 32, 2))
-        self.layer3 = nn.Sequential(WidespreadBlock(32, 64, 2))
+        self.layer1 = nn.Sequential(PytorchCifarBlock(16, 16, 1))
+        self.layer2 = nn.Sequential(PytorchCifarBlock(16, 32, 2))
+        self.layer3 = nn.Sequential(PytorchCifarBlock(32, 64, 2))
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -300,11 +298,11 @@ class WidespreadNet(nn.Module):
         return self.linear(functional.avg_pool2d(out, out.size(3)).flatten(1))
 
 
-def test_the_widespread_cifar_nets(tmp_path):
+def test_checkpoints_of_pytorch_cifar(tmp_path):
     torch.manual_seed(0)
-    source = nn.DataParallel(WidespreadNet())
+    source = nn.DataParallel(PytorchCifarResNet())
     images = torch.randn(8, 3, 32, 32)
-    source(images)  # else BatchNorm's running statistics would be those of any net
+    source(images)  # gives BatchNorm running statistics that differ from the initial ones
     state = source.state_dict()
     assert {"module.conv1.weight", "module.layer1.0.conv1.weight", "module.linear.bias"} <= state.keys()
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet8.th")
@@ -312,31 +310,31 @@ def test_the_widespread_cifar_nets(tmp_path):
     logits = {}
     for zero_pad in ("both", "end"):
         target = cifar_resnet(8, shortcut="A", zero_pad=zero_pad)
-        load_pretrained(target, str(tmp_path / "resnet8.th"), no_fetch)
+        load_pretrained(target, str(tmp_path / "resnet8.th"), no_download)
         logits[zero_pad] = target.eval()(images)
     torch.testing.assert_close(logits["both"], source.eval()(images))
     assert not torch.allclose(logits["end"], logits["both"], atol=1e-3)
 
 
-def test_old_names_of_others(tmp_path):
-    source, target = net(), net()
+def test_key_names_of_other_projects(tmp_path):
+    source, target = small_resnet(), small_resnet()
     state = {key.replace("downsample.", "shortcut."): value for key, value in source.state_dict().items()}
     torch.save(state, tmp_path / "x.pth")
-    load_pretrained(target, str(tmp_path / "x.pth"), no_fetch)
-    assert same(target.state_dict(), source.state_dict())
+    load_pretrained(target, str(tmp_path / "x.pth"), no_download)
+    assert equal_states(target.state_dict(), source.state_dict())
 
     source, target = (torchvision.models.DenseNet(4, (1, 1), 8, num_classes=3) for _ in range(2))
     state = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): value for key, value in source.state_dict().items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
     torch.save(state, tmp_path / "dense.pth")
-    load_pretrained(target, str(tmp_path / "dense.pth"), no_fetch)
-    assert same(target.state_dict(), source.state_dict())
+    load_pretrained(target, str(tmp_path / "dense.pth"), no_download)
+    assert equal_states(target.state_dict(), source.state_dict())
 
 
-def test_files_from_before_batchnorm_counted(tmp_path):
-    state = {key: value for key, value in net().state_dict().items() if "num_batches" not in key}
+def test_files_without_num_batches_tracked(tmp_path):
+    state = {key: value for key, value in small_resnet().state_dict().items() if "num_batches" not in key}
     torch.save(state, tmp_path / "x.pth")
-    load_pretrained(net(), str(tmp_path / "x.pth"), no_fetch)
+    load_pretrained(small_resnet(), str(tmp_path / "x.pth"), no_download)
 
 
 def break_missing(state: dict[str, Tensor]) -> None:
@@ -358,28 +356,28 @@ def break_headless(state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "counts", "first"),
     [
-        (break_missing, "2 keys missing, 0 unexpected, 0 of another shape", "missing bn1.bias"),
-        (break_unexpected, "0 keys missing, 1 unexpected, 0 of another shape", "unexpected layer9.weight"),
+        (break_missing, "2 keys missing, 0 unexpected, 0 with another shape", "missing bn1.bias"),
+        (break_unexpected, "0 keys missing, 1 unexpected, 0 with another shape", "unexpected layer9.weight"),
         (
             break_shape,
-            "0 keys missing, 0 unexpected, 1 of another shape",
-            "conv1.weight is (4, 1, 3, 3) in the file, (4, 3, 3, 3) in the net",
+            "0 keys missing, 0 unexpected, 1 with another shape",
+            "conv1.weight is (4, 1, 3, 3) in the file, (4, 3, 3, 3) in the model",
         ),
-        (break_headless, "2 keys missing, 0 unexpected, 0 of another shape", "missing fc.weight"),
+        (break_headless, "2 keys missing, 0 unexpected, 0 with another shape", "missing fc.weight"),
     ],
 )
 @pytest.mark.parametrize("classes", [5, 7])
-def test_weights_of_another_net(tmp_path, damage, counts, first, classes):
-    state, target = net().state_dict(), net(classes)
+def test_weights_of_another_model(tmp_path, damage, counts, first, classes):
+    state, target = small_resnet().state_dict(), small_resnet(classes)
     before = {key: value.clone() for key, value in target.state_dict().items()}
     damage(state)
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError) as error:
-        load_pretrained(target, str(tmp_path / "x.pth"), no_fetch)
-    message = two_lines(error)
+        load_pretrained(target, str(tmp_path / "x.pth"), no_download)
+    message = message_of(error)
     assert str(tmp_path / "x.pth") in message and "ResNet(basic, [1, 1]" in message
     assert counts in message and message.endswith(f"the first: {first}")
-    assert same(target.state_dict(), before), "a refused file must leave the net alone"
+    assert equal_states(target.state_dict(), before), "a refused file must not change the model"
 
 
 # ---------------------------------------------------------------- heads
@@ -404,16 +402,16 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_of_torchvision_nets(name):
+def test_heads_of_torchvision_models(name):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if "regnet" in name else "meta"):
         model = torchvision.models.get_model(name, weights=None, **options).eval()
-        found, old = find_classifier(model)
-        assert found == HEADS[name] and len(old.weight) == 1000
+        head, old = find_classifier(model)
+        assert head == HEADS[name] and len(old.weight) == 1000
         assert not reset_classifier(model, 1000)
-        assert model.get_submodule(found) is old
+        assert model.get_submodule(head) is old
         assert reset_classifier(model, 7)
-        new = model.get_submodule(found)
+        new = model.get_submodule(head)
         size = 299 if name == "inception_v3" else 224
         with torch.no_grad():
             assert model(torch.empty(1, 3, size, size)).shape == (1, 7)
@@ -421,17 +419,17 @@ def test_heads_of_torchvision_nets(name):
     assert new.weight.device == old.weight.device
 
 
-def test_our_net_remembers_its_classes():
-    model = net(5).half()
+def test_reset_classifier_updates_init_args():
+    model = small_resnet(5).half()
     assert reset_classifier(model, 9)
     assert model.init_args["num_classes"] == 9
     assert model.fc.weight.dtype == torch.half
     ResNet(**model.init_args).load_state_dict(model.state_dict(), strict=True)
 
 
-def test_a_net_without_a_head():
-    model = net()
+def test_a_model_without_a_head():
+    model = small_resnet()
     model.fc = nn.Identity()
     with pytest.raises(UserError, match="ResNet: no classifier layer") as error:
         find_classifier(model)
-    two_lines(error)
+    message_of(error)

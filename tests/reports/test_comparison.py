@@ -1,96 +1,150 @@
-"""The comparison table and its picture, from runs with known numbers."""
+"""The comparison as a table and as a plot, from runs with known values."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_pl.reports.comparison import cells, error_over_depth, group_runs, label_groups, markdown
-from resnet_pl.reports.run_reader import Run, read_run
+from resnet_pl.reports.comparison import MAX_OPTIONS, comparison_table, markdown, table_cells, table_title
+from resnet_pl.reports.comparison_plot import plot_comparison
+from resnet_pl.reports.run_groups import Group, group_runs
+from resnet_pl.reports.run_reader import read_run
+from resnet_pl.reports.tables import print_report
 from tests.reports.made import write_run
+from tests.reports.test_run_groups import one, seeds
+
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
 
 
-def seeds(folder: Path, net: str, depth: int, *top1: float, **facts: object) -> list[Run]:
-    """Runs of one net, seed by seed."""
-    made = folder / f"{net}-{depth}-{'-'.join(map(str, facts.values()))}"
-    paths = [write_run(made / f"version_{i}", net, depth, seed=i, top1=share, **facts) for i, share in enumerate(top1)]
-    return [read_run(path) for path in paths]
+def groups(folder: Path, *facts: dict[str, Any]) -> list[Group]:
+    """A group for each run; runs are called a, b, c and so on."""
+    return group_runs([one(folder, f"{chr(97 + index)}/version_0", **own) for index, own in enumerate(facts)])
 
 
-def test_seeds_are_taken_together(tmp_path: Path) -> None:
-    runs = seeds(tmp_path, "cifar_resnet", 20, 0.90, 0.92, 0.94) + seeds(tmp_path, "cifar_plain", 20, 0.8)
-    plain, residual = group_runs(runs)
-    row = residual.row()
-    # Errors of 10, 8 and 6 per cent: deviations of 2, 0 and 2 over n − 1 = 2.
-    assert (row["net"], row["data"], row["n"], row["seeds"]) == ("cifar_resnet 20 (A)", "CIFAR10", 3, "0 1 2")
-    assert [row[key] for key in ("test_error", "test_error_std", "best")] == pytest.approx([8, 2, 6])
-    assert [row[key] for key in ("train_error", "train_error_std")] == pytest.approx([22, 0])
-    assert (row["paper"], row["iterations"], row["minutes"], row["parameters"]) == (8.75, 20, 3, 20_000)
-    assert (row["images_per_second"], row["commit"]) == (300, "abc")
-    assert plain.row()["test_error_std"] is None and plain.row()["paper"] is None
-    texts = [cells(group) for group in (plain, residual)]
-    assert [text["test error (%)"] for text in texts] == ["20.00", "8.00 ± 2.00"]
-    assert [text["paper"] for text in texts] == ["–", "8.75"]
-
-
-def test_rows_go_by_kind_and_depth_and_say_what_tells_them_apart(tmp_path: Path) -> None:
-    runs = [
-        *seeds(tmp_path, "cifar_resnet", 110, 0.9),
-        *seeds(tmp_path, "cifar_resnet", 20, 0.9, lr=0.1),
-        *seeds(tmp_path, "cifar_resnet", 20, 0.8, lr=0.2),
-        *seeds(tmp_path, "cifar_resnet", 20, 0.9, shortcut="B"),
-        *seeds(tmp_path, "cifar_plain", 56, 0.9),
+def test_two_runs_show_their_names_what_differs_and_the_results(tmp_path: Path) -> None:
+    compared = groups(tmp_path, {"lr": 0.1, "val_top1": 0.6}, {"lr": 0.05, "val_top1": 0.8, "tested": False})
+    assert table_cells(compared) == [
+        {
+            "run": "b/version_0",
+            "lr": "0.05",
+            "best val top-1 (%)": "80.00",
+            "test top-1 (%)": "–",
+            "paper top-1 (%)": "91.25",
+        },
+        {
+            "run": "a/version_0",
+            "lr": "0.1",
+            "best val top-1 (%)": "60.00",
+            "test top-1 (%)": "90.00",
+            "paper top-1 (%)": "91.25",
+        },
     ]
-    names = [group.net for group in group_runs(runs)]
-    assert names[0] == "cifar_plain 56"
-    assert set(names) == {
-        "cifar_plain 56", "cifar_resnet 110 (A)", "cifar_resnet 20 (A), lr 0.1", "cifar_resnet 20 (A), lr 0.2",
-        "cifar_resnet 20 (B)",
-    }  # fmt: skip
+    assert table_title(compared) == "cifar_resnet 20 (A) · CIFAR10"
 
 
-def test_both_forms_of_the_model_are_one_group(tmp_path: Path) -> None:
-    runs = seeds(tmp_path, "cifar_resnet", 20, 0.9)
-    runs += seeds(tmp_path, "cifar_resnet", 20, 0.8, classifier="resnet_pl.ImageClassifier")
-    assert [group.net for group in group_runs(runs)] == ["cifar_resnet 20 (A)"]
-    runs += seeds(tmp_path, "cifar_resnet", 20, 0.7, classifier="mine.Classifier")
-    assert {group.net: len(group.runs) for group in group_runs(runs)} == {
-        "cifar_resnet 20 (A), model ImageClassifier": 2,
-        "cifar_resnet 20 (A), model Classifier": 1,
-    }
+def test_columns_without_values_are_omitted(tmp_path: Path) -> None:
+    untested = groups(tmp_path, {"data": "Digits", "tested": False}, {"data": "Digits", "tested": False, "lr": 1})
+    assert [*table_cells(untested)[0]] == ["run", "lr", "best val top-1 (%)"]
+    unvalidated = groups(tmp_path / "x", {"data": "Digits", "val_top1": "0.4"})
+    assert [*table_cells(unvalidated)[0]] == ["run", "best val top-1 (%)", "test top-1 (%)"]
 
 
-def test_markdown_has_a_line_a_group(tmp_path: Path) -> None:
-    lines = markdown(group_runs(seeds(tmp_path, "cifar_resnet", 20, 0.9, 0.91))).splitlines()
-    assert len(lines) == 3 and lines[2].startswith("| cifar_resnet 20 (A) | CIFAR10 | 2 | 9.50 ± 0.71 | 9.00 | 8.75 |")
+@pytest.mark.parametrize(
+    ("facts", "column"),
+    [({"model": "cifar_plain"}, "model"), ({"data": "Digits"}, "data"), ({"commit": "def"}, "commit")],
+)
+def test_a_difference_that_is_not_an_option_has_a_column(tmp_path: Path, facts: dict[str, str], column: str) -> None:
+    row, other = table_cells(groups(tmp_path, {}, facts))
+    assert list(row)[:2] == ["run", column] and row[column] != other[column]
 
 
-def test_names_for_the_curves_tell_data_sets_apart(tmp_path: Path) -> None:
-    runs = seeds(tmp_path, "cifar_plain", 20, 0.9, 0.8) + seeds(tmp_path, "cifar_plain", 20, 0.9, data="Digits")
-    found = label_groups(group_runs(runs + seeds(tmp_path, "cifar_resnet", 20, 0.9)))
-    assert set(found) == {"cifar_plain 20, CIFAR10", "cifar_plain 20, Digits", "cifar_resnet 20 (A), CIFAR10"}
-    assert len(found["cifar_plain 20, CIFAR10"]) == 2
-    assert set(label_groups(group_runs(runs[:2]))) == {"cifar_plain 20"}
+def test_different_lengths_are_shown_unless_an_option_explains_them(tmp_path: Path) -> None:
+    interrupted, complete = write_run(tmp_path / "a/version_0"), write_run(tmp_path / "b/version_0")
+    lines = (interrupted / "metrics.csv").read_text().splitlines()
+    (interrupted / "metrics.csv").write_text("\n".join(lines[:4]) + "\n")
+    runs = [one(tmp_path / "x", "version_0"), one(tmp_path / "y", "version_0", options={"trainer.max_steps": 30})]
+    assert "iterations" not in table_cells(group_runs(runs))[0]
+    cells = table_cells(group_runs([read_run(interrupted), read_run(complete)]))
+    assert sorted(row["iterations"] for row in cells) == ["10", "20"]
 
 
-def heights(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
-    """Rows of the left panel, legend apart, that have a colour, seen from the top."""
-    picture = np.asarray(Image.open(path)).astype(int)[:560, :700]
-    return np.nonzero((np.abs(picture - colour).max(axis=-1) < 12).any(axis=1))[0]
+def test_seeds_are_mean_and_deviation(tmp_path: Path) -> None:
+    runs = seeds(tmp_path, "cifar_resnet", 20, 0.9, 0.91, 0.92) + seeds(tmp_path, "cifar_plain", 20, 0.8)
+    row, other = table_cells(group_runs(runs))
+    assert (other["n"], other["test top-1 (%)"]) == ("3", "91.00 ± 1.00")
+    assert (row["n"], row["test top-1 (%)"], row["paper top-1 (%)"]) == ("1", "80.00", "–")
+    same = group_runs(seeds(tmp_path / "x", "cifar_resnet", 20, 0.9, 0.91))
+    assert "n" not in table_cells(same)[0] and table_title(same).endswith("n = 2")
+    partly = [one(tmp_path, f"p/version_{i}", seed=i, tested=i < 2, top1=0.5) for i in range(3)]
+    assert table_cells(group_runs(partly))[0]["test top-1 (%)"] == "50.00 ± 0.00 (n = 2)"
 
 
-def test_error_is_drawn_over_depth_and_the_higher_stands_higher(tmp_path: Path) -> None:
+def test_a_study_of_depth_shows_the_training_accuracy(tmp_path: Path) -> None:
+    runs = [run for depth in (20, 56) for run in seeds(tmp_path, "cifar_plain", depth, 0.9)]
+    assert table_cells(group_runs(runs))[0]["train top-1 (%)"] == "78.00"
+
+
+def test_markdown_has_a_line_per_group_and_all_options(tmp_path: Path) -> None:
+    facts = [{"options": {f"trainer.option{i}": number for i in range(MAX_OPTIONS + 2)}} for number in (1, 2)]
+    lines = markdown(groups(tmp_path, *facts)).splitlines()
+    assert len(lines) == 4 and lines[0].count("option") == MAX_OPTIONS + 2
+    assert lines[2].startswith("| a/version_0 | 1 | 1 |")
+    assert {line.count(" | ") for line in lines} == {MAX_OPTIONS + 5}
+
+
+def test_the_terminal_shows_some_of_many_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = [{"options": {f"trainer.o{i}": number for i in range(MAX_OPTIONS + 2)}} for number in (1, 2)]
+    print_report(comparison_table(groups(tmp_path, *facts)))
+    shown = capsys.readouterr().out
+    assert f"2 more differing options: o{MAX_OPTIONS}, o{MAX_OPTIONS + 1}" in shown and " o0 " in shown
+
+
+# The plot
+
+
+def plot(compared: list[Group], path: Path) -> np.ndarray:
+    """The plot `(H, W, 3)`; any warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_comparison(compared, path)
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def mask(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(image - color).max(axis=-1) < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("a", 1), ("a-$very_long$-name-" * 8, 3), ("a-$very_long$-name-" * 8, 10), ("花🌸\n", 2)]
+)
+def test_names_of_any_length_are_not_clipped(tmp_path: Path, name: str, count: int) -> None:
+    runs = [one(tmp_path, f"{name}{i}/version_0", lr=0.1 * (i + 1), tested=i != 1) for i in range(count)]
+    image = plot(group_runs(runs), tmp_path / "plot.png")
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3)])
+    assert (border.min(axis=-1) > 200).all(), "text touches the border"
+    assert mask(image, BLUE).any() and mask(image, ORANGE).any()
+
+
+def test_higher_accuracy_is_further_right(tmp_path: Path) -> None:
+    image = plot(groups(tmp_path, {"val_top1": 0.9, "top1": 0.5}), tmp_path / "plot.png")
+    upper = image[: len(image) // 2]
+    assert mask(upper, BLUE).any(axis=0).nonzero()[0].min() > mask(upper, ORANGE).any(axis=0).nonzero()[0].max()
+
+
+def test_runs_without_results_are_plotted(tmp_path: Path) -> None:
+    run = one(tmp_path, "a/version_0", tested=False)
+    run.metrics.pop("val/top1")
+    assert plot(group_runs([run]), tmp_path / "plot.png").shape[2] == 3
+
+
+def test_error_is_plotted_over_depth(tmp_path: Path) -> None:
     runs = [run for depth, top1 in ((20, 0.9), (56, 0.5)) for run in seeds(tmp_path, "cifar_plain", depth, top1)]
-    runs += [run for depth in (20, 56) for run in seeds(tmp_path, "cifar_resnet", depth, 0.9, 0.92)]
-    error_over_depth(group_runs(runs), tmp_path / "nets.png")
-    blue, orange = (heights(tmp_path / "nets.png", colour) for colour in ((31, 119, 180), (255, 127, 14)))
+    runs += [run for depth in (20, 56, 1202) for run in seeds(tmp_path, "cifar_resnet", depth, 0.9, 0.92)]
+    image = plot(group_runs(runs), tmp_path / "plot.png")
+    test_panel = image[: int(0.85 * len(image)), image.shape[1] * 2 // 3 :]
+    blue, orange = (mask(test_panel, color).any(axis=1).nonzero()[0] for color in (BLUE, ORANGE))
     assert len(blue) > 100 and len(orange) > 5
     assert blue.min() < orange.min() - 100
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_nets_of_one_depth_are_drawn_side_by_side(tmp_path: Path, count: int) -> None:
-    runs = [run for net in ("cifar_plain", "cifar_resnet")[:count] for run in seeds(tmp_path, net, 20, 0.9)]
-    error_over_depth(group_runs(runs), tmp_path / "nets.png")
-    assert len(heights(tmp_path / "nets.png", (31, 119, 180))) > 3

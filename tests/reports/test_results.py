@@ -1,4 +1,4 @@
-"""The results file: what is replaced, what is added, what is never lost."""
+"""results.json: which results are replaced and which are added."""
 
 import json
 from itertools import permutations
@@ -28,13 +28,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.json"
 
 
-def test_first_test_lies_at_the_top(path):
+def test_the_first_test_is_at_the_top_level(path):
     write_results(result(), path)
     assert read_results(path) == result()
     assert path.read_text().endswith("}\n") and "\n  " in path.read_text()
 
 
-def test_same_test_again_replaces_itself(path):
+def test_a_repeated_test_replaces_its_result(path):
     write_results(result(0.9, note="old"), path)
     write_results(result(0.8), path)
     assert read_results(path) == result(0.8)
@@ -54,7 +54,7 @@ def test_same_test_again_replaces_itself(path):
         ({"checkpoint": None}, "None"),
     ],
 )
-def test_other_test_goes_under_what_differs(path, changes, key):
+def test_another_test_has_a_key_that_names_the_difference(path, changes, key):
     write_results(result(), path)
     write_results(result(0.8, **changes), path)
     assert read_results(path) == {**result(), key: result(0.8, **changes)}
@@ -62,7 +62,7 @@ def test_other_test_goes_under_what_differs(path, changes, key):
     assert read_results(path) == {**result(), key: result(0.7, **changes)}
 
 
-def test_tests_whose_names_would_be_equal_are_both_kept(path):
+def test_tests_with_equal_names_are_both_saved(path):
     for number, folder in enumerate("abc"):
         write_results(result(number / 10, checkpoint=f"{folder}/last.ckpt"), path)
     stored = read_results(path)
@@ -70,7 +70,7 @@ def test_tests_whose_names_would_be_equal_are_both_kept(path):
     assert (stored["last.ckpt"]["top1"], stored["last.ckpt (2)"]["top1"]) == (0.1, 0.2)
 
 
-def test_replacing_the_first_keeps_the_others(path):
+def test_replacing_the_first_test_preserves_the_others(path):
     write_results(result(0.9), path)
     write_results(result(0.8, protocol="10-crop"), path)
     write_results(result(0.7), path)
@@ -84,14 +84,11 @@ def test_no_order_of_writing_loses_a_test(tmp_path):
         for test in (*order, *order):
             write_results(test, path)
         stored = read_results(path)
-        found = [
-            stored["top1"],
-            *(value["top1"] for value in stored.values() if isinstance(value, dict) and "split" in value),
-        ]
-        assert sorted(found) == [0.0, 0.1, 0.2]
+        others = [value["top1"] for value in stored.values() if isinstance(value, dict) and "split" in value]
+        assert sorted([stored["top1"], *others]) == [0.0, 0.1, 0.2]
 
 
-def test_results_without_identity_are_kept_apart_from_others(path):
+def test_results_without_identity_are_saved_separately(path):
     write_results({"top1": 0.5}, path)
     write_results(result(), path)
     write_results({"top1": 0.4}, path)
@@ -100,7 +97,7 @@ def test_results_without_identity_are_kept_apart_from_others(path):
     assert stored["single view, best.ckpt, Digits, test"] == result()
 
 
-def test_numpy_becomes_json(path):
+def test_numpy_values_are_written_as_json(path):
     values = {
         "a": np.float32(0.5),
         "b": np.int64(3),
@@ -116,19 +113,19 @@ def test_numpy_becomes_json(path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), np.array([np.nan])])
-def test_what_json_cannot_say_is_null(path, value):
+def test_nan_and_infinity_are_written_as_null(path, value):
     write_results(result(loss=value), path)
     assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
     assert read_results(path)["loss"] in (None, [None])
 
 
-def test_stored_nan_is_no_obstacle(path):
+def test_nan_in_an_existing_file_is_read_as_none(path):
     path.write_text('{"top1": NaN}')
     write_results(result(), path)
     assert read_results(path)["top1"] is None
 
 
-def test_any_name_survives(path):
+def test_any_class_name_can_be_saved(path):
     names = {"žluťoučký": 1, "花": 2, "x\udc80": 3, '"quote"\n': 4}
     write_results(result(names=names), path)
     assert read_results(path)["names"] == names
@@ -136,23 +133,23 @@ def test_any_name_survives(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"top1": 0.', b"[1, 2]", b"\xff\xfe", b"\0\0\0"])
-def test_damaged_file_is_kept_aside(path, content):
+def test_a_damaged_file_is_renamed(path, content):
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not whole JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         read_results(path)
-    with pytest.warns(UserWarning, match=r"results\.json is not whole JSON .*results\.json\.bad") as caught:
+    with pytest.warns(UserWarning, match=r"results\.json is not valid JSON .*results\.json\.bad") as caught:
         write_results(result(), path)
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     assert read_results(path) == result()
     assert path.with_name("results.json.bad").read_bytes() == content
 
 
-def test_missing_file_is_named(path):
+def test_a_missing_file_is_named(path):
     with pytest.raises(UserError, match=r"results\.json cannot be read"):
         read_results(path)
 
 
-def test_failed_write_leaves_the_old_file(path, monkeypatch):
+def test_a_failed_write_preserves_the_old_file(path, monkeypatch):
     write_results(result(), path)
 
     def full(*_):

@@ -1,4 +1,4 @@
-"""Tables, read back as text, and predictions as CSV."""
+"""Tables as printed, and predictions as CSV."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def text_of(renderable, capsys) -> str:
 
 
 def line_of(text: str, word: str) -> list[str]:
-    """The cells of the only line that holds the word."""
+    """The words of the only line that contains `word`."""
     (line,) = [line for line in text.splitlines() if word in line]
     return line.split()
 
@@ -41,24 +41,25 @@ def many_classes(count: int) -> dict:
     return {f"c{i:02}": {"images": i, "correct": i // 2, "top1": i // 2 / i if i else None} for i in range(count)}
 
 
-def test_headline_numbers(capsys):
+def test_overall_metrics(capsys):
     text = text_of(results_table(RESULTS), capsys)
     assert "Digits · test · single view · checkpoints/best.ckpt" in text
     assert line_of(text, "98.06%") == ["98.06%", "99.90%", "0.0512", "1.23%", "3,600"]
     assert line_of(text, "calibration") == ["top-1", "top-5", "loss", "calibration", "error", "images"]
 
 
-def test_top5_is_left_out_where_it_does_not_apply(capsys):
+def test_top5_is_omitted_if_it_does_not_apply(capsys):
     assert "top-5" not in text_of(results_table(RESULTS | {"top5": None}), capsys)
 
 
-def test_undefined_numbers_are_a_dash(capsys):
+def test_undefined_numbers_are_shown_as_a_dash(capsys):
     text = text_of(results_table(RESULTS | {"top1": None, "loss": float("nan"), "calibration_error": None}), capsys)
     assert line_of(text, "99.90%") == ["–", "99.90%", "–", "–", "3,600"]
 
 
-def test_classes_come_as_given_with_their_brackets(capsys):
+def test_class_names_may_contain_brackets(capsys):
     text = text_of(results_table(RESULTS), capsys)
+    assert "correct" in text
     assert line_of(text, "daisy") == ["daisy", "63", "60", "95.24%"]
     assert line_of(text, "roses") == ["roses", "[red]", "41", "37", "90.24%"]
     assert text.index("daisy") < text.index("roses")
@@ -70,12 +71,12 @@ def test_many_classes_show_the_ten_worst(capsys):
         line.split()[0] for line in text.splitlines() if line.strip().startswith("c") and line.split()[0][1:].isdigit()
     ]
     assert shown == [f"c{i:02}" for i in range(1, 21, 2)]
-    assert "The 10 worst of 26 classes." in text
+    assert "10 classes with the lowest top-1, of 26" in text
 
 
 def test_twenty_five_classes_are_all_shown(capsys):
     text = text_of(results_table(RESULTS | {"per_class": many_classes(25)}), capsys)
-    assert all(f"c{i:02}" in text for i in range(25)) and "worst" not in text
+    assert all(f"c{i:02}" in text for i in range(25)) and "lowest" not in text
     assert line_of(text, "c00") == ["c00", "0", "0", "–"]
 
 
@@ -92,45 +93,45 @@ def rows(count: int = 3, truth: bool = True) -> list[dict]:
     ]
 
 
-def test_predictions_are_shown_with_their_truth(capsys):
+def test_predictions_are_shown_with_the_true_class(capsys):
     text = text_of(predictions_table(rows(), top_k=2), capsys)
     assert " in images" in text
     assert line_of(text, "0.jpg") == ["0.jpg", "daisy", "daisy", "90.00%", "roses", "[b]", "8.25%"]
     assert line_of(text, "2.jpg") == ["2.jpg", "daisy", "90.00%", "roses", "[b]", "8.25%"]
-    assert "1.75%" not in text and "truth" in text and "first" not in text
+    assert "1.75%" not in text and "truth" in text and "first" not in text and "2nd" in text and "3rd" not in text
 
 
-def test_predictions_without_truth_have_no_such_column(capsys):
+def test_predictions_without_true_classes_have_no_such_column(capsys):
     text = text_of(predictions_table(rows(truth=False), top_k=9), capsys)
-    assert "truth" not in text and "1.75%" in text
+    assert "truth" not in text and "1.75%" in text and "3rd" in text
 
 
-def test_right_is_green_and_wrong_is_red():
+def test_correct_is_green_and_wrong_is_red():
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     console.print(predictions_table(rows(), top_k=1))
-    right, wrong, unknown = (line for line in console.file.getvalue().splitlines() if ".jpg" in line)
-    assert "\x1b[32mdaisy" in right and "\x1b[31mdaisy" in wrong and "\x1b[3" not in unknown
+    correct, wrong, unknown = (line for line in console.file.getvalue().splitlines() if ".jpg" in line)
+    assert "\x1b[32mdaisy" in correct and "\x1b[31mdaisy" in wrong and "\x1b[3" not in unknown
 
 
-def test_limit_is_said(capsys):
+def test_a_note_says_how_many_predictions_are_shown(capsys):
     text = text_of(predictions_table(rows(30), top_k=1), capsys)
     assert text.count(".jpg") == 20 and "The first 20 of 30 images." in text
 
 
-def test_no_predictions_make_an_empty_table(capsys):
+def test_without_predictions_the_table_is_empty(capsys):
     assert "prediction" in text_of(predictions_table([], top_k=5), capsys)
 
 
-def test_long_path_is_printed_whole(capsys):
+def test_a_long_path_is_printed_completely(capsys):
     row = rows(1)[0] | {"path": "/folder" * 40 + "/last.jpg"}
     text = text_of(predictions_table([row], top_k=3), capsys)
     assert "/folder" * 40 in "".join(line.strip() for line in text.splitlines())
     assert line_of(text, "last.jpg")[0] == "last.jpg"
 
 
-def test_paths_are_shown_from_the_folder_that_they_share(capsys):
+def test_paths_are_relative_to_their_common_folder(capsys):
     given = [row | {"path": f"/far/away/{name}"} for row, name in zip(rows(2), ("a/1.jpg", "b/2.jpg"), strict=True)]
     text = text_of(predictions_table(given, top_k=1), capsys)
     assert " in /far/away" in text and line_of(text, "2.jpg")[0] == "b/2.jpg" and text.count("/far") == 1
@@ -138,7 +139,7 @@ def test_paths_are_shown_from_the_folder_that_they_share(capsys):
     assert "/far/1.jpg" in text_of(predictions_table(mixed, top_k=1), capsys)
 
 
-def test_report_into_a_file_has_no_colour_and_a_hundred_columns(capsys, monkeypatch):
+def test_a_report_to_a_file_has_no_color_and_100_columns(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     text = text_of(predictions_table(rows(), top_k=3), capsys) + text_of("x" * 150, capsys)
@@ -146,7 +147,7 @@ def test_report_into_a_file_has_no_colour_and_a_hundred_columns(capsys, monkeypa
     assert max(len(line) for line in text.splitlines()) == 100
 
 
-def test_name_that_the_encoding_lacks_does_not_lose_the_report(monkeypatch):
+def test_characters_that_the_encoding_lacks_are_replaced(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
     print_report(results_table(RESULTS | {"per_class": {"жираф\udc80": {"images": 7, "correct": 7, "top1": 1.0}}}))
@@ -182,17 +183,17 @@ def test_predictions_csv_round_trip(tmp_path: Path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_no_predictions_write_only_the_header(tmp_path: Path):
+def test_without_predictions_only_the_header_is_written(tmp_path: Path):
     write_predictions([], tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text() == "path,truth,prediction,probability\n"
 
 
-def test_file_name_that_is_not_utf8_is_escaped(tmp_path: Path):
+def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path):
     write_predictions([rows(1)[0] | {"path": "x\udc80.jpg"}], tmp_path / "p.csv")
     assert r"x\udc80.jpg,daisy" in (tmp_path / "p.csv").read_text(encoding="utf-8")
 
 
-def test_an_interruption_leaves_the_old_file(tmp_path: Path):
+def test_an_interrupted_write_preserves_the_old_file(tmp_path: Path):
     path = tmp_path / "p.csv"
     write_csv(path, ["a", "b"], [[1, None], [2, 3]])
     before = path.read_text()
@@ -208,6 +209,6 @@ def test_an_interruption_leaves_the_old_file(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_folder_in_the_place_of_the_file_is_an_error_a_user_can_read(tmp_path: Path):
+def test_a_folder_instead_of_the_file_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be written"):
         write_predictions(rows(), tmp_path)
