@@ -98,7 +98,7 @@ class ImageDataModule(LightningDataModule):
         evaluated, and its splits must be used. `ImageFolder` and `TensorDataModule` handle all of this; subclass one of
         them unless the images are neither files nor tensors.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement find_splits")
 
     @property
     def class_names(self) -> list[str]:
