@@ -43,6 +43,11 @@ def nodes() -> Iterator[list[str]]:
         yield names
     finally:
         for name in names:
+            # torchrun starts its workers in sessions of their own: they survive when a failed test kills torchrun.
+            listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
+            for pid in map(int, listed):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
