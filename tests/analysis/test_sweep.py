@@ -279,6 +279,7 @@ def test_no_process_outlives_the_sweep(number: signal.Signals, code: int, tmp_pa
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_real_runs_are_trained_tested_compared_and_then_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

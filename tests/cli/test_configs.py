@@ -1,4 +1,4 @@
-"""Every config of the project trains, tests and predicts on generated data.
+"""Every config of the project trains and tests on generated data.
 
 They are listed here, so that a config that you add, which may need data or weights of your own, is not run.
 """
@@ -94,8 +94,9 @@ def test_config_trains_and_tests(name: str, data: Path) -> None:
     checkpoint = str(folder / "checkpoints" / "best.ckpt")
     run("test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", "2")
     assert 0 <= read_results(folder / "results.json")["top1"] <= 1
-    run("predict", "--ckpt_path", checkpoint, "--images", str(data / "photos" / "daisy"))
-    assert len((folder / "predictions.csv").read_text().splitlines()) == 11
+    if name in ("digits", "flowers", "imagenet"):  # one for each kind of data module
+        run("predict", "--ckpt_path", checkpoint, "--images", str(data / "photos" / "daisy"))
+        assert len((folder / "predictions.csv").read_text().splitlines()) == 11
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -18,7 +18,7 @@ import torch
 from tests.faults import campaign, checkpoints, config_mutations, configs, images, kills
 from tests.faults.forks import ProcessResult
 
-FEW = {"kills": 1, "checkpoints": 12, "configs": 6, "images": 24}
+FEW = {"kills": 1, "checkpoints": 6, "configs": 3, "images": 12}
 
 
 @pytest.mark.process
