@@ -163,8 +163,7 @@ def read_config(path: Path) -> dict[str, Any]:
         # The parser would silently ignore it. A string is the name of a file.
         if not isinstance(section, dict | str):
             raise UserError(f"{path}: {key} must hold keys and values\nremove it if there are none")
-    upgrade_config(config or {}, str(path), hint=True)
-    return config or {}
+    return upgrade_config(config or {}, str(path), hint=True)
 
 
 def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:

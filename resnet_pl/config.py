@@ -36,22 +36,7 @@ WRAPPING = (
 KEY = re.compile(r'Parser key "([\w.+]+)":?')
 UNKNOWN_OPTION = re.compile(r"(?:[Oo]ption '(?:init_args\.)?|[Kk]ey '|unrecognized arguments: --)([\w.-]+)")
 CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
-# The wrong value itself, without the values around it.
-VALUES = (
-    re.compile(r"(?:Given|Got) value: (?!NestedArg|Namespace|[\[{])(.*?)(?:\. Got value: .*)?$", re.MULTILINE),
-    re.compile(r"Given value: NestedArg\(key='.*', val='(.*)'\)"),
-    re.compile(r"Not of type \w+: (\S+) does not conform"),
-    re.compile(r"Not of type \w+: .*: '(.*)'"),
-)
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-# Types with a range, in messages.
-RANGES = {
-    "PositiveInt": "int > 0",
-    "NonNegativeInt": "int >= 0",
-    "PositiveFloat": "float > 0",
-    "NonNegativeFloat": "float >= 0",
-    "UnitInterval": "float >= 0 and < 1",
-}
 
 
 def full_name(name: Any) -> Any:
@@ -124,11 +109,13 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         return ", ".join(f"{key}.{name}" if key else name for name in match[1].split(", ")) + ": required"
     elif unknown := _unknown_class(lines):
         text = unknown
-    elif expected := _expected(lines):
-        value = next((match[1] for pattern in VALUES if (match := pattern.search(message))), "")
-        text = f"{value} is not valid, expected {expected}" if value else f"expected {expected}"
     else:
-        text = "\n".join(lines[:2])
+        # Python's notation of types, which jsonargparse prints.
+        lines = [
+            re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", line).replace("a typing.Literal", "one of ") for line in lines
+        ]
+        lines = [line for line in lines if not UNKNOWN_CLASS.match(line)] or lines
+        text = lines[0] + "".join(f" or {line.removeprefix('Expected ')}" for line in lines[1:2])
     return f"{key}: {text}" if key else text
 
 
@@ -157,22 +144,6 @@ def _unknown_class(lines: list[str]) -> str:
         near = [f"torchvision.models.{unknown[0]}"]
     hint = f", did you mean {near[0]}?" if near else "\ngive the import path, such as package.module.Class"
     return f"unknown class {unknown[0]}{hint}"
-
-
-def _expected(lines: list[str]) -> str:
-    """The accepted types and values, if every line is about one of them; else empty."""
-    types: list[str] = []
-    for line in lines:
-        if match := re.match(r"Expected a <class '(?:\w+\.)*(\w+)'>", line):
-            types.append(match[1])
-        elif match := re.match(r"Expected a typing\.Literal\[(.*?)\]", line):
-            types += [value.strip("' ") for value in match[1].split(",")]
-        elif match := re.match(r"Not of type (\w+): ", line):
-            types.append(RANGES.get(match[1], match[1]))
-        elif not UNKNOWN_CLASS.match(line):
-            return ""
-    *others, last = dict.fromkeys(types) or [""]
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def arguments_of(class_path: str) -> list[str]:

@@ -90,6 +90,7 @@ def workers(node: str) -> list[int]:
 
 @pytest.mark.process
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_two_nodes_write_one_run(nodes: list[str], tmp_path: Path) -> None:
     processes = [torchrun(node, number, tmp_path, "--trainer.max_epochs", "2") for number, node in enumerate(nodes, 1)]
     try:

@@ -22,6 +22,8 @@ from tests.cli.commands import PROJECT, run
 CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
 COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
+# Like another config of the list, or run by tests/test_readme.py too.
+RARE = ["cifar100", "imagenet", "paper/imagenet", "recipes/cifar10-96"]
 # Recipes have no data: each is merged on top of a complete config.
 RECIPES = ["adam", "cutmix", "ema", "head-only", "mixup", "plateau", "random-resized-crop", "trivial-augment"]
 # File names of torchvision's weights by backbone.
@@ -87,7 +89,9 @@ def overrides(name: str, data: Path) -> list[str]:
     return [*small.get(kind, photos), "--data.num_workers", "0", *FEW, *dashboard]
 
 
-@pytest.mark.parametrize("name", COMPLETE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in RARE else []) for name in COMPLETE]
+)
 def test_config_trains_and_tests(name: str, data: Path) -> None:
     run("fit", "--config", str(CONFIGS / f"{name}.yaml"), *overrides(name, data))
     folder = Path("runs") / name.removeprefix("recipes/").replace("/", "-") / "version_0"

@@ -141,7 +141,11 @@ def test_workers_end_with_a_child_process() -> None:
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("end", "code"),
-    [("", 0), ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1), ("os.kill(os.getpid(), signal.SIGKILL)", -9)],
+    [
+        pytest.param("", 0, marks=pytest.mark.slow),
+        ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+    ],
 )
 def test_workers_end_with_the_program(end: str, code: int) -> None:
     words = [sys.executable, "-c", PROGRAM + end]
