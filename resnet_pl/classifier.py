@@ -35,7 +35,7 @@ class ImageClassifier(LightningModule):
 
     Args:
         backbone: classification network, such as resnet50, cifar_resnet or torchvision.models.convnext_tiny. Its last
-            layer is replaced if its width differs from the number of classes.
+            layer is replaced if its number of outputs differs from the number of classes.
         weights: pretrained weights of the backbone: a torchvision name such as IMAGENET1K_V1, a URL, or a .pth,
             .safetensors or .ckpt file. Ignored when a checkpoint is restored.
         num_classes: number of classes; read from the data by default.
@@ -142,7 +142,7 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ training
     @override
     def configure_callbacks(self) -> list[Callback]:
-        """Callbacks of every training, from Python too; the command line adds those of `cli/parser.py`."""
+        """Callbacks of every `fit`, from Python too; the command line adds those of `cli/parser.py`."""
         return [TrainLog(), StopOnNaN()]
 
     @override

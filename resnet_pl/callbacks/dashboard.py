@@ -27,7 +27,7 @@ class Dashboard(Callback):
     `val_best/top1` and its loss, `val_best/loss`. Of two equal scores the later counts, as for best.ckpt.
 
     Args:
-        images: images per contact sheet; 0 logs no contact sheets.
+        images: images per contact sheet; 0 logs no images, also no confusion matrix.
         min_interval_seconds: minimum time between two logs of images, so that they do not slow down short epochs;
             the last validation is always logged.
         graph: whether the model graph is logged.
@@ -75,7 +75,8 @@ class Dashboard(Callback):
         """Decides whether images of this validation are logged."""
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
         due = last or time.monotonic() - self._last_draw >= self.min_interval_seconds
-        self._drawing = due and not trainer.sanity_checking and trainer.state.fn == "fit"
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self._drawing = bool(self.images) and due and fitting
         self._mistakes = []
 
     def on_validation_batch_end(
@@ -88,7 +89,7 @@ class Dashboard(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collects the worst mistakes so far: (probability of the true class, image index, true class, prediction)."""
-        if not self._drawing or not self.images:
+        if not self._drawing:
             return
         probabilities = outputs["probabilities"]
         truth, predicted = probabilities.gather(1, batch.labels[:, None]).squeeze(1), probabilities.argmax(1)

@@ -15,7 +15,9 @@ from resnet_pl.utils import UserError
 
 
 class Freeze(BaseFinetuning):
-    """Freezes the backbone except its classifier head; frozen BatchNorm layers do not update their statistics.
+    """Freezes the backbone up to a stage, by default all of it except the classifier head.
+
+    Frozen BatchNorm layers do not update their statistics.
 
     Args:
         last_frozen: name of the last frozen stage, such as `layer2`; by default the entire backbone is frozen.

@@ -18,7 +18,7 @@ from resnet_pl.utils import UserError
 
 
 class WhiteningInit(Callback):
-    """Initializes the first convolution of the backbone with whitening filters, for short trainings from scratch.
+    """Initializes the first convolution of the backbone with whitening filters, for short training runs from scratch.
 
     The filters are the principal components of image patches, scaled to unit variance, in order of decreasing variance,
     followed by their negatives. Remaining filters keep their initialization. All filters are trainable.

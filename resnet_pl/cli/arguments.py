@@ -28,9 +28,10 @@ CKPT_PATH = (
     " A run folder stands for its best checkpoint, with fit for its last one."
 )
 TF32 = (
-    "Allow TF32 for float32 matrix products and convolutions on CUDA. It is several times faster and rounds the inputs"
-    " to 10 bits of mantissa."
+    "Allow TF32 for float32 matrix multiplications and convolutions on CUDA. It is several times faster and rounds the"
+    " inputs to 10 bits of mantissa."
 )
+NAME = "Name of the run, written to runs/NAME/version_N. With --ckpt_path best or last: name of the runs to search."
 # Help texts of Lightning and jsonargparse, by option.
 TEXTS = {
     "--help": "Show this page.",
@@ -51,6 +52,9 @@ TEXTS = {
     "--trainer.enable_checkpointing": "Whether to write best.ckpt and last.ckpt. Default: True.",
     "--trainer.enable_progress_bar": "Whether to show the progress of training. Default: True.",
     "--trainer.enable_model_summary": "Whether to print Lightning's summary of the model.",
+    "--trainer.benchmark": "Whether cuDNN benchmarks its convolution algorithms. Default in fit: True, unless"
+    " --trainer.deterministic is set.",
+    "--trainer.use_distributed_sampler": "Leave this false: the data modules distribute the images over the processes.",
     "--trainer.profiler": "Profiler of the steps of training: simple, advanced, pytorch, or a class.",
 }
 # What jsonargparse says of the option that takes all options of a class from a file.
@@ -74,7 +78,7 @@ def parser_kwargs(command_line: CommandLine) -> dict[str, Any]:
 def add_shared_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of all subcommands."""
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH)
-    parser.add_argument("--name", type=str, default="resnet", help="Name of the run, written to runs/NAME/version_N.")
+    parser.add_argument("--name", type=str, default="resnet", help=NAME)
     parser.add_argument("--tf32", type=bool, default=True, help=TF32)
 
 

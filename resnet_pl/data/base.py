@@ -38,13 +38,13 @@ class ImageDataModule(LightningDataModule):
         batch_transforms: augmentation of training batches on the device, applied in order.
         mix: MixUp or CutMix, applied after the batch transforms.
         val_split: fraction (below 1) or number of images held out for validation if the data has no such split.
-        test_split: fraction (below 1) or number of images held out for testing if the data has no such split.
+        test_split: fraction (below 1) or number of images held out for testing if the data has no test or val split.
         num_folds: number of folds for cross-validation; the images outside the test split are divided into them.
         fold: the fold used for validation, from 0.
         split_seed: seed of the split, independent of the training seed: runs with different seeds share their splits.
         num_workers: processes that load images; null chooses by the number of CPU cores, 0 loads in the main process.
         on_bad_image: what happens at an unreadable image file: `error` stops and names it; `skip` skips it, counts it
-            and lists it in bad_images.txt in the run folder, for up to 10 % of the images.
+            and lists it in bad_images.txt in the run folder, up to 10 % of the images, or ten.
     """
 
     # The paper's batch size for this kind of data, printed at the start of a run.

@@ -30,7 +30,7 @@ class _CIFAR(DownloadMixin, TensorDataModule):
         mean: mean that is subtracted from images in [0, 1]; the mean image of the training split by default (§4.2).
         std: standard deviation that images are divided by; no division by default.
         batch_transforms: augmentation of training batches; horizontal flip, padding by 4 pixels and random crop by
-            default (§4.2).
+            default (§4.2), which a given list replaces, also with `+`.
         val_split: fraction (below 1) or number of training images held out for validation; 0 trains on all images.
         test_split: not used; CIFAR has a test split.
     """

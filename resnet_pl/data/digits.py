@@ -18,7 +18,8 @@ class Digits(TensorDataModule):
 
     Args:
         image_size: height and width to which the 8×8 scans are enlarged, pixels.
-        batch_transforms: augmentation of training batches; shifts of up to 2 pixels by default.
+        batch_transforms: augmentation of training batches; shifts of up to 2 pixels by default, which a given list
+            replaces, also with `+`.
         val_split: fraction (below 1) or number of images held out for validation.
         test_split: fraction (below 1) or number of images held out for testing.
     """

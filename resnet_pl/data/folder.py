@@ -43,7 +43,7 @@ class ImageFolder(ImageDataModule):
         std: standard deviation that images are divided by: one value per channel (ImageNet's by default), measured on
             the training split (`channel`), or null for no division.
         batch_transforms: augmentation of training batches on the device; horizontal flip and PCA color augmentation by
-            default.
+            default, which a given list replaces, also with `+`.
         verify_images: whether all files are checked quickly before the first step.
         cache: whether images are decoded once, before training, into a file that later epochs and runs share.
         cache_side: maximum shorter side of cached images, pixels; larger images are downscaled. With null, images have

@@ -13,7 +13,7 @@ from resnet_pl.cli import main, parser
 
 DIGITS = str(Path(__file__).parent.parent.parent / "configs/digits.yaml")
 SMALL = ["--model.backbone.depth", "8", "--data.image_size", "8", "--trainer.limit_train_batches", "2"]
-SMALL += ["--dashboard.graph", "false"]  # a third of the time of such a run
+SMALL += ["--dashboard.graph", "false", "--dashboard.images", "0"]  # half of the time of such a run
 # Callbacks, and a file of the run folder that only they write.
 RUN = {
     "BestCheckpoint": "checkpoints/best.ckpt",

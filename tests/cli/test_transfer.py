@@ -21,6 +21,7 @@ STILL = ["--model.optimizer.lr", "1e-9", "--model.optimizer.weight_decay", "0"]
 SMALL = [
     *["--config", str(PROJECT / "configs/folder.yaml"), "--data.image_size", "32", "--data.batch_size", "4"],
     *["--data.num_workers", "0", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"],
+    *["--dashboard.graph", "false", "--dashboard.images", "0"],
 ]
 
 

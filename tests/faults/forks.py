@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import socket
@@ -47,8 +48,9 @@ class ProcessResult:
 
     @property
     def message(self) -> list[str]:
-        """The lines of the error message: those from `error:` on."""
-        lines = [line for line in self.err.splitlines() if line.strip()]
+        """The lines of the error message: those from `error:` on, without Python warnings of worker processes."""
+        text = re.sub(r"^.*\.py:\d+: \w+Warning: .*\n(?:  .*\n)?", "", self.err, flags=re.MULTILINE)
+        lines = [line for line in text.splitlines() if line.strip()]
         starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         return lines[starts[0] :] if starts else []
 

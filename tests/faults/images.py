@@ -239,6 +239,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         *lines,
         "",
-        f"Trainings on folders with unreadable images: {passed:,} of {len(trainings):,} passed, with {bad:,} such "
+        f"Training runs on folders with unreadable images: {passed:,} of {len(trainings):,} passed, with {bad:,} such "
         "images in total. With `on_bad_image: skip` they skipped all of them, with `error` they named one.",
     ]
