@@ -47,11 +47,6 @@ def project_files() -> set[str]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than cores: tests of processes and signals wait most of the time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Records the files of the project before the first test, except in a worker of pytest-xdist."""
     if not hasattr(session.config, "workerinput"):

@@ -98,6 +98,7 @@ class Overflow(Callback):
         pl_module.backbone.fc.weight.grad.fill_(math.inf)
 
 
+@pytest.mark.slow
 def test_overflow_in_half_precision_is_an_error_only_if_no_step_is_taken(tmp_path: Path) -> None:
     def half() -> MixedPrecision:
         return MixedPrecision("16-mixed", "cpu")
