@@ -78,7 +78,7 @@ def grid_runs(grid: list[str], configs: list[str], options: list[str], folder: P
     values = dict(map(_key_values, grid))
     if len(values) < len(grid):
         raise UserError(f"sweep: duplicate key in {' '.join(grid)}\ngive all values of a key in one --grid")
-    cells = []
+    sweep_runs = []
     for chosen in itertools.product(*values.values()):
         pairs = dict(zip(values, chosen, strict=True))
         name = "-".join(_value_slug(*pair) for pair in pairs.items())
@@ -88,11 +88,11 @@ def grid_runs(grid: list[str], configs: list[str], options: list[str], folder: P
         files = [word for path in configs for word in ("--config", path)]
         words = [word for key, value in ordered for word in (f"--{key}", value)]
         own = ["--name", name, "--trainer.default_root_dir", str(folder)]
-        cells.append(SweepRun(name, group_key, ["fit", *files, *options, *words, *own], folder))
-    names = [cell.name for cell in cells]
+        sweep_runs.append(SweepRun(name, group_key, ["fit", *files, *options, *words, *own], folder))
+    names = [sweep_run.name for sweep_run in sweep_runs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"sweep: two runs of the grid have the name {twice[0]}\nremove the duplicate value")
-    return cells
+    return sweep_runs
 
 
 def _key_values(text: str) -> tuple[str, list[str]]:

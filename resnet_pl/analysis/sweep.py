@@ -51,27 +51,28 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(settings: Namespace) -> int:
     """Runs the command; returns 1 if a run failed."""
     folder = Path("runs") / settings.name
-    cells = grid_runs(settings.grid, settings.config, settings.options, folder)
-    for cell in cells:
+    sweep_runs = grid_runs(settings.grid, settings.config, settings.options, folder)
+    for sweep_run in sweep_runs:
         # Reports a wrong command line before anything starts.
-        CommandLine(cell.args)
-    states = [(cell, cell.finished_run()) for cell in cells]
-    remaining = [cell for cell, finished in states if finished is None]
+        CommandLine(sweep_run.args)
+    states = [(sweep_run, sweep_run.finished_run()) for sweep_run in sweep_runs]
+    remaining = [sweep_run for sweep_run, finished in states if finished is None]
     if settings.print:
-        for cell in remaining:
-            print(" && ".join(f"{prog_name()} {shlex.join(args)}" for args in cell.steps()))
+        for sweep_run in remaining:
+            print(" && ".join(f"{prog_name()} {shlex.join(args)}" for args in sweep_run.steps()))
         return 0
     sweep = Sweep(remaining, folder / "logs", settings.jobs)
-    for cell, finished in states:
-        sweep.record_duration(cell, finished.seconds if finished else None)
+    for sweep_run, finished in states:
+        sweep.record_duration(sweep_run, finished.seconds if finished else None)
     sweep.log(f"$ {settings.command_line}", to_stdout=False)
-    skipped = f", {len(cells) - len(remaining)} already completed" if len(remaining) < len(cells) else ""
-    sweep.log(f"{len(cells)} runs{skipped}, {settings.jobs} in parallel; {sweep.estimate()}")
+    skipped = f", {len(sweep_runs) - len(remaining)} already completed" if len(remaining) < len(sweep_runs) else ""
+    sweep.log(f"{len(sweep_runs)} runs{skipped}, {settings.jobs} in parallel; {sweep.estimate()}")
     failed = sweep.run()
-    if runs := [finished.path for cell in cells if (finished := cell.finished_run())]:
+    if runs := [finished.path for sweep_run in sweep_runs if (finished := sweep_run.finished_run())]:
         compare(runs, folder)
     if failed:
-        print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}\nRerun the same command to retry them.")
+        print(f"{len(failed)} of {len(sweep_runs)} runs failed: {', '.join(failed)}")
+        print("Rerun the same command to retry them.")
     return int(bool(failed))
 
 
@@ -79,23 +80,23 @@ class Sweep:
     """Runs the combinations of a grid in parallel processes and reports the progress.
 
     Args:
-        cells: the runs to perform.
+        sweep_runs: the runs to perform.
         logs: folder for sweep.log and the output of each run.
         jobs: number of runs in parallel.
     """
 
-    def __init__(self, cells: list[SweepRun], logs: Path, jobs: int) -> None:
-        self.cells, self.jobs, self._logs = cells, jobs, logs
-        self._remaining = [cell.group_key for cell in cells]
+    def __init__(self, sweep_runs: list[SweepRun], logs: Path, jobs: int) -> None:
+        self.sweep_runs, self.jobs, self._logs = sweep_runs, jobs, logs
+        self._remaining = [sweep_run.group_key for sweep_run in sweep_runs]
         self._durations: dict[str, list[float]] = {}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopping = threading.Lock(), False
         logs.mkdir(parents=True, exist_ok=True)
 
-    def record_duration(self, cell: SweepRun, seconds: float | None) -> None:
+    def record_duration(self, sweep_run: SweepRun, seconds: float | None) -> None:
         """Records a run's duration for the time estimate; ignores None and NaN."""
         if seconds and seconds > 0:
-            self._durations.setdefault(cell.group_key, []).append(seconds)
+            self._durations.setdefault(sweep_run.group_key, []).append(seconds)
 
     def estimate(self) -> str:
         """Returns the number of remaining runs and the estimated time for them, as text."""
@@ -113,29 +114,29 @@ class Sweep:
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                codes = list(pool.map(self._run, self.cells))
+                codes = list(pool.map(self._run, self.sweep_runs))
             except BaseException:
                 self._stop(pool)
                 print("Interrupted. Rerun the same command to resume.", flush=True)
                 raise
             finally:
                 signal.signal(signal.SIGTERM, before)
-        return [cell.name for cell, code in zip(self.cells, codes, strict=True) if code]
+        return [sweep_run.name for sweep_run, code in zip(self.sweep_runs, codes, strict=True) if code]
 
-    def _run(self, cell: SweepRun) -> int:
+    def _run(self, sweep_run: SweepRun) -> int:
         """Trains and tests; returns the exit code of the first command that failed, else 0."""
-        start, code, steps, log = time.monotonic(), 0, cell.steps(), self._logs / f"{cell.name}.log"
-        resumed = steps[0] != cell.args
-        self.log(f"{cell.name} {'resumed' if resumed else 'started'}")
+        start, code, steps, log = time.monotonic(), 0, sweep_run.steps(), self._logs / f"{sweep_run.name}.log"
+        resumed = steps[0] != sweep_run.args
+        self.log(f"{sweep_run.name} {'resumed' if resumed else 'started'}")
         for args in steps:
             code = code or self._process(args, log)
         seconds = time.monotonic() - start
         with self._lock:
-            self._remaining.remove(cell.group_key)
-            self.record_duration(cell, None if code or resumed else seconds)
+            self._remaining.remove(sweep_run.group_key)
+            self.record_duration(sweep_run, None if code or resumed else seconds)
             estimate = self.estimate()
         outcome = f"failed: {_failure(log, code)}" if code else f"finished in {duration(seconds)}"
-        self.log(f"{cell.name} {outcome}; {estimate}")
+        self.log(f"{sweep_run.name} {outcome}; {estimate}")
         return code
 
     def log(self, line: str, to_stdout: bool = True) -> None:
