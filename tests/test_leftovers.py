@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,13 +49,16 @@ def child_pids() -> list[str]:
 def held_resources() -> dict[str, Counter[str]]:
     """Resources that this process and its workers hold, by kind."""
     gc.collect()
-    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    files = Counter[str]()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the folder is itself open while it is listed, and another thread may close a file
+            files[str(path.readlink())] += 1
     # Other processes use shared memory, too.
     own = {str(os.getpid()), *InjectFault.workers}
     shared = [path.name for path in Path("/dev/shm").iterdir() if (match := re.match(r"torch_(\d+)_", path.name))
               and match[1] in own]  # fmt: skip
     return {
-        "files": Counter(str(path.readlink()) for path in links),
+        "files": files,
         "children": Counter(child_pids()),
         "shared memory": Counter(shared),
         "threads": Counter(thread.name for thread in threading.enumerate()),

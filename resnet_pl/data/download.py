@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -161,10 +162,19 @@ def _unpack(archive: Path, folder: str) -> None:
                 _check_member(member.filename, S_IFMT(member.external_attr >> 16) in (0, S_IFREG, S_IFDIR))
             package.extractall(folder)
     else:
+        # Not `extractall`: its argument `filter` is missing before Python 3.11.4.
         with tarfile.open(archive) as package:
-            for member in package:
+            members = package.getmembers()
+            for member in members:
                 _check_member(member.name, member.isreg() or member.isdir())
-            package.extractall(folder, filter="data")
+            for member in members:
+                target = Path(folder, member.name)
+                if (content := package.extractfile(member)) is None:
+                    target.mkdir(parents=True, exist_ok=True)
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with content, target.open("wb") as file:
+                        shutil.copyfileobj(content, file)
 
 
 def _check_member(name: str, is_plain: bool) -> None:
