@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_pl.reports.run_groups import MISSING, Group, is_depth_study, option_headings
-from resnet_pl.reports.tables import number
+from resnet_pl.reports.tables import number, report_width
 
-# Options that fit into the terminal's table.
 MAX_OPTIONS = 6
 
 
@@ -67,9 +66,14 @@ def table_title(groups: Sequence[Group]) -> str:
 
 
 def comparison_table(groups: Sequence[Group]) -> Table:
-    """Returns the table for the terminal, with at most `MAX_OPTIONS` differing options."""
+    """Returns the table for the terminal, with as many differing options as fit, at most `MAX_OPTIONS`."""
     rows = table_cells(groups)
-    hidden = [option_headings([*groups[0].options])[key] for key in [*groups[0].options][MAX_OPTIONS:]]
+    options = [*option_headings([*groups[0].options]).values()]
+    options = [option for option in options if option in rows[0]]
+    widths = {key: max(len(key.split(" top-1")[0]), *(len(row[key]) for row in rows)) + 1 for key in rows[0]}
+    available = report_width() - 2 - sum(width for key, width in widths.items() if key not in options)
+    fitting = [sum(widths[option] for option in options[: count + 1]) <= available for count in range(len(options))]
+    hidden = options[min(MAX_OPTIONS, sum(fitting)) :]
     caption = Text(f"{len(hidden)} more differing options: {', '.join(hidden)}") if hidden else None
     style = {"title_justify": "left", "title_style": "", "caption_justify": "left", "padding": (0, 1, 0, 0)}
     table = Table(box=SIMPLE_HEAD, title=Text(table_title(groups)), caption=caption, **style)

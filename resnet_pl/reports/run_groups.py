@@ -16,8 +16,9 @@ import numpy as np
 from resnet_pl.reports.run_reader import Run
 from resnet_pl.run_dir import class_name, get_init_args
 
-# Settings that do not change what is trained, and the seed.
+# Settings that do not change what is trained, the seed, and the classes, which are read from the data.
 IGNORED_KEYS = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "checkpoint", "num_workers"}
+IGNORED_KEYS |= {"num_classes", "class_names"}
 # Settings that the columns `model` and `data` show.
 NAMED_KEYS = ("model.backbone", "model.backbone.depth", "model.backbone.shortcut", "data")
 # Columns of the table that are not options.

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from csv import writer
@@ -22,13 +23,18 @@ WORST_CLASSES = 10
 MAX_IMAGES = 20
 
 
+def report_width() -> int:
+    """Returns the width of reports in characters: that of the terminal, or 100 for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 100
+
+
 def print_report(renderable: RenderableType) -> None:
     """Prints to stdout: in the width of a terminal; 100 columns wide and without color to a file or a pipe."""
     terminal = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The report of a long test must not fail because the terminal's encoding lacks a character of a class name.
         sys.stdout.reconfigure(errors="replace")
-    console = Console(width=None if terminal else 100, color_system="auto" if terminal else None, highlight=False)
+    console = Console(width=report_width(), color_system="auto" if terminal else None, highlight=False)
     console.print(renderable)
 
 
