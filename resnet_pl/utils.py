@@ -143,7 +143,7 @@ def similar(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     return difflib.get_close_matches(word, list(known), n=count)
 
 
-def shorten_help(text: str) -> str:
-    """Removes markup and long lists of known subclasses (hundreds of lines for a model) from jsonargparse's help."""
-    text = re.sub(r",\s+known\s+subclasses:[^)]*\)", lambda match: match[0] if len(match[0]) < 400 else ")", text)
-    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`|``", r"\1", text)
+def plain_page(text: str) -> str:
+    """Removes class lists and Python's notation of types from a page of help."""
+    text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)

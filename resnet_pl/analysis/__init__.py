@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from resnet_pl.utils import UserError, gc_paused, prog_name, shell_command, shorten_help
+from resnet_pl.utils import UserError, gc_paused, plain_page, prog_name, shell_command
 
 # Here, not in the modules of the commands, because --help prints them without importing torch.
 COMMANDS = {
@@ -71,7 +71,7 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
     class Parser(ArgumentParser):
         @override
         def format_help(self, *args: Any, **kwargs: Any) -> str:
-            return shorten_help(super().format_help(*args, **kwargs))
+            return plain_page(super().format_help(*args, **kwargs))
 
     with gc_paused():
         command = import_module(f"{__name__}.{name.split()[-1].replace('-', '_')}")

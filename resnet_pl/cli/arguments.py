@@ -124,9 +124,3 @@ def plain_sentence(text: str, repeats_default: bool = False) -> str:
     if re.fullmatch(r"[a-z]+[,;:]?", text.partition(" ")[0]):
         text = text[:1].upper() + text[1:]
     return text if not text or text.endswith((".", ":", ")")) else f"{text}."
-
-
-def plain_page(text: str) -> str:
-    """Removes class lists and Python's notation of types from a page of help."""
-    text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)

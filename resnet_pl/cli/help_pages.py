@@ -27,11 +27,10 @@ from resnet_pl.cli.arguments import (
     ClassHelpFormatter,
     add_shared_arguments,
     parser_kwargs,
-    plain_page,
     plain_sentence,
 )
 from resnet_pl.command_line import CommandLine
-from resnet_pl.utils import UserError, similar
+from resnet_pl.utils import UserError, plain_page, similar
 
 DESCRIPTIONS = {
     "fit": "Trains a model and validates it after every epoch. Checkpoints, metrics and the resolved configuration are"
