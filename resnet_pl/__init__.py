@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnet_pl.api import fit, load_run, test
     from resnet_pl.classifier import ImageClassifier
     from resnet_pl.data import CIFAR10, CIFAR100, Digits, Flowers, ImageDataModule, ImageFolder, ImageNet
-    from resnet_pl.load import load_run
     from resnet_pl.models import cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 
 __version__ = "0.2.0"
@@ -22,16 +22,18 @@ __all__ = [
     "ImageNet",
     "__version__",
     "cifar_resnet",
+    "fit",
     "load_run",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet101",
     "resnet152",
+    "test",
 ]
 
 # Modules of the public names. Classes that are not listed are in `data`, functions in `models`.
-_MODULES = {"ImageClassifier": "classifier", "load_run": "load"}
+_MODULES = {"ImageClassifier": "classifier", "fit": "api", "load_run": "api", "test": "api"}
 
 if not TYPE_CHECKING:
 

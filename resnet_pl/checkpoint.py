@@ -6,9 +6,8 @@ import pickle
 import platform
 import re
 import zipfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from resnet_pl import __version__
-from resnet_pl._compat import INSTANTIATOR
-from resnet_pl._renamed import upgrade_checkpoint, upgrade_path
-from resnet_pl.run_dir import get_init_args
+from resnet_pl._renamed import upgrade_checkpoint
+from resnet_pl.import_paths import check_names
+from resnet_pl.run_dir import BUILT_IN_PYTHON, get_init_args
 from resnet_pl.utils import UserError, atomic_write
 
 # Key of this project's metadata, next to Lightning's own keys.
@@ -60,30 +59,6 @@ def versions() -> dict[str, str]:
     # torch's version is a subclass of str, which `weights_only=True` rejects.
     numbers = {name: str(package.__version__) for name, package in packages.items()}
     return {"resnet_pl": __version__, **numbers, "python": platform.python_version()}
-
-
-def to_plain_hparams(hparams: MutableMapping[str, Any]) -> None:
-    """Replaces objects in hyperparameters, in place, by plain types as in a YAML file.
-
-    A module with `init_args` becomes its `class_path` and `init_args`. Other objects are removed, and have to be passed
-    to `load_from_checkpoint` again.
-    """
-    plain = {}
-    for name, value in hparams.items():
-        if hasattr(value, "init_args"):
-            path = upgrade_path(f"{type(value).__module__}.{type(value).__name__}")
-            value = {"class_path": path, "init_args": dict(value.init_args)}
-        elif is_dataclass(value) and not isinstance(value, type):
-            value = asdict(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            # `weights_only=True` rejects subclasses, such as numpy's numbers.
-            value = int(value) if isinstance(value, int) else float(value)
-        if value is None or isinstance(value, str | bool | int | float | list | dict):
-            plain[name] = value
-    if "backbone" in plain:
-        plain |= INSTANTIATOR
-    hparams.clear()
-    hparams.update(plain)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -149,14 +124,23 @@ def _newest_valid_sibling(path: Path) -> str:
     return "no other usable checkpoint in this folder"
 
 
-def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dict[str, Any]:
+def config_of(
+    checkpoint: Mapping[str, Any], path: Path, subcommand: str, given: Collection[str] = ()
+) -> dict[str, Any]:
     """Returns the configuration in a checkpoint that a subcommand uses; files and options take precedence over it.
 
     `fit` uses all of it; the others use the model, the data, the seed and the precision. The model is returned as
     `class_path` and `init_args`.
 
+    Args:
+        checkpoint: contents of the checkpoint.
+        path: its file, for messages.
+        subcommand: the subcommand.
+        given: sections that the caller has, `model` or `data`.
+
     Raises:
-        UserError: the checkpoint was written by another project, or has an unknown format.
+        UserError: the checkpoint was written by another project, has an unknown format, lacks a section that was built
+            in Python, or names code that it must not name, see `import_paths`.
     """
     metadata = checkpoint.get(METADATA_KEY)
     if metadata is None:
@@ -167,13 +151,19 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
             f"{path} has format {metadata['format']}, this version reads up to {FORMAT}\n"
             f"update resnet_pl (the file was written by {writer})"
         )
+    check_names([metadata["config"], checkpoint.get("hyper_parameters")], path)
     hparams = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if not k.startswith("_")}
     config = dict(metadata["config"] or {})
+    _check_complete(config.pop(BUILT_IN_PYTHON, ()), path, subcommand, given)
     model = config.get("model") or {}
-    # Only the hyperparameters have the classes, which were read from the data.
+    init_args = get_init_args(model)
+    # Only the hyperparameters have the classes, which were read from the data. Other hyperparameters of a module need
+    # not be arguments of its constructor.
+    arguments = {*init_args, "num_classes", "class_names"} if init_args else {*hparams}
+    init_args |= {name: value for name, value in hparams.items() if name in arguments}
     config["model"] = {
         "class_path": model.get("class_path", "resnet_pl.ImageClassifier"),
-        "init_args": strip_pretrained_args({**get_init_args(model), **hparams}),
+        "init_args": strip_pretrained_args(init_args),
     }
     if subcommand == "fit":
         return config
@@ -181,6 +171,18 @@ def config_of(checkpoint: Mapping[str, Any], path: Path, subcommand: str) -> dic
     if precision := config.get("trainer", {}).get("precision"):
         chosen["trainer"] = {"precision": precision}
     return chosen
+
+
+def _check_complete(lacking: Collection[str], path: Path, subcommand: str, given: Collection[str]) -> None:
+    """Raises UserError if the configuration lacks what a subcommand needs: training needs all, evaluation a section."""
+    for name in lacking:
+        section, _, argument = name.partition(".")
+        if section not in given and (subcommand == "fit" or not argument):
+            call = f"fit(ckpt_path=…, {section}=…)" if subcommand == "fit" else f"test(…, {section}=…)"
+            raise UserError(
+                f"{path} lacks {name}, built in Python without a form in YAML\n"
+                f"pass it again, in Python with {call}, or with --{section}"
+            )
 
 
 def strip_pretrained_args(model: dict[str, Any]) -> dict[str, Any]:

@@ -5,29 +5,40 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 from typing_extensions import override
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks.finders import FinderResults
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.loader import Batch
-from resnet_pl.data.provenance import resolve_classes
+from resnet_pl.data.provenance import provenance_of, resolve_classes
 from resnet_pl.data.rng import seeded_rng
+from resnet_pl.evaluation.classify import Prediction, classify, image_size_of
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
+from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.pretrained import fetch_weights, find_classifier, load_pretrained, reset_classifier
-from resnet_pl.optim import Schedule, ScheduledLR, make_optimizer, make_scheduler
+from resnet_pl.optim import Schedule, ScheduledLR, check_layout, make_optimizer, make_scheduler
+from resnet_pl.plain_types import to_plain_hparams
 from resnet_pl.types import PositiveInt, UnitInterval
 from resnet_pl.utils import UserError, rank_zero_print
+
+# The weights of a loss are a list of numbers, in YAML and in checkpoints.
+register_type(Tensor, Tensor.tolist, lambda numbers: torch.tensor(numbers, dtype=torch.float32))
 
 
 class ImageClassifier(LightningModule):
@@ -41,13 +52,18 @@ class ImageClassifier(LightningModule):
         num_classes: number of classes; read from the data by default.
         class_names: name of each class; read from the data by default.
         optimizer: any torch optimizer.
-        schedule: learning rate schedule.
+        schedule: learning rate schedule, a cosine by default.
+        lr_scheduler: any torch scheduler, in place of `schedule`.
+        lr_scheduler_interval: whether `lr_scheduler` is updated after every step or every epoch; by default after every
+            step if it is made for steps, as OneCycleLR and CyclicLR are, else after every epoch.
         base_batch_size: batch size for which the optimizer's `lr` was chosen. If set, `lr` is multiplied by
             effective batch size / base_batch_size (linear scaling rule, arXiv:1706.02677).
         decay_norm_and_bias: whether weight decay also applies to normalization layers and biases, as in the paper.
         loss: training loss, called with (logits, labels); cross-entropy by default. Evaluation always reports
             cross-entropy.
         label_smoothing: label smoothing factor (arXiv:1512.00567); for cross-entropy only.
+        metrics: further metrics of the evaluation by name, such as torchmetrics.classification.MulticlassF1Score. Each
+            is created with the number of classes, and updated with probabilities `(N, K)` and labels `(N,)`.
         channels_last: whether to use the channels_last memory format, which makes convolutions faster.
         compile: whether to train with torch.compile. The first step takes a minute or more; the others are faster.
     """
@@ -60,27 +76,33 @@ class ImageClassifier(LightningModule):
         class_names: list[str] | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified; --help shows its values as defaults
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] | None = None,
         base_batch_size: PositiveInt | None = None,
         decay_norm_and_bias: bool = True,
         loss: nn.Module | None = None,
         label_smoothing: UnitInterval = 0.0,
+        metrics: dict[str, Callable[[int], Metric]] | None = None,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings(action="ignore"):  # Lightning warns about modules; the next line replaces them
             self.save_hyperparameters()
-        ckpt.to_plain_hparams(self.hparams)  # a module becomes its class_path and init_args, as in a YAML file
+        to_plain_hparams(self.hparams)  # a module becomes its class_path and init_args, as in a YAML file
         if loss is not None and label_smoothing:
-            raise ValueError("model.label_smoothing is for cross-entropy only\nremove it, or remove model.loss")
+            raise UserError("model.label_smoothing is for the default loss only\nset --model.label_smoothing 0")
         self.backbone, self.normalize = backbone, Normalize()
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         self.weights, self.optimizer = weights, optimizer
+        self.lr: float | None = None  # in place of the optimizer's; Lightning's learning rate finder sets it
         # `load_from_checkpoint` passes the schedule as a dict.
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
+        self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
+        self.own_metrics = metrics or {}
         self.metrics: ClassificationMetrics  # created in configure_model, when the number of classes is known
+        self.image_size: int | None = None  # of the checkpoint that was loaded
         self.results: dict[str, Any] = {}  # metrics of the last evaluation
-        self.config: dict[str, Any] | None = None  # resolved configuration of the command line, for the checkpoint
         self.compiled_forward: Callable[[Tensor], Tensor] | None = None
         self.compiled_shape: tuple[int, ...] | None = None
 
@@ -99,7 +121,7 @@ class ImageClassifier(LightningModule):
 
     @property
     def datamodule(self) -> ImageDataModule | None:
-        """Data module of the Trainer; None without a Trainer, or if it was given data loaders instead."""
+        """Data module of the Trainer; None without a Trainer, or if it has another kind of data."""
         data = getattr(self.trainer, "datamodule", None) if self._has_trainer else None
         return data if isinstance(data, ImageDataModule) else None
 
@@ -113,17 +135,23 @@ class ImageClassifier(LightningModule):
         no_checkpoint = self._has_trainer and self.trainer.ckpt_path is None
         # Classes of the data, else the given ones; without either, the backbone keeps its number of classes.
         rename = no_checkpoint and self.trainer.training
+        data = getattr(self.trainer, "datamodule", None) if self._has_trainer else None
         hparams["class_names"], hparams["num_classes"] = resolve_classes(
-            self.datamodule, hparams["class_names"], hparams["num_classes"], rename
+            data, hparams["class_names"], hparams["num_classes"], rename
         )
         if hasattr(self, "metrics"):  # configured by an earlier call
             return
         num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
+        weight = getattr(self.criterion, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) != num_classes:
+            raise UserError(
+                f"model.loss.weight: {len(weight)} weights for {num_classes} classes\ngive one for each class"
+            )
         with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
             reset_classifier(self.backbone, num_classes)
         if hparams["channels_last"]:
             self.backbone.to(memory_format=torch.channels_last)
-        self.metrics = ClassificationMetrics(num_classes)
+        self.metrics = ClassificationMetrics(num_classes, self.own_metrics)
         if no_checkpoint and self.weights is not None:
             rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights))
         if no_checkpoint and self.datamodule is not None:
@@ -135,7 +163,7 @@ class ImageClassifier(LightningModule):
         images = self.normalize(images)
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.compiled_forward is not None and self.training and images.shape == self.compiled_shape:
+        if self.compiled_forward is not None and self.training and self.compiled_shape in (None, images.shape):
             return self.compiled_forward(images)
         return self.backbone(images)
 
@@ -143,41 +171,63 @@ class ImageClassifier(LightningModule):
     @override
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks of every `fit`, from Python too; the command line adds those of `cli/parser.py`."""
-        return [TrainLog(), StopOnNaN()]
+        return [TrainLog(), StopOnNaN(), FinderResults()]
 
     @override
     def on_fit_start(self) -> None:
         """Compiles the backbone for training batches; evaluation and batches of another shape run uncompiled."""
-        if self.hparams["compile"] and self.datamodule is not None and self.compiled_forward is None:
+        if self.hparams["compile"] and self.compiled_forward is None:
             self.compiled_forward = torch.compile(self.backbone.forward, dynamic=False)
-            self.compiled_shape = self.datamodule.batch_shape
+            self.compiled_shape = None if self.datamodule is None else self.datamodule.batch_shape
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns `loss` and `logits` of a batch; labels are `(N,)`, or `(N, num_classes)` probabilities after MixUp.
 
+        With data of another kind the batch is `(images, labels)`, as its data loader returns it.
+
         The callback `TrainLog` logs `train/loss` and `train/top1` every `log_every_n_steps` steps. `self.log` in every
         step would take longer than the step of a small model.
         """
+        batch = Batch.of(batch)
         logits = self(batch.images)
         return {"loss": self.criterion(logits, batch.labels), "logits": logits.detach()}
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Returns the optimizer, and the schedule, which is updated after every optimizer step."""
+        """Returns the optimizer, and the schedule, which is updated after every optimizer step by default."""
         optimizer = make_optimizer(self.optimizer, self, self.hparams["decay_norm_and_bias"])
-        if base_batch_size := self.hparams["base_batch_size"]:
-            for group in optimizer.param_groups:
+        check_layout(optimizer, self.trainer, self.hparams["channels_last"])
+        for group in optimizer.param_groups:
+            if self.lr is not None:
+                group["lr"] = self.lr
+            elif base_batch_size := self.hparams["base_batch_size"]:
                 group["lr"] *= self.effective_batch_size / base_batch_size
-        scheduler = make_scheduler(optimizer, self.schedule, self.trainer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule: Any
+        if self.lr_scheduler is None:
+            schedule = {"scheduler": make_scheduler(optimizer, self.schedule, self.trainer), "interval": "step"}
+        else:
+            schedule = configure_lr_scheduler(self.lr_scheduler, optimizer, self.lr_scheduler_interval, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    @override
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Updates a scheduler."""
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except ValueError as error:  # OneCycleLR: its length is that of the first run
+            fix = "start a new run from these weights with --model.weights"
+            raise UserError(f"model.lr_scheduler: {error}\n{fix}") from error
 
     @property
     def effective_batch_size(self) -> int:
         """Images per optimizer step: batch size × processes × accumulated batches."""
-        if self.datamodule is None:
-            raise UserError("model.base_batch_size needs an ImageDataModule\npass `datamodule=` to `Trainer.fit`")
-        return self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if batch_size is None:
+            raise UserError(
+                "model.base_batch_size: the data has no `batch_size`\nset this attribute of the data module"
+            )
+        return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------------------ evaluation
     def probabilities(self, batch: Batch) -> Tensor:
@@ -186,6 +236,7 @@ class ImageClassifier(LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        batch = Batch.of(batch)
         probabilities = self.probabilities(batch)
         self.metrics.update(probabilities, batch.labels)
         return {"probabilities": probabilities}
@@ -197,7 +248,25 @@ class ImageClassifier(LightningModule):
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns `probabilities` `(N, num_classes)`, `labels` `(N,)` and `indices` `(N,)`."""
+        batch = Batch.of(batch, batch_idx)
         return {"probabilities": self.probabilities(batch), "labels": batch.labels, "indices": batch.indices}
+
+    def predict(self, images: Any, batch_size: int = 64, image_size: int | None = None) -> list[Prediction]:
+        """Classifies images with the preprocessing of the evaluation, in evaluation mode and without gradients.
+
+        Args:
+            images: one image or several: paths of files and folders, glob patterns, PIL images, arrays `(H, W, 3)` and
+                tensors `(3, H, W)`, both RGB and uint8, also as batches. All are resized and cropped at the center.
+            batch_size: images per forward pass.
+            image_size: height and width of the network's input, pixels; that of the training by default.
+
+        Raises:
+            UserError: the image size is not known, or something is not an image.
+        """
+        size = image_size or self.image_size or getattr(self.datamodule, "image_size", None)
+        if size is None:
+            raise UserError("predict: the image size is not known, the training data had none\npass image_size=")
+        return classify(self, images, size, batch_size)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -207,13 +276,15 @@ class ImageClassifier(LightningModule):
             for config in self.trainer.lr_scheduler_configs:
                 if isinstance(config.scheduler, ScheduledLR):
                     config.scheduler.update_plateau(self.results["top1"])
+                elif self.lr_scheduler is not None:
+                    update_plateau(config.scheduler, self.results)
 
     @override
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        """Logs every float that `ClassificationMetrics.compute` returns; add a metric there."""
+        """Logs every float that `ClassificationMetrics.compute` returns, also those of `metrics`."""
         self.results = self.metrics.compute()
         self.metrics.reset()
         for name, value in self.results.items():
@@ -222,9 +293,11 @@ class ImageClassifier(LightningModule):
 
     # ------------------------------------------------------------------------------------ checkpoints
     @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the image size, for `predict`."""
+        self.image_size = image_size_of(checkpoint)
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration, classes, splits and versions, as plain types: the checkpoint is self-contained."""
-        data = self.datamodule
-        checkpoint[ckpt.METADATA_KEY] = ckpt.build_metadata(
-            self.config, data.provenance() if data is not None else None
-        )
+        """Adds the splits and versions, as plain types; the callback `SaveConfig` also adds the configuration."""
+        checkpoint.setdefault(ckpt.METADATA_KEY, ckpt.build_metadata(None, provenance_of(self.datamodule)))

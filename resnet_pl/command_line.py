@@ -42,6 +42,8 @@ OTHER_SWITCHES = {
     **dict.fromkeys(["pretrained", "weights"], "--model.weights, such as --model.weights IMAGENET1K_V1"),
     **dict.fromkeys(["amp", "fp16"], "--trainer.precision 16-mixed, or bf16-mixed"),
 }
+# Sections that can be separate files.
+SECTIONS = {"model", "data", "trainer"}
 CLASS_HELP = re.compile(r"--([\w.]+)\.help(?:=(.*))?")
 
 
@@ -50,6 +52,7 @@ class CommandLine:
 
     Args:
         args: arguments, the subcommand first.
+        bare: whether `fit` may have neither a configuration file nor a model or data: Python code can pass objects.
 
     Raises:
         UserError: a file is missing or not YAML, or an option is unknown, removed or missing.
@@ -64,25 +67,33 @@ class CommandLine:
         options: the other arguments. They override the files, in whatever order they are given.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], bare: bool = False) -> None:
         self.args, self.subcommand = list(args), args[0]
         self.checkpoint: Path | None = None
-        self.files, self.options = split_option(args[1:], "--config", "-c")
+        self._settings: dict[str, Any] = {}
+        files, self.options = split_option(args[1:], "--config", "-c")
+        self.files = [_from_checkout(file) for file in files]
         self.help = bool({"-h", "--help"} & set(args))
         self.class_help = _class_help(self.options)
         if self.help or self.class_help:
             return
         _check_options(self.options)
-        self._settings: dict[str, Any] = {}
         for path in self.files:
-            self._settings = _deep_merge(self._settings, read_config(Path(path)))
+            config = read_config(Path(path))
+            for section in SECTIONS & config.keys():
+                config[section] = _read_section(config[section], Path(path).parent)
+            self._settings = _deep_merge(self._settings, config)
+        for section in SECTIONS:
+            if (file := self._given(section)) and Path(file).is_file():
+                self._settings = _deep_merge(self._settings, {section: read_config(Path(file))})
         self.checkpoint = self._find_checkpoint(self.get("ckpt_path") or self._given("ensemble"))
-        if self.subcommand == "fit" and self.checkpoint is None and not self.files:
+        if self.subcommand == "fit" and self.checkpoint is None and not self.files and not bare:
             _check_not_bare(self.options)
 
     def _given(self, key: str) -> str | None:
         """The value of a dotted key on the command line, the last one if it is given several times."""
-        values, _ = split_option(self.options, f"--{key}")
+        section, _, remainder = key.partition(".")
+        values, _ = split_option(self.options, f"--{key}", f"--{section}.init_args.{remainder}")
         return values[-1] if values else None
 
     def get(self, key: str) -> Any:
@@ -113,10 +124,12 @@ class CommandLine:
 
     @property
     def data_class(self) -> str:
-        """The data module's class name without its module, empty if none is given."""
-        data = self._given("data.class_path") or self.get("data")
+        """The data module's class, as its name or import path; empty if none is given."""
+        given = self._given("data.class_path") or self._given("data")
         # `--data data.yaml` names a file with the section.
-        return run_dir.class_name(read_config(Path(data)) if isinstance(data, str) and Path(data).is_file() else data)
+        data = self._settings.get("data") if given is None or Path(given).is_file() else {"class_path": given}
+        path = data.get("class_path") if isinstance(data, dict) else None
+        return path if isinstance(path, str) else ""
 
 
 class _Loader(SafeLoader):
@@ -155,13 +168,18 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML\n{where}{what}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the configuration file {path}: {error}") from error
+    if isinstance(config, dict) and (names := config.get(run_dir.BUILT_IN_PYTHON)):
+        raise UserError(
+            f"{path} lacks {', '.join(names)}, built in Python without a form in YAML\n"
+            f"write it as class_path and init_args, and remove {run_dir.BUILT_IN_PYTHON}"
+        )
     if not isinstance(config, dict | None):
         raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
     sections = {key: (config or {}).get(key, {}) for key in ("model", "trainer", "checkpoint", "dashboard")}
     sections["model.schedule"] = run_dir.get_init_args(sections["model"]).get("schedule", {})
     for key, section in sections.items():
         # The parser would silently ignore it. A string is the name of a file.
-        if not isinstance(section, dict | str):
+        if not isinstance(section, dict | str) and not (key == "dashboard" and isinstance(section, bool)):
             raise UserError(f"{path}: {key} must hold keys and values\nremove it if there are none")
     return upgrade_config(config or {}, str(path), hint=True)
 
@@ -183,6 +201,12 @@ def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]
     except argparse.ArgumentError as error:
         raise UserError(f"{names[0]} needs a value") from error
     return given.values, others
+
+
+def _from_checkout(file: str) -> str:
+    """Returns the file configs/NAME of an editable installation where the working folder has none of this name."""
+    ours = Path(__file__).parent.parent / file
+    return str(ours) if Path(file).parts[:1] == ("configs",) and not Path(file).is_file() and ours.is_file() else file
 
 
 def _class_help(options: Sequence[str]) -> tuple[str, str] | None:
@@ -223,6 +247,13 @@ def _check_not_bare(options: Sequence[str]) -> None:
     example = "give --config FILE, or --data ImageFolder --data.root FOLDER --model.backbone resnet18"
     hint = f"start from --config {', '.join(configs)}" if configs else example
     raise UserError(f"fit needs a configuration\n{hint}")
+
+
+def _read_section(section: Any, folder: Path) -> Any:
+    """Returns a section that is given as the name of a file, or of its class, as keys and values."""
+    if not isinstance(section, str):
+        return section
+    return read_config(folder / section) if (folder / section).is_file() else {"class_path": section}
 
 
 def _deep_merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

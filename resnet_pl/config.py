@@ -5,19 +5,24 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from pydoc import locate
+from itertools import pairwise
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
+import torch
 import torchvision
 import yaml
-from jsonargparse import get_loader, set_dumper, set_loader
-from lightning.pytorch import Callback
+from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
+from jsonargparse.typing import register_type
+from lightning.pytorch import Callback, strategies
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_pl import models
-from resnet_pl._renamed import upgrade_config, upgrade_value
+from resnet_pl._renamed import upgrade_config, upgrade_path, upgrade_value
 from resnet_pl.data import BatchTransform, Crop, ImageDataModule
+from resnet_pl.data.defaults import describe_defaults
 from resnet_pl.run_dir import to_yaml
 from resnet_pl.utils import UserError, similar
 
@@ -25,16 +30,25 @@ from resnet_pl.utils import UserError, similar
 PARSER_MODE = "resnet_pl"
 
 # Classes that can be given by their name, without the module.
-NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer)
+NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer, LRScheduler)
+
+# Lightning's classes of strategies.
+STRATEGIES = [name for name in strategies.__all__ if name != "Strategy" and name.endswith("Strategy")]
 
 # Lines of jsonargparse's messages that are dropped.
 WRAPPING = (
     "Does not validate", "Subtypes:", "Errors:", "Given value", "Problem with given class_path", "Expected a path",
+    "Expected a config path",
     "Expected a <class 'NoneType'>", "Expected a <class 'collections.abc.Iterable'>", "Not a valid subclass",
     "Subclass types", "a class path", "a dict with",
 )  # fmt: skip
 KEY = re.compile(r'Parser key "([\w.+]+)":?')
 UNKNOWN_OPTION = re.compile(r"(?:[Oo]ption '(?:init_args\.)?|[Kk]ey '|unrecognized arguments: --)([\w.-]+)")
+# What to use for a class that does not belong into a list of transforms.
+OTHER_TRANSFORMS = {
+    "data.transforms": "takes transforms of single images\nfor those of batches use data.batch_transforms",
+    "data.batch_transforms": "takes transforms of batches\nfor those of single images use data.transforms",
+}
 CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 
@@ -50,6 +64,9 @@ def _expand(value: Any, key: str = "") -> Any:
         return {name: _expand(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_expand(item) for item in value]
+    if key == "strategy" and value in STRATEGIES:
+        # The parser takes any text as one of Lightning's short names, such as ddp.
+        return {"class_path": f"lightning.pytorch.strategies.{value}"}
     return full_name(value) if key in ("backbone", "class_path") else value
 
 
@@ -58,11 +75,15 @@ _load_yaml = get_loader("yaml")
 
 def _load(text: str) -> Any:
     value = _load_yaml(text)
+    if isinstance(value, dict) and isinstance(enabled := value.get("dashboard"), bool):
+        value["dashboard"] = {"enabled": enabled}
     return _expand(upgrade_config(value, "configuration") if isinstance(value, dict) else upgrade_value(value))
 
 
 set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
 set_dumper(PARSER_MODE, to_yaml)
+# The default of an argument of StochasticWeightAveraging.
+register_type(torch.device)
 
 
 def expand_arguments(args: Sequence[str]) -> list[str]:
@@ -75,16 +96,36 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
         UserError: `--model` names a network, which is a backbone.
     """
     expanded: list[str] = []
-    for word in args:
+    for word, following in pairwise([*args, ""]):
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if key == "--dashboard" and (value if equals else following) in ("true", "false"):
+            key = "--dashboard.enabled"
         named = key if equals else expanded[-1] if expanded else ""
         value = upgrade_value(value, named.rpartition(".")[2].rstrip("+"))
         if named == "--model" and value in models.NETWORKS:
             raise UserError(f"--model: {value} is a backbone\nuse --model.backbone {value}")
+        if named == "--trainer.strategy" and value in STRATEGIES:
+            value = f"{{class_path: lightning.pytorch.strategies.{value}}}"
         if named.endswith((".backbone", "--backbone", ".class_path")):
             value = full_name(value)
         expanded.append(f"{key}{equals}{value}")
     return expanded
+
+
+def keep_text(dumped: Any, parsed: Any) -> Any:
+    """Returns a dumped configuration with its text as it was parsed.
+
+    jsonargparse dumps a name in the place of a function, such as `ModelPruning.pruning_fn`, as an error message.
+
+    Args:
+        dumped: the configuration as plain types.
+        parsed: the same configuration before it was dumped.
+    """
+    if isinstance(dumped, dict) and isinstance(parsed, dict):
+        return {key: keep_text(value, parsed.get(key)) for key, value in dumped.items()}
+    if isinstance(dumped, list) and isinstance(parsed, list) and len(dumped) == len(parsed):
+        return [keep_text(value, other) for value, other in zip(dumped, parsed, strict=True)]
+    return parsed if type(dumped) is type(parsed) is str else dumped
 
 
 # ---------------------------------------------------------------------------------------- messages
@@ -105,8 +146,12 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         text = _unknown_option(message, match, list(options))
     elif match := re.match("unrecognized arguments: (.*)", lines[0]):
         text = f"unexpected argument {match[1]}"
+    elif hint := _needs_objects(message):
+        text = hint
     elif match := re.match("the following arguments are required: (.*)", lines[0]):
         return ", ".join(f"{key}.{name}" if key else name for name in match[1].split(", ")) + ": required"
+    elif key in OTHER_TRANSFORMS and _is_other_class(lines):
+        text = OTHER_TRANSFORMS[key]
     elif unknown := _unknown_class(lines):
         text = unknown
     else:
@@ -133,10 +178,29 @@ def _unknown_option(message: str, match: re.Match[str], options: list[str]) -> s
     return f"unknown option {dashes}{name}" + (f", did you mean {dashes}{near[0]}?" if near else "")
 
 
+def _needs_objects(message: str) -> str:
+    """The message for a class or function whose arguments YAML cannot give; empty for any other error."""
+    path = (CLASS_PATH.findall(message.partition(" required")[2]) or [""])[0]
+    if path.endswith(".SequentialLR"):
+        return "SequentialLR takes schedulers, which YAML cannot give\nuse LRSequence, which takes their classes"
+    if "callable class: Dict must include a class_path" in message or inspect.isfunction(locate(path)):
+        return "a function is given by its name alone\nfor arguments, write a class in place of the function"
+    return ""
+
+
+def _is_other_class(lines: list[str]) -> bool:
+    """Whether the error is a class that exists but is not of the needed kind, such as a BatchTransform for a Module."""
+    names = [cls.__name__ for cls in _subclasses(BatchTransform)]
+    unknown = [match[1] for line in lines if (match := UNKNOWN_CLASS.match(line))]
+    return any("not correspond to a subclass" in line for line in lines) or any(name in names for name in unknown)
+
+
 def _unknown_class(lines: list[str]) -> str:
     """The message for a name without a class, with the most similar name; empty for any other error."""
     unknown = [match[1] for line in lines if (match := UNKNOWN_CLASS.match(line))]
-    if len(unknown) < len(lines):
+    # A list of classes, or a switch, would be accepted too.
+    others = [line for line in lines if line not in ("Expected a <class 'list'>", "Expected a <class 'bool'>")]
+    if not unknown or len(unknown) < len(others):
         return ""
     names = [cls.__name__ for base in NAMEABLE for cls in _subclasses(base) if not cls.__name__.startswith("_")]
     near = similar(unknown[0].rpartition(".")[2], [*names, *models.NETWORKS])
@@ -157,6 +221,31 @@ def arguments_of(class_path: str) -> list[str]:
     for owner in getattr(named, "__mro__", ()):
         found += inspect.signature(owner.__init__).parameters
     return [name for name in dict.fromkeys(found) if name not in ("self", "args", "kwargs")]
+
+
+def default_arguments(name: str) -> dict[str, Any]:
+    """Returns the arguments of a data module that are objects by default, as in a configuration file.
+
+    Args:
+        name: name or import path of the class; an unknown one has no defaults, and is reported when it is parsed.
+    """
+    cls = _find_data_module(name)
+    if not isinstance(cls, type) or not (defaults := describe_defaults(cls)):
+        return {}
+    # A subclass may pass on a value of its own and not take the argument any longer, or have another default.
+    parser = ArgumentParser(exit_on_error=False, parser_mode=PARSER_MODE)
+    parser.add_class_arguments(cls, fail_untyped=False)
+    arguments = parser.get_defaults().as_dict()
+    return {key: value for key, value in defaults.items() if arguments.get(key, defaults) is None}
+
+
+def _find_data_module(name: str) -> Any:
+    if "." not in name:
+        return next((cls for cls in _subclasses(ImageDataModule) if cls.__name__ == name), None)
+    try:
+        return locate(upgrade_path(name))
+    except ErrorDuringImport:
+        return None
 
 
 def _subclasses(base: type) -> Iterable[type]:

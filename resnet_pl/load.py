@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl._renamed import upgrade_arguments
-from resnet_pl.classifier import ImageClassifier
-from resnet_pl.config import PARSER_MODE, expand_arguments
+from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
 from resnet_pl.data import ImageDataModule
+from resnet_pl.data.loaders import as_data_module
+from resnet_pl.import_paths import check_objects
 from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
+from resnet_pl.utils import UserError
 
 
 @contextmanager
@@ -32,49 +34,64 @@ def config_file(config: Mapping[str, Any]) -> Iterator[str]:
         yield str(path)
 
 
-def build(config: Mapping[str, Any], options: Sequence[str] = ()) -> tuple[ImageClassifier, ImageDataModule]:
+def build(
+    config: Mapping[str, Any],
+    options: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    skip: Collection[str] = (),
+) -> tuple[Any, Any]:
     """Returns the model and the data module of a configuration.
 
     Args:
         config: configuration with the sections `model` and `data`, each with a `class_path`.
         options: command-line options that take precedence, such as `--data.root=elsewhere`.
+        checkpoint: the file that the configuration is from, if any.
+        skip: sections, `model` or `data`, that are not built; None is returned for them.
+
+    Raises:
+        UserError: a value is wrong, or the configuration of a checkpoint names code that it must not name.
     """
     parser = ArgumentParser(exit_on_error=False, parser_mode=PARSER_MODE)
     parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(LightningModule, "model")
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    with config_file({key: config[key] for key in ("model", "data") if key in config}) as file:
+    kinds = {"model": LightningModule, "data": LightningDataModule}
+    for key in kinds.keys() - set(skip):
+        parser.add_subclass_arguments(kinds[key], key)
+    with config_file({key: config[key] for key in kinds if key in config and key not in skip}) as file:
         # In a separate context: jsonargparse keeps references to the objects in context variables.
         args = ["--config", file, *expand_arguments(upgrade_arguments(options))]
-        objects = copy_context().run(lambda: parser.instantiate_classes(parser.parse_args(args)))
-    return objects["model"], objects["data"]
+        try:
+            parsed = copy_context().run(lambda: parser.parse_args(args))
+        except ArgumentError as error:
+            raise UserError(parser_message(str(error))) from error
+        if checkpoint is not None:
+            check_objects(parsed.as_dict(), checkpoint)
+        objects = copy_context().run(lambda: parser.instantiate_classes(parsed))
+    return objects.get("model"), objects.get("data")
 
 
 def load_run(
-    path: str | Path, data: Mapping[str, Any] | None = None, options: Sequence[str] = ()
-) -> tuple[ImageClassifier, ImageDataModule]:
-    """Loads the model of a checkpoint, in evaluation mode, and its data module with the checkpoint's splits.
-
-    Args:
-        path: checkpoint, run folder, `best` or `last`.
-        data: arguments of the data module that replace the checkpoint's, such as `{"root": "elsewhere"}`.
-        options: the same as command-line options, such as `--data.root=elsewhere`.
-
-    Raises:
-        UserError: the checkpoint or its data was not found.
-    """
+    path: str | Path, data: Any = None, options: Sequence[str] = (), model: LightningModule | None = None
+) -> tuple[Any, Any]:
+    """Loads the model and the data of a checkpoint, see `api.load_run`."""
     file = find_checkpoint(path)
     checkpoint = ckpt.read(file)
-    config = ckpt.config_of(checkpoint, file, "test")
-    if data:
+    other = None if data is None or isinstance(data, Mapping) else as_data_module(data)
+    given = {key: value for key, value in (("model", model), ("data", other)) if value is not None}
+    config = ckpt.config_of(checkpoint, file, "test", given)
+    if isinstance(data, Mapping) and data:
         config["data"] = {**config["data"], "init_args": get_init_args(config["data"]) | dict(data)}
-    model, datamodule = build(config, options)
-    model.config = checkpoint[ckpt.METADATA_KEY]["config"]
-    model.configure_model()
-    model.load_state_dict(checkpoint["state_dict"])
-    model.eval()
-    if provenance := checkpoint[ckpt.METADATA_KEY]["data"]:
+    built = build(config, options, file, given)
+    network: Any = given.get("model", built[0])
+    datamodule: Any = given.get("data", built[1])
+    network.configure_model()
+    network.on_load_checkpoint(checkpoint)
+    network.load_state_dict(checkpoint["state_dict"])
+    network.eval()
+    if hasattr(network, "image_size") and hasattr(datamodule, "image_size"):
+        network.image_size = datamodule.image_size  # an option can have changed it
+    provenance = checkpoint[ckpt.METADATA_KEY]["data"]
+    if provenance and isinstance(datamodule, ImageDataModule):
         datamodule.use_provenance(provenance)
     datamodule.prepare_data()
     datamodule.setup("test")
-    return model, datamodule
+    return network, datamodule

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelPruning
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
@@ -57,10 +58,11 @@ class ScheduledLR(LambdaLR):
         optimizer: optimizer whose groups have the base learning rates as `lr`.
         schedule: shape, warm-up and milestones.
         total_steps: optimizer steps of the run; infinite if the run has no fixed length.
-        steps_per_epoch: optimizer steps per epoch.
+        steps_per_epoch: optimizer steps per epoch; infinite for data without a length.
 
     Raises:
-        UserError: `cosine` or the unit `run` without a fixed length, or milestones that are missing or not ascending.
+        UserError: `cosine` or the unit `run` without a fixed length, the unit `epochs` for data without a length, or
+            milestones that are missing or not ascending.
     """
 
     STATE = ("last_epoch", "num_decays", "best", "num_bad_validations")
@@ -76,6 +78,12 @@ class ScheduledLR(LambdaLR):
                 f"model.schedule.{option} needs a run of fixed length\n"
                 "set --trainer.max_epochs or --trainer.max_steps, or choose another schedule"
             )
+        if schedule.unit == "epochs" and math.isinf(scale):
+            if schedule.warmup or self.shape == "step":
+                raise UserError(
+                    "model.schedule.unit: epochs needs data of known length\nuse --model.schedule.unit iterations"
+                )
+            scale = 1  # not used, and infinity times zero is not a number
         # Rounded: 0.7 * 10 steps is 7.000000000000001 in floating point, which would decay one step late.
         self.warmup = round(schedule.warmup * scale, 6)
         self.milestones = [round(milestone * scale, 6) for milestone in schedule.milestones]
@@ -136,40 +144,72 @@ def make_scheduler(optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -
     Raises:
         UserError: the run does not allow this schedule.
     """
-    data = getattr(trainer, "datamodule", None)  # Lightning sets it; its class does not declare it
-    if schedule.shape == "plateau" and data is not None and "val" not in data.splits:
-        raise UserError(
-            "model.schedule.shape: plateau needs a validation split\n"
-            "hold out images with --data.val_split, or choose another shape"
-        )
-    total = trainer.estimated_stepping_batches
-    batches = trainer.num_training_batches
-    if math.isinf(batches) and data is not None:
+    if schedule.shape == "plateau":
+        check_validation("model.schedule.shape: plateau", trainer)
+    total = run_steps(trainer)
+    if math.isinf(trainer.num_training_batches):
         # With `max_steps` and no `max_epochs` Lightning has not counted the batches of an epoch.
-        batches = data.batches_per_epoch
+        trainer.fit_loop.setup_data()
     # Lightning performs an optimizer step at the end of an epoch, even if fewer batches have been accumulated.
-    return ScheduledLR(optimizer, schedule, total, math.ceil(batches / trainer.accumulate_grad_batches))
+    steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+    return ScheduledLR(optimizer, schedule, total, math.inf if math.isinf(steps) else math.ceil(steps))
 
 
-def make_optimizer(
-    factory: Callable[[list[dict[str, Any]]], Optimizer], model: nn.Module, decay_norm_and_bias: bool
-) -> Optimizer:
+def run_steps(trainer: Trainer) -> float:
+    """Returns the number of optimizer steps of a run; infinite if it has no fixed length."""
+    total = trainer.estimated_stepping_batches
+    return total if total >= 0 else math.inf  # -1 for data without a length and no `max_steps`
+
+
+def check_validation(name: str, trainer: Trainer) -> None:
+    """Raises UserError if there is no validation, which `name` needs."""
+    data = getattr(trainer, "datamodule", None)  # Lightning sets it; its class does not declare it
+    if not trainer.enable_validation or "val" not in getattr(data, "splits", {"val"}):
+        raise UserError(
+            f"{name} needs a validation split\nhold out images with --data.val_split, or choose another one"
+        )
+
+
+def make_optimizer(factory: Callable[[Any], Optimizer], model: nn.Module, decay_norm_and_bias: bool) -> Optimizer:
     """Returns the optimizer of a model, fused if possible.
 
     Args:
-        factory: creates the optimizer for a list of parameter groups.
+        factory: creates the optimizer for parameters, or for groups of them.
         model: see `parameter_groups`.
         decay_norm_and_bias: see `parameter_groups`.
 
     Raises:
-        UserError: the optimizer rejects one of its arguments.
+        UserError: the optimizer rejects one of its arguments, or the parameters.
     """
+    groups = parameter_groups(model, decay_norm_and_bias)
     try:
-        optimizer = factory(parameter_groups(model, decay_norm_and_bias))
-    except ValueError as error:
-        raise UserError(f"model.optimizer: {error}") from error
+        # One group is passed as its parameters: a function of the user's may go over them.
+        optimizer = factory(groups[0]["params"] if len(groups) == 1 else groups)
+    except (TypeError, ValueError) as error:
+        fix = "\nuse timm.optim.Muon, which updates vectors with AdamW" if "only supports 2D" in str(error) else ""
+        raise UserError(f"model.optimizer: {error}{fix}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"model.optimizer: the function returned {optimizer!r}, not a torch.optim.Optimizer")
     fuse(optimizer)
     return optimizer
+
+
+def check_layout(optimizer: Optimizer, trainer: Trainer, channels_last: bool) -> None:
+    """Rejects what LBFGS and ModelPruning do not work with.
+
+    Raises:
+        UserError: the weights are in channels_last format, or LBFGS would sum the gradients of its own evaluations.
+    """
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set outside its class
+    for each in [optimizer, *callbacks] if channels_last else ():
+        if isinstance(each, LBFGS | ModelPruning):
+            name = type(each).__name__
+            raise UserError(f"model.channels_last: {name} needs contiguous weights\nset --model.channels_last false")
+    if isinstance(optimizer, LBFGS) and trainer.accumulate_grad_batches > 1:
+        raise UserError(
+            "trainer.accumulate_grad_batches: LBFGS computes the gradients several times in a step\n"
+            "remove it, and raise --data.batch_size"
+        )
 
 
 def parameter_groups(model: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
@@ -199,7 +239,8 @@ def fuse(optimizer: Optimizer) -> None:
     without gradients for some of them. Therefore all buffers are created here, as zeros: the first step is the same.
     Groups with frozen parameters are not fused.
     """
-    for group in optimizer.param_groups if isinstance(optimizer, SGD | Adam | AdamW) else ():
+    # Not for classes that derive from these: they may have another step.
+    for group in optimizer.param_groups if type(optimizer) in (SGD, Adam, AdamW) else ():
         chosen_by_user = group["fused"] is not None or group["foreach"] is not None
         if chosen_by_user or group.get("dampening") or not all(map(_supports_fused, group["params"])):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,13 @@ from typing import Any
 import yaml
 
 from resnet_pl.utils import UserError, atomic_write
+
+# Key of the names of sections and arguments that a configuration lacks, because they were built in Python.
+BUILT_IN_PYTHON = "built_in_python"
+
+
+# The metric that chooses best.ckpt by default.
+TOP1 = "val/top1"
 
 
 def create_run_dir(root: Path, name: str) -> Path:
@@ -151,6 +159,8 @@ def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _quoted)
+# A member of an enumeration of strings, such as the default of Lightning's Timer, becomes its value.
+_Dumper.add_multi_representer(str, lambda dumper, text: _quoted(dumper, str.__str__(text)))
 
 
 def to_yaml(config: dict[str, Any]) -> str:
@@ -164,6 +174,16 @@ def get_init_args(section: Any) -> dict[str, Any]:
         return {}
     has_class = "class_path" in section or "init_args" in section
     return dict((section.get("init_args") or {}) if has_class else section)
+
+
+def score_sign(monitor: str, mode: str = "auto") -> int:
+    """Returns 1 if a larger value of a metric is better, -1 if a smaller one is.
+
+    Args:
+        monitor: log key of the metric.
+        mode: `max`, `min`, or `auto`: `min` if the name contains "loss" or "error".
+    """
+    return -1 if mode == "min" or (mode == "auto" and re.search("loss|error", monitor)) else 1
 
 
 def class_name(section: Any) -> str:

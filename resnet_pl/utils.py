@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from errno import EISDIR
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 class UserError(Exception):
@@ -147,3 +147,10 @@ def plain_page(text: str) -> str:
     """Removes class lists and Python's notation of types from a page of help."""
     text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Returns a value, a list of values or None as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "resnet_pl"
 # From top to bottom: a module imports only modules of lower levels and of its own package. See docs/architecture.md.
 LEVELS = [
     ["__main__"],
+    ["api"],
     ["cli"],
     ["analysis"],
     ["load"],
@@ -27,9 +28,10 @@ LEVELS = [
     ["reports"],
     ["evaluation"],
     ["models"],
-    ["data"],
+    ["data", "lr_schedulers"],
     ["optim", "command_line"],
     ["checkpoint"],
+    ["import_paths", "plain_types"],
     ["run_dir", "_compat", "_renamed"],
     ["utils", "types"],
 ]

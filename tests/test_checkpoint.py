@@ -17,6 +17,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.cli.main import main
 from resnet_pl.models import cifar_resnet
 from resnet_pl.optim import Schedule
+from resnet_pl.plain_types import to_plain_hparams
 from resnet_pl.utils import UserError
 from tests.faults.configs import CONFIGS
 from tests.faults.forks import forked
@@ -107,7 +108,7 @@ def test_hyperparameters_from_python_become_plain():
         "weights": None,
     }
     plain = dict(arguments)
-    ckpt.to_plain_hparams(plain)
+    to_plain_hparams(plain)
     assert plain["backbone"]["class_path"] == "resnet_pl.models.ResNet"
     assert plain["backbone"]["init_args"]["num_classes"] == 3
     assert plain["schedule"]["milestones"] == [1, 2]

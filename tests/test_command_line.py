@@ -106,7 +106,7 @@ def test_later_files_override_earlier_ones_and_options_override_files(place: Pat
     command_line = CommandLine(["fit", "--config", one, "--name", "line", "--config", two, "--data.fold=2"])
     assert command_line.files == [one, two] and command_line.options == ["--name", "line", "--data.fold=2"]
     assert command_line.get("name") == "line" and command_line.get("data.fold") == "2"
-    assert command_line.get("data.root") == "y" and command_line.data_class == "B"
+    assert command_line.get("data.root") == "y" and command_line.data_class == "A.B"
     assert command_line.get("model.weights") == "b"
     assert CommandLine(["fit", "--config", two, "--config", one]).get("name") == "one"
     assert command_line.get("model.nothing.below") is None
@@ -116,10 +116,10 @@ def test_later_files_override_earlier_ones_and_options_override_files(place: Pat
     ("argv", "text", "name"),
     [
         (["--data", "Digits"], "", "Digits"),
-        (["--data=resnet_pl.data.Digits"], "data: {class_path: ImageFolder}", "Digits"),
-        (["--data.class_path", "my.Data"], "data: ImageFolder", "Data"),
+        (["--data=resnet_pl.data.Digits"], "data: {class_path: ImageFolder}", "resnet_pl.data.Digits"),
+        (["--data.class_path", "my.Data"], "data: ImageFolder", "my.Data"),
         ([], "data: ImageFolder", "ImageFolder"),
-        ([], "data: {class_path: resnet_pl.data.ImageFolder}", "ImageFolder"),
+        ([], "data: {class_path: resnet_pl.data.ImageFolder}", "resnet_pl.ImageFolder"),
         (["--data.root", "x"], "", ""),
     ],
 )
@@ -177,7 +177,10 @@ def test_help_needs_no_checkpoint() -> None:
 def test_the_data_class_is_read_from_a_separate_file(tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text("class_path: resnet_pl.data.Digits\ninit_args: {batch_size: 8}\n")
-    assert CommandLine(["fit", "--data", str(file)]).data_class == "Digits"
+    (tmp_path / "all.yaml").write_text("data: data.yaml\n")  # relative to this file
+    for words in (["--data", str(file)], ["--config", str(tmp_path / "all.yaml")]):
+        command_line = CommandLine(["fit", *words])
+        assert (command_line.data_class, command_line.get("data.batch_size")) == ("resnet_pl.Digits", 8)
 
 
 # ------------------------------------------------------------------------------------ options of other scripts

@@ -64,7 +64,7 @@ def load(checkpoint: str | Path, options: Sequence[str] = ()) -> LoadedRun:
         # In the order of `fit`, so that the random numbers are equal. `seed_everything: false` means no seed.
         if (seed := config.get("seed_everything", 0)) is not False:
             seed_everything(seed, workers=True, verbose=False)
-        model, _ = build(config, options)
+        model, _ = build(config, options, file)
         model.configure_model()
         model.normalize = trained.normalize
         return model

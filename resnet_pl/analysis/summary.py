@@ -73,7 +73,7 @@ def _model_options(file: str) -> list[str]:
         config = read_config(Path(file))
     else:
         path = find_checkpoint(file)
-        config = ckpt.config_of(ckpt.read(path), path, "test")
+        config = ckpt.config_of(ckpt.read(path), path, "test", given=["data"])
     model, data = get_init_args(config.get("model")), get_init_args(config.get("data"))
     values = {name: model.get(name) for name in ("backbone", "num_classes")} | {"image_size": data.get("image_size")}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value}

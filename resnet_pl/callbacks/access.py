@@ -3,25 +3,86 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from lightning.pytorch import LightningModule, Trainer
-from torch.optim.lr_scheduler import LRScheduler
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.data import extract_batch_size
 
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.loader import Batch
+from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from resnet_pl.classifier import ImageClassifier
 
 
-def get_datamodule(trainer: Trainer) -> ImageDataModule:
-    """Returns the data module of a running Trainer."""
-    return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  # assigned by Lightning's data connector
+def get_datamodule(trainer: Trainer) -> LightningDataModule | None:
+    """Returns the data module of a running Trainer; None if it was given data loaders."""
+    return getattr(trainer, "datamodule", None)  # Lightning sets it; its class does not declare it
+
+
+def get_image_data(trainer: Trainer) -> ImageDataModule | None:
+    """Returns the data module of a running Trainer; None if it is of another kind."""
+    data = get_datamodule(trainer)
+    return data if isinstance(data, ImageDataModule) else None
 
 
 def as_classifier(pl_module: LightningModule) -> ImageClassifier:
-    """Returns the module with the type that these callbacks are written for; nothing is checked or converted."""
+    """Returns a module that has a backbone, with the type of ours.
+
+    Raises:
+        UserError: the module has no backbone.
+    """
+    if not hasattr(pl_module, "backbone"):
+        raise UserError(
+            f"trainer.callbacks: a callback needs a module with a `backbone`, {type(pl_module).__name__} has none\n"
+            "remove the callback, or derive the module from ImageClassifier"
+        )
     return cast("ImageClassifier", pl_module)
+
+
+def class_names(pl_module: LightningModule, count: int) -> list[str]:
+    """Returns the class names of any module: its attribute `class_names`, or else the indices of `count` classes."""
+    return list(getattr(pl_module, "class_names", ())) or [str(index) for index in range(count)]
+
+
+CallbackType = TypeVar("CallbackType", bound=type[Callback])
+
+
+def optional(cls: CallbackType) -> CallbackType:
+    """Class decorator: an exception in a hook of this callback is a warning, and the callback then does nothing.
+
+    For callbacks that only show something: they must not end a training. `UserError` still ends it.
+    """
+
+    def tolerant(hook: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(hook)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(self, "failed", False):
+                return None
+            try:
+                return hook(self, *args, **kwargs)
+            except UserError:
+                raise
+            except Exception as error:
+                self.failed = True
+                text = (str(error).strip().splitlines() or ["no message"])[0]
+                rank_zero_warn(f"{cls.__name__} is off for the rest of the run: {type(error).__name__}: {text}")
+
+        return wrapper
+
+    for name, hook in vars(cls).copy().items():
+        if name.startswith("on_"):
+            setattr(cls, name, tolerant(hook))
+    return cls
+
+
+def batch_size(batch: Any) -> int:
+    """Returns the number of images in a batch of any data."""
+    return len(batch.indices) if isinstance(batch, Batch) else extract_batch_size(batch)
 
 
 def is_optimizer_step(trainer: Trainer, batch_idx: int) -> bool:
@@ -30,16 +91,16 @@ def is_optimizer_step(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def is_logging_step(trainer: Trainer) -> bool:
-    """Whether `log_every_n_steps` divides the number of optimizer steps so far."""
+    """Whether `log_every_n_steps` divides the number of optimizer steps so far; never if it is 0."""
     every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  # assigned by the logger connector
-    return trainer.global_step % every == 0
+    return every > 0 and trainer.global_step % every == 0
 
 
 def base_lr(trainer: Trainer) -> float:
     """Returns the learning rate that the schedule multiplies."""
     for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, LRScheduler):
-            return float(config.scheduler.base_lrs[0])
+        if base_lrs := getattr(config.scheduler, "base_lrs", None):  # ReduceLROnPlateau and SequentialLR have none
+            return float(base_lrs[0])
     return trainer.optimizers[0].param_groups[0]["lr"]
 
 

@@ -12,28 +12,33 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from resnet_pl._compat import begin_next_epoch
 from resnet_pl.callbacks.access import is_logging_step, is_optimizer_step
+from resnet_pl.run_dir import TOP1, score_sign
 from resnet_pl.types import PositiveFloat, PositiveInt
+from resnet_pl.utils import UserError, rank_zero_print
+
+Mode = Literal["auto", "max", "min"]
 
 
 class BestCheckpoint(Checkpoint):
     """Saves best.ckpt after every validation whose metric is at least as good as the best so far.
 
     Of two equal scores the later model is saved: under a decaying learning rate it tends to be the better one. Without
-    validation nothing is saved.
+    validation nothing is saved, and a score that is NaN is never the best.
 
     Args:
         folder: folder of the checkpoint.
         monitor: log key of the metric.
-        mode: whether a larger or a smaller metric is better.
+        mode: whether a larger or a smaller metric is better; see `score_sign` for `auto`.
 
     Attributes:
         path: file of the checkpoint.
         score: best score so far; None before the first validation.
     """
 
-    def __init__(self, folder: Path, monitor: str = "val/top1", mode: Literal["max", "min"] = "max") -> None:
-        self.path, self.monitor, self.sign = Path(folder) / "best.ckpt", monitor, 1 if mode == "max" else -1
+    def __init__(self, folder: Path, monitor: str = TOP1, mode: Mode = "auto") -> None:
+        self.path, self.monitor, self.sign = Path(folder) / "best.ckpt", monitor, score_sign(monitor, mode)
         self.score: float | None = None
+        self._noted = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -44,20 +49,34 @@ class BestCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the checkpoint if this validation is the best so far."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            self._report_missing([name for name in trainer.callback_metrics if not name.startswith("train/")])
             return
         score = float(trainer.callback_metrics[self.monitor])
+        if math.isnan(score):
+            return
         if self.score is None or self.sign * score >= self.sign * self.score:
             self.score = score
             trainer.save_checkpoint(self.path)
 
+    def _report_missing(self, logged: list[str]) -> None:
+        fix = f"choose one of {', '.join(logged)} with --checkpoint.monitor" if logged else "log it in validation_step"
+        if self.monitor != TOP1:
+            raise UserError(f"checkpoint.monitor: {self.monitor} is not logged in the validation\n{fix}")
+        if not self._noted:
+            rank_zero_print(f"note: best.ckpt is not written, because {TOP1} is not logged; {fix}")
+        self._noted = True
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best score."""
-        return {"score": self.score}
+        """Returns the best score and its metric."""
+        return {"score": self.score, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score if its checkpoint is in the folder; otherwise the comparison starts again."""
-        self.score = state_dict["score"] if self.path.is_file() else None
+        """Restores the best score if its checkpoint is in the folder and the metric is the same; else starts again."""
+        same = self.path.is_file() and state_dict.get("monitor", TOP1) == self.monitor
+        self.score = state_dict["score"] if same else None
 
 
 class LastCheckpoint(Checkpoint):
@@ -81,10 +100,11 @@ class LastCheckpoint(Checkpoint):
         every_minutes: PositiveFloat | None = 10,
     ) -> None:
         self.path, self.every_n_epochs = Path(folder) / "last.ckpt", every_n_epochs
-        # The state at `max_steps` within an epoch: it becomes last.ckpt after the validation that ends the run.
+        # The state at the end of a run within an epoch: it becomes last.ckpt after the validation that ends the run.
         self.final = self.path.with_name(".last.ckpt.final")
         self.every_n_steps, self.every_seconds = every_n_steps or math.inf, 60 * (every_minutes or math.inf)
         self.saved_step, self.saved_at = 0, 0.0
+        self.stops_later = False  # whether another callback wants to stop the run before the next optimizer step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts counting steps and minutes, also in a resumed run."""
@@ -95,6 +115,11 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves if steps or minutes are due."""
+        if is_optimizer_step(trainer, batch_idx):
+            trainer.should_stop, self.stops_later = trainer.should_stop or self.stops_later, False
+        elif trainer.should_stop:
+            # The gradients that are accumulated so far would be lost.
+            trainer.should_stop, self.stops_later = False, True
         if ends_within_epoch(trainer):
             trainer.save_checkpoint(self.final)
         elif between_steps(trainer, batch_idx) and self._due(trainer):
@@ -138,6 +163,34 @@ class LastCheckpoint(Checkpoint):
         return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.every_seconds)
 
 
+def checkpoint_callbacks(
+    folder: Path,
+    monitor: str = TOP1,
+    mode: Mode = "auto",
+    every_n_epochs: PositiveInt = 1,
+    every_n_steps: PositiveInt | None = None,
+    every_minutes: PositiveFloat | None = 10,
+) -> list[Checkpoint]:
+    """Returns the callbacks that write best.ckpt and last.ckpt.
+
+    Args:
+        folder: folder of the checkpoints.
+        monitor: log key of the validation metric that chooses best.ckpt, such as val/loss.
+        mode: whether a larger (max) or a smaller (min) value is better; auto is min for names with loss or error.
+        every_n_epochs: number of epochs between two writes of last.ckpt; the end of the run is always saved.
+        every_n_steps: number of optimizer steps after which last.ckpt is also written within an epoch.
+        every_minutes: minutes after which last.ckpt is also written within an epoch; null disables it.
+    """
+    last = LastCheckpoint(folder, every_n_epochs, every_n_steps, every_minutes)
+    return [BestCheckpoint(folder, monitor, mode), last]
+
+
+def monitored(trainer: Trainer) -> tuple[str, int]:
+    """Returns the log key of the metric that chooses best.ckpt, and 1 if a larger value is better, else -1."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
+    return (callbacks[0].monitor, callbacks[0].sign) if callbacks else (TOP1, 1)
+
+
 def between_steps(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a checkpoint saved at the end of this training batch resumes exactly.
 
@@ -157,12 +210,18 @@ def saves_after_validation(trainer: Trainer) -> bool:
 
 
 def ends_within_epoch(trainer: Trainer) -> bool:
-    """Whether `max_steps` ends the run within an epoch.
+    """Whether the run ends within an epoch, because of `max_steps` or of a callback such as `Timer`.
 
-    The run is validated there, and last.ckpt holds the state from before that validation: a run resumed with a larger
-    `max_steps` equals one that never stopped.
+    The run is validated there, and last.ckpt holds the state from before that validation: a run that is resumed with a
+    larger limit equals one that never stopped.
     """
-    return trainer.global_step == trainer.max_steps and not trainer.is_last_batch
+    ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and _may_stop(trainer))
+    return ends and not trainer.is_last_batch
+
+
+def _may_stop(trainer: Trainer) -> bool:
+    """Whether `min_epochs` and `min_steps` allow Lightning to stop."""
+    return trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:

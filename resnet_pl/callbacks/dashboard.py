@@ -1,11 +1,12 @@
-"""Images, hyperparameters and the model graph for TensorBoard."""
+"""Images for all loggers; hyperparameters and the model graph for TensorBoard."""
 
 from __future__ import annotations
 
 import io
+import math
 import time
 import warnings
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
@@ -13,62 +14,84 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from resnet_pl.callbacks.access import as_classifier, get_datamodule
+from resnet_pl.callbacks.access import class_names, get_image_data, optional
+from resnet_pl.callbacks.checkpoints import monitored
+from resnet_pl.callbacks.loggers import image_loggers, log_image
+from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.loader import Batch
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
+from resnet_pl.run_dir import TOP1
 from resnet_pl.types import NonNegativeFloat, NonNegativeInt
+from resnet_pl.utils import UserError
+
+# Metrics of the best validation, with the one that chooses best.ckpt.
+BEST = (TOP1, "val/loss")
 
 
+@optional
 class Dashboard(Callback):
-    """Logs the first training batch, the confusion matrix, the worst mistakes and the model graph to TensorBoard.
+    """Logs the first training batch, the confusion matrix, the worst mistakes, and the model graph.
 
-    At the first validation the run gets a row in the HPARAMS tab, with hyperparameters and the best validation:
-    `val_best/top1` and its loss, `val_best/loss`. Of two equal scores the later counts, as for best.ckpt.
+    The images go to all loggers that take images, the graph to TensorBoard. At the first validation the run gets a row
+    in TensorBoard's HPARAMS tab, with hyperparameters and the best validation, which the other loggers also get:
+    `val_best/top1` and its loss, `val_best/loss`, and the metric that chooses best.ckpt. Of two equal scores the later
+    counts, as for best.ckpt.
+
+    A confusion matrix needs an ImageClassifier; mistakes need the `probabilities` in the output of `validation_step`.
+    An error in this callback is a warning and does not end the training.
 
     Args:
         images: images per contact sheet; 0 logs no images, also no confusion matrix.
         min_interval_seconds: minimum time between two logs of images, so that they do not slow down short epochs;
             the last validation is always logged.
         graph: whether the model graph is logged.
+        enabled: whether anything is logged; `--dashboard false` is short for false.
     """
 
     def __init__(
-        self, images: NonNegativeInt = 16, min_interval_seconds: NonNegativeFloat = 60, graph: bool = True
+        self,
+        images: NonNegativeInt = 16,
+        min_interval_seconds: NonNegativeFloat = 60,
+        graph: bool = True,
+        enabled: bool = True,
     ) -> None:
+        self.failed = not enabled  # see `optional`
         self.images, self.min_interval_seconds, self.graph = images, min_interval_seconds, graph
         self._last_draw = -float("inf")
-        self._mistakes: list[tuple[float, int, int, int]] = []
+        self._mistakes: list[tuple[float, int, int, int, torch.Tensor]] = []
         self._drawing = False
         self._has_hyperparameters = False
-        self._best: dict[str, float] = {}  # top1 and loss
+        self._best: dict[str, float] = {}  # metrics of the best validation
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns top-1 and loss of the best validation."""
-        return {"best": self._best.get("top1", 0.0), "best_loss": self._best.get("loss")}
+        """Returns the metrics of the best validation."""
+        return {"best_validation": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best validation; checkpoints of version 0.1 hold its top-1 only."""
-        if (loss := state_dict.get("best_loss")) is not None:
-            self._best = {"top1": state_dict["best"], "loss": loss}
-        elif state_dict["best"]:
-            self._best = {"top1": state_dict["best"]}
+        """Restores the metrics of the best validation; earlier versions saved only its top-1, or top-1 and loss."""
+        if (best := state_dict.get("best_validation")) is None:
+            best = {"top1": state_dict["best"], "loss": state_dict.get("best_loss")} if state_dict["best"] else {}
+        self._best = {name: value for name, value in best.items() if value is not None}
 
     # ------------------------------------------------------------------------------------ start
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the model graph."""
         self._has_hyperparameters = False
-        if self.graph and (logger := _tensorboard(trainer)) is not None:
-            _log_graph(logger, pl_module, get_datamodule(trainer).image_size)
+        data = get_image_data(trainer)
+        if self.graph and data is not None and (logger := _tensorboard(trainer)) is not None:
+            _log_graph(logger, pl_module, data.image_size)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Logs the first batch after all augmentation, before normalization."""
-        if batch_idx > 0 or not self.images or trainer.global_step > 0 or (logger := _tensorboard(trainer)) is None:
+        if batch_idx > 0 or not self.images or trainer.global_step > 0 or not image_loggers(trainer):
             return
-        assert isinstance(batch.images, torch.Tensor), "training batches have one view per image"
-        images = batch.images[: self.images].float().clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        captions = [_label(label, as_classifier(pl_module).class_names) for label in batch.labels[: self.images].cpu()]
-        _log_image(logger, "train/first_batch", contact_sheet(list(images), captions), 0)
+        with suppress(UserError):  # batches of another kind
+            batch = Batch.of(batch)
+            images, labels = batch.images[: self.images], batch.labels[: self.images].cpu()
+            names = class_names(pl_module, int(labels.max()) + 1)
+            captions = [_label(label, names) for label in labels]
+            log_image(trainer, "train/first_batch", contact_sheet([_pixels(image) for image in images], captions), 0)
 
     # ------------------------------------------------------------------------------------ validation
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,7 +99,7 @@ class Dashboard(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
         due = last or time.monotonic() - self._last_draw >= self.min_interval_seconds
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        self._drawing = bool(self.images) and due and fitting
+        self._drawing = bool(self.images) and due and fitting and bool(image_loggers(trainer))
         self._mistakes = []
 
     def on_validation_batch_end(
@@ -84,52 +107,62 @@ class Dashboard(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collects the worst mistakes so far: (probability of the true class, image index, true class, prediction)."""
-        if not self._drawing:
+        """Collects the worst mistakes so far.
+
+        Each is (probability of the true class, index of the image, true class, prediction, network input).
+        """
+        if not self._drawing or not isinstance(outputs, dict) or "probabilities" not in outputs:
             return
-        probabilities = outputs["probabilities"]
+        batch, probabilities = Batch.of(batch, batch_idx), outputs["probabilities"]
         truth, predicted = probabilities.gather(1, batch.labels[:, None]).squeeze(1), probabilities.argmax(1)
         wrong = (predicted != batch.labels).nonzero().squeeze(1)
         worst = wrong[truth[wrong].argsort()[: self.images]]
         columns = truth[worst], batch.indices.to(worst.device)[worst], batch.labels[worst], predicted[worst]
-        mistakes = zip(*(column.tolist() for column in columns), strict=True)
-        self._mistakes = sorted([*self._mistakes, *mistakes])[: self.images]
+        mistakes = zip(*(column.tolist() for column in columns), batch.images[worst.cpu()], strict=True)
+        self._mistakes = sorted([*self._mistakes, *mistakes], key=lambda mistake: mistake[:4])[: self.images]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the best validation so far, the confusion matrix and the worst mistakes."""
-        logger = _tensorboard(trainer)
-        if logger is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        results, names = as_classifier(pl_module).results, as_classifier(pl_module).class_names
         # The last completed step, as for all metrics: resuming from here hides what has a later step.
         step = max(0, trainer.global_step - 1)
-        self._log_best(trainer, pl_module, logger, step)
+        self._log_best(trainer, pl_module, step)
         if not self._drawing:
             return
         self._last_draw = time.monotonic()
-        _log_image(logger, "val/confusion", confusion_matrix(results["confusion"].numpy(), names), step)
+        if (confusion := getattr(pl_module, "results", {}).get("confusion")) is not None:
+            names = class_names(pl_module, len(confusion))
+            log_image(trainer, "val/confusion", confusion_matrix(confusion.numpy(), names), step)
         if self._mistakes:
-            split = get_datamodule(trainer).splits["val"]
-            images = [split.load_full_image(index).permute(1, 2, 0).numpy() for _, index, _, _ in self._mistakes]
-            captions = [f"pred: {names[p]}\ntrue: {names[t]} ({share:.0%})" for share, _, t, p in self._mistakes]
+            names = class_names(pl_module, 1 + max(max(mistake[2:4]) for mistake in self._mistakes))
+            images, data = [_pixels(image) for *_, image in self._mistakes], get_image_data(trainer)
+            if data is not None:
+                full = (data.splits["val"].load_full_image(index) for _, index, *_ in self._mistakes)
+                images = [image.permute(1, 2, 0).numpy() for image in full]
+            captions = [f"pred: {names[p]}\ntrue: {names[t]} ({share:.0%})" for share, _, t, p, _ in self._mistakes]
             marks: list[Mark] = ["wrong"] * len(images)
-            _log_image(logger, "val/worst_mistakes", contact_sheet(images, captions, marks), step)
+            log_image(trainer, "val/worst_mistakes", contact_sheet(images, captions, marks), step)
 
-    def _log_best(self, trainer: Trainer, pl_module: LightningModule, logger: TensorBoardLogger, step: int) -> None:
-        results = as_classifier(pl_module).results
-        if results["top1"] >= self._best.get("top1", 0.0):
-            self._best = {"top1": results["top1"], "loss": results["loss"]}
+    def _log_best(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        key, sign = monitored(trainer)
+        values = trainer.callback_metrics
+        results = {name.removeprefix("val/"): float(values[name]) for name in (*BEST, key) if name in values}
+        name = key.removeprefix("val/")
+        if name in results and sign * results[name] >= sign * self._best.get(name, -sign * math.inf):
+            self._best = results
         metrics = {f"val_best/{name}": value for name, value in self._best.items()}
-        if self._has_hyperparameters:
-            logger.log_metrics(metrics, step)
-        else:
-            # TensorBoard has one row per run folder: of a resumed run it keeps the first hyperparameters.
-            logger.log_hyperparams(hyperparameters(trainer, pl_module), metrics, step)
-            self._has_hyperparameters = True
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and not self._has_hyperparameters:
+                # TensorBoard has one row per run folder: of a resumed run it keeps the first hyperparameters.
+                logger.log_hyperparams(hyperparameters(trainer, pl_module), metrics, step)
+            elif not isinstance(logger, MetricsCSV):
+                logger.log_metrics(metrics, step)
+        self._has_hyperparameters = True
 
 
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
@@ -156,8 +189,13 @@ def _log_graph(logger: TensorBoardLogger, pl_module: LightningModule, size: int)
             module.training = training
 
 
-def _log_image(logger: TensorBoardLogger, tag: str, image: np.ndarray, step: int) -> None:
-    logger.experiment.add_image(tag, image, step, dataformats="HWC")
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    """Returns a network input `(C, H, W)` as `(H, W, C)` uint8; values outside [0, 1] are scaled to that range."""
+    if image.dtype != torch.uint8:
+        image = image.float()
+        low, high = image.amin().clamp(max=0), image.amax().clamp(min=1)
+        image = ((image - low) / (high - low) * 255).byte()
+    return image.permute(1, 2, 0).cpu().numpy()
 
 
 def _label(label: torch.Tensor, names: list[str]) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import as_classifier, get_datamodule
+from resnet_pl.callbacks.access import class_names, get_datamodule
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
+from resnet_pl.utils import atomic_write
 
 
 class PredictionWriter(Callback):
@@ -25,16 +27,18 @@ class PredictionWriter(Callback):
 
     Attributes:
         rows: one dictionary per image: `path`, `truth` (None if unknown), `classes` and `probabilities`.
+        outputs: what `predict_step` of another kind of module returned for each batch of this process.
     """
 
     def __init__(self, folder: Path, top_k: int = 5, sheet: int = 64) -> None:
         self.folder, self.top_k, self.sheet = folder, top_k, sheet
         self.rows: list[dict[str, Any]] = []
+        self.outputs: list[Any] = []
         self._own: list[tuple[int, int, list[int], list[float]]] = []
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._own = []
+        self._own, self.outputs = [], []
 
     def on_predict_batch_end(
         self,
@@ -46,9 +50,20 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collects the top classes of the batch."""
+        if not isinstance(outputs, dict) or "probabilities" not in outputs:
+            # A module of another kind: what it returns is saved unchanged.
+            self.outputs.append(move_data_to_device(outputs, torch.device("cpu")))
+            return
         k = min(self.top_k, outputs["probabilities"].shape[1])
         probabilities, classes = outputs["probabilities"].topk(k, dim=1)
-        columns = outputs["indices"], outputs["labels"], classes, probabilities
+        size = len(probabilities)
+        indices = outputs.get("indices")
+        if _images(trainer) is None or indices is None:
+            # Images of other data have no index: they are numbered in the order of the loader.
+            first = len(self._own)
+            indices = torch.arange(first, first + size) * trainer.world_size + trainer.global_rank
+        labels = outputs.get("labels", torch.full((size,), -1))
+        columns = indices, labels, classes, probabilities
         self._own += zip(*(column.tolist() for column in columns), strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,23 +74,35 @@ class PredictionWriter(Callback):
             torch.distributed.all_gather_object(gathered, self._own)
         if not trainer.is_global_zero:
             return
-        images, names = get_datamodule(trainer).predict_images, as_classifier(pl_module).class_names
+        if self.outputs:
+            with atomic_write(self.folder / "predictions.pt") as partial:
+                torch.save(self.outputs, partial)
+        number = max((max(row[2]) for rows in gathered for row in rows), default=0) + 1
+        images, names = _images(trainer), class_names(pl_module, number)
         self.rows = [
             {
                 "path": _display_path(images, index),
-                "truth": names[label] if label >= 0 else None,
+                "truth": names[label] if 0 <= label < len(names) else None,
                 "classes": [names[i] for i in classes],
                 "probabilities": probabilities,
             }
             for index, label, classes, probabilities in sorted(row for rows in gathered for row in rows)
         ]
-        write_predictions(self.rows, self.folder / "predictions.csv")
+        if self.rows or not self.outputs:
+            write_predictions(self.rows, self.folder / "predictions.csv")
+        if images is None:
+            return
         order = sorted(index for rows in gathered for index, *_ in rows)[: self.sheet]
         thumbnails = [_thumbnail(images.load_full_image(index)) for index in order]
         if thumbnails:
             shown = self.rows[: len(thumbnails)]
             sheet = contact_sheet(thumbnails, [_caption(row) for row in shown], [_mark(row) for row in shown])
             save_png(sheet, self.folder / "contact_sheet.png")
+
+
+def _images(trainer: Trainer) -> Any:
+    """Returns the images that are classified; None for data that does not give access to them."""
+    return getattr(get_datamodule(trainer), "predict_images", None)
 
 
 def _thumbnail(image: torch.Tensor) -> np.ndarray:
@@ -85,6 +112,8 @@ def _thumbnail(image: torch.Tensor) -> np.ndarray:
 
 
 def _display_path(images: Any, index: int) -> str:
+    if images is None:
+        return str(index)
     root = getattr(images, "root", None)
     return str(root / images.names[index]) if root is not None else images.names[index]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import total_steps
+from resnet_pl.callbacks.access import optional, total_steps
+from resnet_pl.callbacks.checkpoints import monitored
 from resnet_pl.utils import rank_zero_print
 
 MIN_REDRAW_SECONDS = 0.5
@@ -23,6 +27,14 @@ COLUMNS = (
     ("lr", "lr ", ".3g", ""),
     ("throughput/images_per_second", "", ",.0f", " images/s"),
 )
+
+
+KNOWN_KEYS = {key for key, *_ in COLUMNS}
+
+
+def shows_progress() -> bool:
+    """Whether a progress bar can be drawn: in a terminal, or in a notebook that has the widgets that rich needs."""
+    return sys.stdout.isatty() or (get_console().is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class ProgressBar(RichProgressBar):
@@ -83,6 +95,7 @@ class ProgressBar(RichProgressBar):
             self.progress.live.transient = True
 
 
+@optional
 class EpochSummary(Callback):
     """Prints a line after each epoch: losses, validation top-1, learning rate, images per second and the time left.
 
@@ -119,9 +132,11 @@ class EpochSummary(Callback):
         if not self._finished:
             return
         metrics, step = trainer.callback_metrics, trainer.global_step
+        # The module's own choice, and the metric that chooses best.ckpt.
+        shown = {key for key in (*trainer.progress_bar_metrics, monitored(trainer)[0]) if key not in KNOWN_KEYS}
         parts = [
             f"{before}{float(metrics[key]):{form}}{after}"
-            for key, before, form, after in COLUMNS
+            for key, before, form, after in (*COLUMNS, *((key, f"{key} ", ".4g", "") for key in sorted(shown)))
             if key in metrics and (self._validated or not key.startswith("val/"))
         ]
         total = total_steps(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -12,11 +13,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch.nn.parameter import is_lazy
 
-from resnet_pl.callbacks.access import as_classifier, base_lr, get_datamodule, total_steps
+from resnet_pl.callbacks.access import as_classifier, base_lr, get_datamodule, get_image_data, total_steps
+from resnet_pl.callbacks.loggers import logger_versions
 from resnet_pl.callbacks.tensorboard import backbone_name
 from resnet_pl.checkpoint import versions
-from resnet_pl.run_dir import git_commit, job_id, write_config, write_session, write_splits
+from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.provenance import describe
+from resnet_pl.optim import ScheduledLR
+from resnet_pl.run_dir import git_commit, job_id, write_session, write_splits
 from resnet_pl.utils import shell_command
 
 
@@ -24,7 +30,7 @@ class RunSummary(Callback):
     """Prints model, data, batch size, training and device, and records them, immediately before the first step.
 
     Args:
-        run: run folder; config.yaml, splits.json and sessions.json are written there.
+        run: run folder; splits.json and sessions.json are written there.
         args: arguments of the command line, for sessions.json.
     """
 
@@ -34,18 +40,20 @@ class RunSummary(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the summary and writes the files."""
+        data = get_image_data(trainer)
         rows = {
             "run": f"{self.run}" + (f", resuming from step {trainer.global_step:,}" if trainer.global_step else ""),
             "model": _model(pl_module),
             "data": _data(trainer),
-            "batch": _batch(trainer, pl_module),
+            "batch": None if data is None else _batch(trainer, data),
             "training": _training(trainer, pl_module),
             "device": f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}",
         }
         for name, text in rows.items():
-            print(f"{name:<10}{text}")
-        write_config(self.run, as_classifier(pl_module).config or {})
-        write_splits(self.run, get_datamodule(trainer).provenance())
+            if text is not None:
+                print(f"{name:<10}{text}")
+        if data is not None:
+            write_splits(self.run, data.provenance())
         write_session(self.run, _session(trainer, self.args))
 
     @rank_zero_only
@@ -60,7 +68,8 @@ def _now() -> str:
 
 def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
     """Returns what sessions.json records about this start of the run."""
-    splits = get_datamodule(trainer).splits
+    data = get_image_data(trainer)
+    splits = {} if data is None else data.splits
     return {
         "command": shell_command(args),
         "commit": git_commit(),
@@ -70,28 +79,34 @@ def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
         "device": device_name(trainer),
         "threads": torch.get_num_threads(),
         "data": {split: images.digest() for split, images in splits.items() if hasattr(images, "digest")},
-        "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
+        "parameters": sum(p.numel() for p in trainer.lightning_module.parameters() if not is_lazy(p)),
+        "loggers": logger_versions(trainer),
         "versions": versions(),
     }
 
 
 def _model(pl_module: LightningModule) -> str:
-    total = sum(p.numel() for p in pl_module.parameters())
-    trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+    parameters = [parameter for parameter in pl_module.parameters() if not is_lazy(parameter)]
+    total = sum(parameter.numel() for parameter in parameters)
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = "" if trainable == total else f", {trainable:,} of them trainable"
     compiled = ", compiled in the first step" if pl_module.hparams.get("compile") else ""
     return f"{backbone_name(pl_module)}, {total:,} parameters{frozen}{compiled}"
 
 
 def _data(trainer: Trainer) -> str:
-    data = get_datamodule(trainer)
+    data = get_image_data(trainer)
+    if data is None:
+        batches = trainer.num_training_batches
+        counts = "no fixed length" if math.isinf(batches) else f"{batches:,} batches"
+        return f"{describe(get_datamodule(trainer) or trainer.train_dataloader)}: {counts}"
     counts = " + ".join(f"{len(images):,} {split}" for split, images in data.splits.items())
     return f"{data.describe()}: {counts} images, {len(data.classes)} classes"
 
 
-def _batch(trainer: Trainer, pl_module: LightningModule) -> str:
-    data = get_datamodule(trainer)
-    size, paper = as_classifier(pl_module).effective_batch_size, data.paper_batch_size
+def _batch(trainer: Trainer, data: ImageDataModule) -> str:
+    size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    paper = data.paper_batch_size
     parts = [f"{data.batch_size} images"]
     parts += [f"{trainer.world_size} processes"] if trainer.world_size > 1 else []
     parts += [f"{trainer.accumulate_grad_batches} accumulated"] if trainer.accumulate_grad_batches > 1 else []
@@ -100,13 +115,22 @@ def _batch(trainer: Trainer, pl_module: LightningModule) -> str:
 
 
 def _training(trainer: Trainer, pl_module: LightningModule) -> str:
-    schedule, total = as_classifier(pl_module).schedule, total_steps(trainer)
-    unit = schedule.unit.removesuffix("s") if schedule.warmup == 1 else schedule.unit
-    warmup = f" after {schedule.warmup:g} {unit} of warm-up" if schedule.warmup else ""
+    total = total_steps(trainer)
     steps = "no limit" if total is None else f"{total:,} iterations"
     epochs = f"{trainer.max_epochs} epochs, " if trainer.max_epochs not in (None, -1) else ""
-    optimizer = type(trainer.optimizers[0]).__name__
-    return f"{optimizer}, learning rate {base_lr(trainer):g}, {schedule.shape}{warmup}, {epochs}{steps}"
+    if not trainer.optimizers:
+        return f"{epochs}{steps}"
+    schedules = [_schedule(config.scheduler, pl_module) for config in trainer.lr_scheduler_configs]
+    optimizer, schedule = type(trainer.optimizers[0]).__name__, "".join(f"{text}, " for text in schedules)
+    return f"{optimizer}, learning rate {base_lr(trainer):g}, {schedule}{epochs}{steps}"
+
+
+def _schedule(scheduler: Any, pl_module: LightningModule) -> str:
+    if not isinstance(scheduler, ScheduledLR):
+        return type(scheduler).__name__
+    schedule = as_classifier(pl_module).schedule
+    unit = schedule.unit.removesuffix("s") if schedule.warmup == 1 else schedule.unit
+    return f"{schedule.shape}" + (f" after {schedule.warmup:g} {unit} of warm-up" if schedule.warmup else "")
 
 
 def _tf32(trainer: Trainer) -> str:

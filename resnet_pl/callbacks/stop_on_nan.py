@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from resnet_pl.callbacks.access import get_datamodule, is_logging_step, is_optimizer_step
+from resnet_pl.callbacks.access import get_image_data, is_logging_step, is_optimizer_step
 from resnet_pl.data.loader import Batch
 from resnet_pl.utils import DivergenceError
 
@@ -47,7 +47,8 @@ class StopOnNaN(Callback):
         step = trainer.global_step - is_optimizer_step(trainer, batch_idx)
         # Without images and labels, which take memory.
         small = batch._replace(images=None, labels=None) if isinstance(batch, Batch) else batch
-        self.history.append((outputs["loss"].detach(), step, _lr(trainer), small))
+        if isinstance(outputs, dict) and "loss" in outputs:
+            self.history.append((outputs["loss"].detach(), step, _lr(trainer), small))
         if is_optimizer_step(trainer, batch_idx) and is_logging_step(trainer):
             self.check(trainer, pl_module)
 
@@ -100,7 +101,8 @@ class StopOnNaN(Callback):
 
     def _record(self, trainer: Trainer, loss: float, step: int, lr: float, batch: Any) -> str:
         """Writes the image names of a batch to bad_batches.csv; returns the part of the message about them."""
-        images = getattr(get_datamodule(trainer), "splits", {}).get("train")
+        data = get_image_data(trainer)
+        images = data.splits.get("train") if data is not None else None
         if not isinstance(batch, Batch) or images is None:
             return ""
         names = [images.names[index] for index in batch.indices.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import as_classifier, base_lr, get_datamodule, total_steps
+from resnet_pl.callbacks.access import base_lr, get_datamodule, total_steps
 from resnet_pl.run_dir import class_name, get_init_args
 
 # TensorBoard shows tags in alphabetical order and expands the first two groups only. `curves` comes before the groups
@@ -47,12 +48,16 @@ class TensorBoardCurves(TensorBoardLogger):
     Other metrics keep their log key as the tag. `epoch`, which Lightning adds to all metrics, is not logged.
 
     Args:
-        run: run folder `ROOT/NAME/VERSION`; the event files are written there.
+        run: run folder `ROOT/NAME/VERSION`; the event files are written there. By default, the command line uses the
+            folder of the run, and Python `lightning_logs/version_N`, as TensorBoardLogger does.
         start_step: optimizer step that the run is resumed from; TensorBoard hides earlier values from this step on.
     """
 
-    def __init__(self, run: Path, start_step: int = 0) -> None:
-        where: dict[str, Any] = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
+    def __init__(self, run: Path | None = None, start_step: int = 0) -> None:
+        self.run = run
+        where: dict[str, Any] = {"save_dir": "."}
+        if run is not None:
+            where = {"save_dir": run.parent.parent, "name": run.parent.name, "version": run.name}
         settings: dict[str, Any] = {"default_hp_metric": False, "purge_step": start_step or None}
         super().__init__(**where, **settings)
         self.val = TensorBoardLogger(**where, **settings, sub_dir="val")
@@ -85,34 +90,38 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, s
     TensorBoard shows the first five in alphabetical order, and the others if they are selected.
 
     `batch_size` is the effective one and `lr` the one in use, after scaling with it. `epochs` is a fraction if
-    `max_steps` limits the run, and -1 if nothing does.
+    `max_steps` limits the run, and -1 if nothing does or an epoch has no length.
     """
-    module, data, optimizer = as_classifier(pl_module), get_datamodule(trainer), trainer.optimizers[0]
+    data, optimizer = get_datamodule(trainer), trainer.optimizers[0]
+    batch_size = getattr(data, "batch_size", None) or 0
     return {
-        "backbone": backbone_name(module),
+        "backbone": backbone_name(pl_module),
         "epochs": _epochs(trainer),
-        "batch_size": module.effective_batch_size,
+        "batch_size": batch_size * trainer.world_size * trainer.accumulate_grad_batches,
         "optimizer": type(optimizer).__name__,
         "lr": base_lr(trainer),
         # Normalization layers and biases may be in a group without weight decay.
         "weight_decay": max(group.get("weight_decay", 0.0) for group in optimizer.param_groups),
-        "label_smoothing": module.hparams.get("label_smoothing") or 0.0,
-        "seed": data.seed,
+        "label_smoothing": pl_module.hparams.get("label_smoothing") or 0.0,
+        "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
         "training_data": type(data).__name__,
-        "num_classes": len(module.class_names),
+        "num_classes": len(getattr(pl_module, "class_names", ())),
     }
 
 
 def _epochs(trainer: Trainer) -> float:
     steps = total_steps(trainer)
-    if steps is not None and steps == trainer.max_steps:
+    if steps is not None and steps == trainer.max_steps and not math.isinf(trainer.num_training_batches):
         return round(steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches), 2)
     return -1 if trainer.max_epochs is None else trainer.max_epochs
 
 
 def backbone_name(pl_module: LightningModule) -> str:
-    """Returns the class or function of the backbone, with its depth if that is an argument: "cifar_resnet 20"."""
+    """Returns the class or function of the backbone, with its depth if that is an argument: "cifar_resnet 20".
+
+    For a module without backbone, its own class.
+    """
     section = pl_module.hparams.get("backbone")
-    name = class_name(section) or type(as_classifier(pl_module).backbone).__name__
+    name = class_name(section) or type(getattr(pl_module, "backbone", pl_module)).__name__
     depth = get_init_args(section).get("depth")
     return name if depth is None else f"{name} {depth}"

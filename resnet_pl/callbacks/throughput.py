@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from resnet_pl.callbacks.access import get_datamodule
+from resnet_pl.callbacks.access import batch_size, get_datamodule, optional
 from resnet_pl.utils import rank_zero_print
 
 # Waiting time for data, in seconds and as a fraction of training time, above which a hint is printed.
 MIN_WAIT_SECONDS, MIN_WAIT_FRACTION = 60, 1 / 3
 
 
+@optional
 class Throughput(Callback):
     """Logs `throughput/images_per_second` of all processes and `throughput/epoch_seconds` after every training epoch.
 
@@ -38,7 +39,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the images of the batch; a GPU is synchronized at the last batch only."""
-        self._images += len(batch.indices)
+        self._images += batch_size(batch)
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             # Kernels run asynchronously: without this the epoch would seem to end before they do.
             torch.cuda.synchronize(pl_module.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from resnet_pl.callbacks.access import is_logging_step, is_optimizer_step
+from resnet_pl.callbacks.access import batch_size, is_logging_step, is_optimizer_step
+from resnet_pl.data.loader import Batch
 
 
 class TrainLog(Callback):
@@ -25,6 +27,8 @@ class TrainLog(Callback):
 
     The sums stay on the device between two logging steps and are part of the checkpoint: a resumed run logs the same
     values as an uninterrupted one. With several processes, the training values are those of the images of rank 0.
+
+    Top-1 needs the `logits` in the output of `training_step`; without them only the loss is logged.
     """
 
     def __init__(self) -> None:
@@ -56,11 +60,17 @@ class TrainLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds the batch to the sums, and logs them at a logging step."""
-        labels = batch.labels.argmax(1) if batch.labels.ndim > 1 else batch.labels
-        correct = (outputs["logits"].argmax(1) == labels).sum(dtype=torch.float32)
-        size = correct.new_full((), len(labels))
+        if not isinstance(outputs, dict) or "loss" not in outputs:
+            return  # manual optimization, or a skipped batch
         # Lightning has divided the loss by the number of accumulated batches.
-        loss = outputs["loss"].float() * trainer.accumulate_grad_batches
+        loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+        if "logits" in outputs:
+            labels = Batch.of(batch).labels
+            labels = labels.argmax(1) if labels.ndim > 1 else labels
+            correct, count = (outputs["logits"].argmax(1) == labels).sum(dtype=torch.float32), len(labels)
+        else:
+            correct, count = loss.new_tensor(math.nan), batch_size(batch)
+        size = loss.new_full((), count)
         sums = torch.stack([loss * size, correct, size])
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         if is_optimizer_step(trainer, batch_idx) and is_logging_step(trainer):
@@ -75,7 +85,7 @@ class TrainLog(Callback):
         """Logs the remaining steps, so that every epoch has a row, and the generalization gap."""
         if self.sums is not None:
             self._log(trainer, pl_module, on_step=False)
-        if self.val_top1 is not None and self.epoch_images:
+        if self.val_top1 is not None and self.epoch_images and not math.isnan(self.epoch_correct):
             gap = self.epoch_correct / self.epoch_images - self.val_top1
             # The checkpoint holds the sums of rank 0 only: the mean over ranks would differ after a resume.
             pl_module.log("val/generalization_gap", trainer.strategy.broadcast(gap))
@@ -86,6 +96,8 @@ class TrainLog(Callback):
         self.sums = None
         self.epoch_correct, self.epoch_images = self.epoch_correct + correct, self.epoch_images + images
         values = {"train/loss": loss / images, "train/top1": correct / images, "lr": self.lr}
+        if math.isnan(correct):
+            del values["train/top1"]
         # Written now and not by `self.log`: a checkpoint of this step no longer holds the sums, so the row must exist.
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)

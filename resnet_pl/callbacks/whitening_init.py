@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_pl.callbacks.access import as_classifier, get_datamodule
+from resnet_pl.callbacks.access import as_classifier, get_image_data
 from resnet_pl.data.loader import ShardedEpochSampler
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError
@@ -34,11 +34,13 @@ class WhiteningInit(Callback):
         """Sets the filters; a resumed run has them in its checkpoint."""
         if trainer.ckpt_path is not None:
             return
-        module, data = as_classifier(pl_module), get_datamodule(trainer)
+        module, data = as_classifier(pl_module), get_image_data(trainer)
         if module.weights is not None:
             raise UserError(
                 "WhiteningInit is for training from scratch\nremove the callback, or set --model.weights null"
             )
+        if data is None:
+            raise UserError("WhiteningInit: the data module is not an ImageDataModule\nremove the callback")
         stem = next((layer for layer in module.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
         if stem is None or stem.groups > 1:
             raise UserError("WhiteningInit: the backbone has no first convolution with groups=1\nremove the callback")

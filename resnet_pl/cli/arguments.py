@@ -42,8 +42,8 @@ TEXTS = {
     "--data": "Data module: CIFAR10, CIFAR100, Digits, Flowers, ImageFolder, ImageNet, or package.module.Class.",
     "--model": "Model class, ImageClassifier by default, or package.module.Class.",
     "--trainer.default_root_dir": "Folder of all runs. A run is written to ROOT/NAME/version_N.",
-    "--trainer.logger": "Logger or list of loggers that replace TensorBoard. False turns off TensorBoard and"
-    " metrics.csv.",
+    "--trainer.logger": "Logger or list of loggers that replace TensorBoard. Add one with --trainer.logger+=NAME. False"
+    " turns off TensorBoard and metrics.csv.",
     "--trainer.callbacks": "Callback or list of callbacks. Add one with --trainer.callbacks+=NAME.",
     "--trainer.max_epochs": "Stop training after this number of epochs; -1 for no limit.",
     "--trainer.max_steps": "Stop training after this number of optimizer steps; -1 for no limit.",

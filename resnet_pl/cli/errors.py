@@ -11,10 +11,11 @@ import traceback
 import warnings
 from pathlib import Path
 
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
-from resnet_pl.utils import UserError
+from resnet_pl.callbacks.loggers import first_line
 
 # Files of Python itself and of packages, also of those that a user or another environment has installed.
 STANDARD_LIBRARY = "|".join(re.escape(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
@@ -40,11 +41,19 @@ MESSAGES = {
         "lost the connection to another process of this run; see its error message\n"
         "existing checkpoints are intact, resume with fit --ckpt_path last",
     r"When using the learning rate finder":
-        "LearningRateFinder is not supported\n"
-        "try several learning rates with sweep --grid model.optimizer.lr=0.03,0.1,0.3",
-    r"Trainer\(barebones=True":
-        "trainer.barebones: not supported, because runs have loggers and checkpoints\n"
-        "use --trainer.logger false --trainer.enable_progress_bar false instead",
+        "trainer.callbacks: LearningRateFinder needs a model with an attribute `lr`\n"
+        "give it one that configure_optimizers uses, or try several with sweep --grid",
+    r"view size is not compatible with input tensor's size and stride":
+        "model.channels_last: the optimizer or a callback needs contiguous weights\nset --model.channels_last false",
+    r"Target size .* must be the same as input size":
+        "model.loss: it needs labels (N, K), and gets class indices (N,)\n"
+        "use --data.mix MixUp, or write a loss that calls torch.nn.functional.one_hot",
+    r"TrainingSpikeException":
+        "{error}\n"
+        "skip_batches.json lists the batches; lower the learning rate, or raise SpikeDetection's atol and rtol",
+    r"'SpikeDetection' object has no attribute 'running'":
+        "trainer.callbacks: Lightning cannot resume a run with SpikeDetection\n"
+        "list the other callbacks: --trainer.callbacks '[...]'",
     r"is not in bounds, numpy accepts":
         "seed_everything: {error}",
 }  # fmt: skip
@@ -54,6 +63,8 @@ IGNORED_WARNINGS = [
     "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
     "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
     "callbacks used to create the checkpoint need",
+    "SWA is currently only supported", r"\s+Unable to serialize instance",
+    r"was called without a model\. The last model", r'ckpt_path="last"\) is set, but there is no',
 ]  # fmt: skip
 
 
@@ -65,6 +76,10 @@ def translate_exception(error: Exception) -> str | None:
             return message.format(place=f": {place} cannot be written" if place else "", error=error)
     if isinstance(error, MisconfigurationException):
         return f"trainer: {str(error).splitlines()[0]}"
+    if missing := re.search(r"Requirement '([^']+)' not met", str(error)):  # of an optional package of Lightning
+        return f"the package {missing[1]} is needed\ninstall it: pip install '{missing[1]}'"
+    if type(error).__module__.partition(".")[0] in ("wandb", "mlflow", "comet_ml"):
+        return f"trainer.logger: {first_line(error)}\ncorrect its arguments or its environment, or remove it"
     return None
 
 
@@ -83,29 +98,29 @@ def format_unexpected_error(error: Exception) -> str:
     return f"{what}{where}\nadd --debug to see the traceback"
 
 
-def check_trainer(settings: Namespace) -> None:
-    """Rejects values of the Trainer that Lightning accepts, and fails at or misinterprets later.
+class LightningMessages(logging.Handler):
+    """Prints the messages of Lightning's callbacks, profilers and tuner, and warnings of all its parts.
 
-    Args:
-        settings: arguments of the Trainer.
-
-    Raises:
-        UserError: a value is out of range.
+    Hidden are those of every start, such as the available devices. `print` writes above a progress bar.
     """
-    for key in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"):
-        value = settings[key]
-        if isinstance(value, int | float) and value <= 0:
-            hint = "\nto train without validation use --trainer.limit_val_batches 0" if "val" in key else ""
-            raise UserError(f"trainer.{key}: {value} is out of range, must be above 0{hint}")
-    for key in ("max_epochs", "max_steps"):
-        if settings[key] == 0:
-            raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or use -1 for no limit")
+
+    SHOWN = ("callbacks", "profilers", "tuner")
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(record.getMessage(), file=sys.stderr)
+        elif not getattr(rank_zero_only, "rank", 0) and Path(record.pathname).parent.name in self.SHOWN:
+            print(record.getMessage(), flush=True)
 
 
 def silence_warnings() -> None:
     """Hides warnings and log lines that Lightning prints at every start."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+    for name in ("lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logger = logging.getLogger("lightning.pytorch")
+    logger.handlers, logger.propagate = [LightningMessages(logging.INFO)], False
+    logger.setLevel(logging.INFO)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     # A thread hands its error to the main thread, which reports it: TensorBoard's writer, if the disk is full.

@@ -8,19 +8,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from jsonargparse import Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import run_dir
 from resnet_pl.analysis.ensemble import Ensemble, check_members
+from resnet_pl.callbacks import GracefulStop
+from resnet_pl.callbacks.access import class_names
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
 from resnet_pl.data import ImageDataModule
+from resnet_pl.data.provenance import describe
 from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
-from resnet_pl.evaluation.metrics import per_class
+from resnet_pl.evaluation.metrics import NAMES, per_class
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.load import load_run
 from resnet_pl.models.normalize import BatchNorm
@@ -53,13 +59,19 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--save_to", type=str | None, default=None, help=save_to)
 
 
+def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
+    """Returns the loggers of the training for `test`; else a stand-in: modules may use `self.logger` in all stages."""
+    is_test = cli.command_line.subcommand == "test"
+    return (test_loggers(cli, given) if is_test else []) or [DummyLogger()]
+
+
 def callbacks(cli: ProjectCLI) -> list[Callback]:
-    """Returns none. `PreciseBN` needs all models of an ensemble and is added by `run`."""
-    return []
+    """Returns the callbacks, without `PreciseBN`: it needs all models of an ensemble and is added by `run`."""
+    return [GracefulStop(cli.output), *([LogAtStep(cli.checkpoint["global_step"])] if cli.checkpoint else [])]
 
 
-def run(cli: ProjectCLI) -> None:
-    """Evaluates on the validation or the test set, prints and writes the results."""
+def run(cli: ProjectCLI) -> dict[str, Any]:
+    """Evaluates on the validation or the test set, prints, writes and returns the results."""
     name, settings, model, data = cli.command_line.subcommand, cli.config, cli.model, cli.datamodule
     split = "val" if name == "validate" else "test"
     _check_options(settings)
@@ -71,20 +83,22 @@ def run(cli: ProjectCLI) -> None:
         pairs = [(network, own) for _, network, own in members]
         cli.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
     start = time.perf_counter()
-    evaluate = getattr(cli.trainer, name)
     if len(members) > 1:
         results = _evaluate_ensemble(cli, members, split)
     else:
-        evaluate(model, datamodule=data, verbose=False, weights_only=True)
-        results = dict(model.results)
-    confusion = results.pop("confusion")
+        getattr(cli.trainer, name)(model, datamodule=data, verbose=False, weights_only=True)
+        results = dict(getattr(model, "results", {}))
+    confusion = results.pop("confusion", None)
     checkpoint = cli.checkpoint or {}
-    results |= {
-        "per_class": per_class(confusion, model.class_names),
-        "protocol": _protocol(cli, results["images"], len(data.split(split)), [name for name, *_ in members[1:]]),
+    available = len(data.split(split)) if isinstance(data, ImageDataModule) else None
+    known = {key: results.pop(key, None) for key in NAMES if key != "confusion"}
+    results = known | {
+        "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
+        "per_class": {} if confusion is None else per_class(confusion, class_names(model, len(confusion))),
+        "protocol": _protocol(cli, known["images"], available, [name for name, *_ in members[1:]]),
         "split": split,
-        "data": data.describe(),
-        "tested_on": data.describe_split(split),
+        "data": describe(data),
+        "tested_on": data.describe_split(split) if isinstance(data, ImageDataModule) else describe(data),
         "checkpoint": checkpoint_label(cli),
         "epoch": checkpoint.get("epoch"),
         "step": checkpoint.get("global_step"),
@@ -92,14 +106,24 @@ def run(cli: ProjectCLI) -> None:
         "seconds": round(time.perf_counter() - start, 2),
         "versions": ckpt.versions(),
     }
-    run_on_rank_zero(_report_results, cli.output, results, confusion.numpy())
+    run_on_rank_zero(_report_results, cli.output, results, confusion)
     if settings["save_to"]:
         run_on_rank_zero(_export, model, checkpoint, Path(settings["save_to"]))
+    return results
+
+
+def _logged_metrics(trainer: Trainer, split: str, known: set[str]) -> dict[str, float]:
+    """What the module and the callbacks have logged in an evaluation, beyond the known metrics."""
+    logged = {name.removeprefix(f"{split}/"): value for name, value in trainer.callback_metrics.items()}
+    return {name: float(value) for name, value in logged.items() if name not in {*known, "step", "epoch"}}
 
 
 def prepare_split(cli: ProjectCLI, split: str) -> None:
     """Loads the splits and prints which images are used."""
     data, what = cli.datamodule, cli.command_line.checkpoint or checkpoint_label(cli)
+    if not isinstance(data, ImageDataModule):
+        rank_zero_print(f"{cli.command_line.subcommand}: {describe(data)}; {what}")
+        return
     data.prepare_data()
     data.setup(cli.command_line.subcommand)
     rank_zero_print(
@@ -111,7 +135,7 @@ def checkpoint_label(cli: ProjectCLI) -> str:
     """Label of the evaluated model: checkpoint path relative to its run, or the name of published weights."""
     path = cli.command_line.checkpoint
     if path is None:
-        return f"weights {cli.model.weights}"
+        return f"weights {getattr(cli.model, 'weights', None)}"
     run = run_dir.run_dir_of(path)
     return path.absolute().relative_to(run.absolute()).as_posix() if run else str(path)
 
@@ -128,8 +152,14 @@ def _check_options(settings: Namespace) -> None:
         )
 
 
-def _apply_options(settings: Namespace, model: ImageClassifier, data: ImageDataModule) -> None:
-    """Applies the options to the data; raises UserError if the model does not support them."""
+def _apply_options(settings: Namespace, model: LightningModule, data: LightningDataModule) -> None:
+    """Applies the options to the data; raises UserError if the model or the data does not support them."""
+    if not (isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule)):
+        used = [f"--{key}" for key in ("ensemble", "precise_bn", "save_to") if settings[key]]
+        used += ["--tta"] if settings["tta"] != "none" else []
+        if used:
+            raise UserError(f"{used[0]} needs an ImageClassifier and an ImageDataModule\nremove the option")
+        return
     size = data.image_size
     if settings["tta"] == "multi-scale":
         data.views = MultiScale(settings["scales"])
@@ -176,30 +206,34 @@ def _evaluate_ensemble(cli: ProjectCLI, members: list[Any], split: str) -> dict[
 
 
 # ---------------------------------------------------------------------------------------- results
-def _protocol(cli: ProjectCLI, evaluated: int, available: int, others: list[str]) -> str:
+def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, others: list[str]) -> str:
     """Key of the result in results.json: test options, and what differs from the configuration of the training."""
     data, settings = cli.datamodule, cli.config
     trained = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("config") or {}
     precision = settings["trainer"]["precision"]
-    size = run_dir.get_init_args(trained.get("data")).get("image_size", data.image_size)
+    now = getattr(data, "image_size", None)
+    size = run_dir.get_init_args(trained.get("data")).get("image_size", now)
     words: str = {"none": "single view", "flip": "horizontal flip"}.get(settings["tta"]) or settings["tta"]
-    if isinstance(data.views, MultiScale):
+    if isinstance(data, ImageDataModule) and isinstance(data.views, MultiScale):
         words += " " + " ".join(str(scale) for scale in data.views.scales_for(data.image_size))
     parts = [words]
     parts += [f"precise BN over {settings['precise_bn']} images"] if settings["precise_bn"] else []
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
-    parts += [f"image_size {data.image_size}"] if data.image_size != size else []
+    parts += [f"image_size {now}"] if now != size else []
     parts += [f"precision {precision}"] if precision != (trained.get("trainer") or {}).get("precision") else []
-    parts += [f"{evaluated} of {available} images"] if evaluated != available else []
+    parts += [f"{evaluated} of {available} images"] if available not in (None, evaluated) else []
     return ", ".join(parts)
 
 
-def _report_results(folder: Path, results: dict[str, Any], confusion: np.ndarray) -> None:
+def _report_results(folder: Path, results: dict[str, Any], confusion: Tensor | None) -> None:
     suffix = "" if results["split"] == "test" else "-val"
     place, plot = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
     print_report(results_table(results))
     write_results(results, place)
-    save_png(confusion_matrix(confusion, list(results["per_class"])), plot)
+    if confusion is None:
+        print(f"Saved to {place}")
+        return
+    save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), plot)
     print(f"Saved to {place} and {plot}")
 
 

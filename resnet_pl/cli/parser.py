@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import copy_context
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -18,27 +18,21 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import PassThroughProfiler
 from typing_extensions import override
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import run_dir
-from resnet_pl.callbacks import (
-    BestCheckpoint,
-    EpochSummary,
-    GracefulStop,
-    LastCheckpoint,
-    MetricsCSV,
-    ProgressBar,
-    RunSummary,
-    TensorBoardCurves,
-    Throughput,
-)
+from resnet_pl.callbacks.finders import keep_found
 from resnet_pl.cli.arguments import TRAINER_DEFAULTS, add_shared_arguments, parser_kwargs
-from resnet_pl.cli.errors import check_trainer, silence_warnings, translate_exception
+from resnet_pl.cli.errors import silence_warnings, translate_exception
+from resnet_pl.cli.list_options import add_defaults, drop_repeated
+from resnet_pl.cli.run_loggers import continued
+from resnet_pl.cli.trainer_arguments import trainer_arguments
+from resnet_pl.cli.trainer_checks import check_processes, check_trainer
 from resnet_pl.command_line import CommandLine
-from resnet_pl.config import expand_arguments, parser_message
+from resnet_pl.config import expand_arguments, keep_text, parser_message
+from resnet_pl.data import ImageDataModule
+from resnet_pl.import_paths import check_objects
 from resnet_pl.load import config_file
 from resnet_pl.utils import UserError, run_on_rank_zero
 
@@ -76,18 +70,6 @@ def run(command_line: CommandLine, subcommand: ModuleType) -> int:
     return 0
 
 
-class NullProfiler(PassThroughProfiler):
-    """Profiler that does nothing. PassThroughProfiler enters 79 generator-based context managers per step."""
-
-    NOTHING = nullcontext()
-
-    @override
-    def profile(  # pyright: ignore[reportIncompatibleMethodOverride] - any context manager will do
-        self, action_name: str
-    ) -> AbstractContextManager[None]:
-        return self.NOTHING
-
-
 class ProjectCLI(LightningCLI):
     """Builds data, model and Trainer of a subcommand.
 
@@ -102,6 +84,9 @@ class ProjectCLI(LightningCLI):
         checkpoint: contents of the checkpoint, None without one.
         run_folder: folder that `fit` writes to.
     """
+
+    # What Python code has built in place of the sections `model` and `data`, see `api.py`.
+    given: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, command_line: CommandLine, module: ModuleType) -> None:
         self.command_line, self.module, self.run_folder = command_line, module, Path()
@@ -122,7 +107,12 @@ class ProjectCLI(LightningCLI):
                 run=False,
             )
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
-            # Raised by a constructor for a wrong value.
+            # Raised by a constructor for a wrong value. jsonargparse raises its own exception from it.
+            cause = error.__cause__
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            if cause is not None:
+                raise cause from error
             raise UserError(translate_exception(error) or parser_message(str(error))) from error
 
     def __deepcopy__(self, memo: Any) -> ProjectCLI:
@@ -138,40 +128,56 @@ class ProjectCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the configuration of the checkpoint, then the files, then the options."""
-        stored = None
-        path = self.command_line.checkpoint
+        stored: dict[str, Any] = {}
+        path, data_class = self.command_line.checkpoint, self.command_line.data_class
         if self.checkpoint is not None and path is not None:
-            stored = ckpt.config_of(self.checkpoint, path, self.command_line.subcommand)
-            if self.command_line.data_class not in ("", run_dir.class_name(stored.get("data"))):
+            given = [*self.given, *(key for key in ("model", "data") if self.command_line.get(key))]
+            stored = ckpt.config_of(self.checkpoint, path, self.command_line.subcommand, given)
+            if run_dir.class_name(data_class) not in ("", run_dir.class_name(stored.get("data"))):
                 stored.pop("data", None)  # its arguments are those of another class
+            arguments = stored.get("model", {}).get("init_args", {})
+            for key in ("optimizer", "lr_scheduler"):
+                # The name of a function cannot be merged with arguments of the default class, from a file.
+                if isinstance(arguments.get(key), str) and self.command_line.get(f"model.{key}") is not None:
+                    del arguments[key]
+        first = add_defaults(stored, self.command_line)
         # As a file: only `--config` merges the arguments of classes. It comes first, so that the others override it.
-        with config_file(stored) if stored is not None else nullcontext() as file:
-            files = [name for name in (file, *self.command_line.files) if name]
-            words = [word for name in files for word in ("--config", name)]
+        with config_file(first) as file:
+            words = [word for name in (file, *self.command_line.files) for word in ("--config", name)]
             try:
                 self.config = parser.parse_args([*words, *expand_arguments(self.command_line.options)])
             except ArgumentError as error:
                 raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
-        if self.checkpoint is not None:
-            self.config["ckpt_path"] = str(self.command_line.checkpoint)
+        drop_repeated(self.config, stored)
+        if self.checkpoint is not None and self.command_line.subcommand == "fit":
+            keep_found(self.config, stored)
+        if self.checkpoint is not None and path is not None:
+            check_objects(self.config.as_dict(), path)
+            self.config["ckpt_path"] = str(path)
 
-    @property
+    @cached_property
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain types, as stored in config.yaml and in checkpoints."""
         text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
-        return {key: value for key, value in yaml.safe_load(text).items() if key not in ("config", "ckpt_path")}
+        config = keep_text(yaml.safe_load(text), self.config.as_dict())
+        return {key: value for key, value in config.items() if key not in ("config", "ckpt_path")}
 
     # ------------------------------------------------------------------------------------ building
     def instantiate_classes(self) -> None:
         """Builds data, model and Trainer."""
+        if run := self.command_line.checkpoint and run_dir.run_dir_of(self.command_line.checkpoint):
+            # The ids of the loggers' runs are not part of the configuration: config.yaml can start another run.
+            _ = self.plain_config
+            self.config["trainer"]["logger"] = continued(self.config["trainer"]["logger"], run)
         super().instantiate_classes()
-        self.model.config = self.plain_config
-        self.datamodule.bad_images_dir = self.output
+        if isinstance(self.datamodule, ImageDataModule):
+            self.datamodule.bad_images_dir = self.output
         if self.checkpoint is not None:
             # With a checkpoint the model does not download pretrained weights.
             self.trainer.ckpt_path = str(self.command_line.checkpoint)
             self._check_normalization(self.checkpoint)
-            if provenance := self.checkpoint[ckpt.METADATA_KEY]["data"]:
+            provenance = self.checkpoint[ckpt.METADATA_KEY]["data"]
+            if provenance and isinstance(self.datamodule, ImageDataModule):
                 self.datamodule.use_provenance(provenance)
 
     def _check_normalization(self, checkpoint: dict[str, Any]) -> None:
@@ -186,53 +192,27 @@ class ProjectCLI(LightningCLI):
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds loggers, checkpoint callbacks and reports to those of the configuration."""
-        settings = self.config_init
-        config = settings["trainer"]
-        check_trainer(config)
-        if torch.cuda.is_available():
-            torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
-            torch.backends.cudnn.allow_tf32 = settings["tf32"]
-        own: dict[str, Any] = {"plugins": [*_as_list(config["plugins"]), ckpt.AtomicCheckpointIO()]}
-        own["profiler"] = config["profiler"] or NullProfiler()
-        callbacks = _as_list(config["callbacks"])
-        if self.command_line.subcommand == "fit":
-            self.run_folder = self._find_run_folder()
-            own["logger"] = self._loggers(config["logger"])
-            callbacks += [RunSummary(self.run_folder, self.command_line.args), Throughput()]
-            if config["enable_checkpointing"] is not False:
-                folder = self.run_folder / "checkpoints"
-                callbacks += [BestCheckpoint(folder), LastCheckpoint(folder, **settings["checkpoint"])]
-                callbacks += [GracefulStop(folder)]
-            if config["benchmark"] is None:
-                # Training batches have a fixed shape. The algorithm that cuDNN finds fastest differs between runs.
-                own["benchmark"] = not config["deterministic"]
-        else:
-            own["logger"] = False
-            callbacks += [GracefulStop(self.output), *self.module.callbacks(self)]
-        if config["enable_progress_bar"] is not False:
-            own["enable_progress_bar"] = sys.stdout.isatty()
-            # The bar comes last: the other callbacks print their first lines before it is drawn.
-            callbacks += [EpochSummary()] if self.command_line.subcommand == "fit" else []
-            callbacks += [ProgressBar()] if sys.stdout.isatty() else []
+        """Adds the loggers and callbacks of the subcommand to those of the configuration."""
+        check_trainer(self.config_init["trainer"], self.model)
         with self.removing_new_run():
-            return super().instantiate_trainer(**own, callbacks=callbacks, **kwargs)
+            if self.command_line.subcommand == "fit":
+                self.run_folder = self._find_run_folder()
+            trainer = super().instantiate_trainer(**trainer_arguments(self), **kwargs)
+            check_processes(trainer, self.config_init["trainer"]["sync_batchnorm"])
+        return trainer
 
     def _find_run_folder(self) -> Path:
-        """Returns the run folder of the checkpoint, or a new one."""
-        if self.command_line.checkpoint and (found := run_dir.run_dir_of(self.command_line.checkpoint)):
+        """Returns the run folder of the checkpoint, or a new one; `fast_dev_run` must not change the former."""
+        path = None if self.fast_dev_run else self.command_line.checkpoint
+        if path and (found := run_dir.run_dir_of(path)):
             return found
         self._new_run = True
         return _new_run(Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"])
 
-    def _loggers(self, given: Any) -> list[Logger] | bool:
-        """TensorBoard and metrics.csv in the run folder; loggers of the configuration replace TensorBoard."""
-        if given is False:
-            return False
-        # A resumed run repeats the steps after its checkpoint: loggers drop or hide the earlier values.
-        run, start = self.run_folder, self.checkpoint["global_step"] if self.checkpoint else 0
-        chosen = [TensorBoardCurves(run, start)] if given in (None, True) else _as_list(given)
-        return [*chosen, MetricsCSV(run, start)]
+    @property
+    def fast_dev_run(self) -> bool:
+        """Whether only a few batches are run, to try the code."""
+        return bool(self.config["trainer"]["fast_dev_run"])
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -258,7 +238,7 @@ class ProjectCLI(LightningCLI):
         try:
             yield
         except BaseException:
-            if self._new_run and not getattr(getattr(self, "trainer", None), "global_step", 0):
+            if self._new_run and (self.fast_dev_run or not getattr(getattr(self, "trainer", None), "global_step", 0)):
                 run_on_rank_zero(shutil.rmtree, self.run_folder)
             raise
 
@@ -271,10 +251,3 @@ def _new_run(root: Path, name: str) -> Path:
     run = run_dir.create_run_dir(root, name)
     os.environ["RESNET_PL_RUN"] = str(run)
     return run
-
-
-def _as_list(value: Any) -> list[Any]:
-    """A value, a list of values or None, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl.callbacks import BestCheckpoint, Dashboard, GracefulStop, LastCheckpoint
-from resnet_pl.run_dir import class_name, get_init_args
+from resnet_pl.callbacks import (
+    BestCheckpoint,
+    Dashboard,
+    FinderResults,
+    GracefulStop,
+    RunSummary,
+    SaveConfig,
+    StopOnNaN,
+    Throughput,
+    checkpoint_callbacks,
+)
+from resnet_pl.cli.run_loggers import training_loggers
+from resnet_pl.run_dir import TOP1, class_name, get_init_args
 from resnet_pl.utils import UserError, prog_name, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:
@@ -28,7 +41,22 @@ SPLIT = ("val_split", "test_split", "split_seed", "num_folds", "fold")
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     """Adds the options of `fit`."""
     parser.add_lightning_class_args(Dashboard, "dashboard")
-    parser.add_class_arguments(LastCheckpoint, "checkpoint", skip={"folder"}, instantiate=False)
+    parser.add_function_arguments(checkpoint_callbacks, "checkpoint", skip={"folder"})
+
+
+def loggers(cli: ProjectCLI, given: Any) -> list[Logger] | bool:
+    """Returns the loggers of the run folder and those of the configuration."""
+    return training_loggers(given, cli.run_folder, cli.checkpoint["global_step"] if cli.checkpoint else 0)
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """Returns the callbacks of every run, without those of the model."""
+    found: list[Callback] = [SaveConfig(cli.run_folder, cli.plain_config), FinderResults()]
+    found += [RunSummary(cli.run_folder, cli.command_line.args), Throughput(), StopOnNaN()]
+    if cli.config_init["trainer"]["enable_checkpointing"] is not False:
+        folder = cli.run_folder / "checkpoints"
+        found += [*checkpoint_callbacks(folder, **cli.config_init["checkpoint"]), GracefulStop(folder)]
+    return found
 
 
 def run(cli: ProjectCLI) -> None:
@@ -56,24 +84,33 @@ def run(cli: ProjectCLI) -> None:
             run_on_rank_zero(_requeue)
         interrupted = signal.SIGINT in received or (not received and end.code)
         raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from end
-    if trainer.global_step == start:
+    if trainer.global_step == start and not trainer.should_stop:
         rank_zero_print(
             f"Nothing to do: the run is already at epoch {trainer.current_epoch:,}, step {start:,}; "
             "raise --trainer.max_epochs or --trainer.max_steps"
         )
-    run_on_rank_zero(_report, cli)
+    if cli.fast_dev_run:
+        run_on_rank_zero(shutil.rmtree, cli.run_folder)
+        rank_zero_print("fast_dev_run: no files are saved")
+    else:
+        run_on_rank_zero(_report, cli)
 
 
 def _report(cli: ProjectCLI) -> None:
+    # A resumed run that reaches `max_steps` also has the message of the stop before.
+    ended = not cli.trainer.should_stop or cli.trainer.global_step == cli.trainer.max_steps
+    for callback in () if ended else cli.callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message and not callback.verbose:
+            print(callback.stopping_reason_message)
     best, last = (cli.run_folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     saved = cli.callback(BestCheckpoint)
     if saved is not None and saved.score is not None:
-        print(f"Best validation top-1: {saved.score:.2%}")
+        name = saved.monitor
+        print(f"Best validation top-1: {saved.score:.2%}" if name == TOP1 else f"Best {name}: {saved.score:.4f}")
     if best.exists() or last.exists():
         print(f"Evaluate: {prog_name()} test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
-    if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
-        folder = shlex.quote(str(cli.run_folder.parent.parent))
-        print(f"TensorBoard: tensorboard --logdir {folder} (http://localhost:6006)")
+    for folder in {logger.save_dir for logger in cli.trainer.loggers if isinstance(logger, TensorBoardLogger)}:
+        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder))} (http://localhost:6006)")
 
 
 def _requeue() -> None:
@@ -84,10 +121,25 @@ def _requeue() -> None:
     print(f"Requeued SLURM job {job}" if code == 0 else f"scontrol requeue {job} failed with code {code}", flush=True)
 
 
+def _differences(name: str, before: Any, now: Any, free: Collection[str] = ()) -> list[tuple[str, Any, Any]]:
+    """Returns (key, value before, value now) of a class or function and of its arguments, except the free ones.
+
+    An argument that is missing now has its default.
+    """
+    path, path_now = (
+        section.get("class_path") if isinstance(section, Mapping) else section for section in (before, now)
+    )
+    arguments, arguments_now = get_init_args(before), get_init_args(now)
+    return [
+        (name, path, path_now),
+        *((f"{name}.{key}", was, arguments_now.get(key, was)) for key, was in arguments.items() if key not in free),
+    ]
+
+
 def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Checks that a run can be resumed with a configuration.
 
-    The learning rate, its schedule and the length of the run may change.
+    The learning rate, its `schedule` and the length of the run may change.
 
     Args:
         checkpoint: the checkpoint.
@@ -103,17 +155,15 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
         )
     before = checkpoint[ckpt.METADATA_KEY].get("config") or {}
     model, model_now = get_init_args(before.get("model")), get_init_args(config.get("model"))
-    optimizer, optimizer_now = model.get("optimizer") or {}, model_now.get("optimizer") or {}
     data, data_now = before.get("data") or {}, config.get("data") or {}
     pairs = [
-        ("model.optimizer", optimizer.get("class_path"), optimizer_now.get("class_path")),
-        ("model.decay_norm_and_bias", model.get("decay_norm_and_bias"), model_now.get("decay_norm_and_bias")),
+        (f"model.{key}", model.get(key), model_now.get(key)) for key in ("decay_norm_and_bias", "lr_scheduler_interval")
     ]
-    pairs += [
-        (f"model.optimizer.{key}", was, get_init_args(optimizer_now).get(key, was))
-        for key, was in get_init_args(optimizer).items()
-        if key != "lr"
-    ]
+    # The state of a scheduler holds its arguments and the learning rate; that of `Schedule` does not.
+    scheduler, free = model.get("lr_scheduler"), {"lr"} if model.get("lr_scheduler") is None else set()
+    pairs += _differences("model.lr_scheduler", scheduler, model_now.get("lr_scheduler"))
+    if model.get("optimizer") and model_now.get("optimizer"):  # a function that was given in Python is not described
+        pairs += _differences("model.optimizer", model["optimizer"], model_now["optimizer"], free)
     if class_name(data) == class_name(data_now):
         pairs += [(f"data.{key}", get_init_args(data).get(key), get_init_args(data_now).get(key)) for key in SPLIT]
     for name, was, now in pairs if before else ():

@@ -10,16 +10,25 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from resnet_pl.data.batch_transforms import BatchTransform
+from resnet_pl.data.batch_transforms import BatchTransform, check_transforms
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.loader import Batch, ImageFileLoader, ResumableLoader, ShardedEpochSampler, default_num_workers
+from resnet_pl.data.defaults import build_default
+from resnet_pl.data.loader import (
+    Batch,
+    FixedOrderSampler,
+    ImageFileLoader,
+    ResumableLoader,
+    ShardedEpochSampler,
+    default_num_workers,
+)
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.rng import BatchRNG, seed_generators
 from resnet_pl.data.splits import make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.views import Views
+from resnet_pl.plain_types import to_plain_hparams
 from resnet_pl.types import NonNegativeInt, PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
 
@@ -35,7 +44,10 @@ class ImageDataModule(LightningDataModule):
             per channel (`channel`) or per pixel (`pixel`) as in the paper.
         std: standard deviation that images are divided by: one value per channel, measured on the training split
             (`channel`), or null for no division.
-        batch_transforms: augmentation of training batches on the device, applied in order.
+        transforms: augmentation of single training images, applied in order in the worker processes: modules that take
+            and return `(3, H, W)` uint8, such as torchvision.transforms.v2.TrivialAugmentWide.
+        batch_transforms: augmentation of training batches on the device, applied in order; the default of the class if
+            null, none if empty.
         mix: MixUp or CutMix, applied after the batch transforms.
         val_split: fraction (below 1) or number of images held out for validation if the data has no such split.
         test_split: fraction (below 1) or number of images held out for testing if the data has no test or val split.
@@ -47,6 +59,9 @@ class ImageDataModule(LightningDataModule):
             and lists it in bad_images.txt in the run folder, up to 10 % of the images, or ten.
     """
 
+    # Defaults of arguments that are None: a class, or `partial(CLASS, argument=value)`, or a list of these. The command
+    # line writes them to config.yaml, and `+` appends to them.
+    defaults: ClassVar[dict[str, Any]] = {}
     # The paper's batch size for this kind of data, printed at the start of a run.
     paper_batch_size: ClassVar[int] = 256
     # Whether checkpoints store the image names of each split; not needed if the folders on disk define the splits.
@@ -60,6 +75,7 @@ class ImageDataModule(LightningDataModule):
         image_size: PositiveInt = 224,
         mean: Mean = "channel",
         std: Std = "channel",
+        transforms: list[nn.Module] | None = None,
         batch_transforms: list[BatchTransform] | None = None,
         mix: BatchTransform | None = None,
         val_split: int | float = 0.1,
@@ -71,11 +87,17 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # of the subclass too; a checkpoint holds them
+        to_plain_hparams(self.hparams)
         check_input(image_size, mean, std)
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size or batch_size, image_size
         self.mean: Mean = mean
         self.std: Std = std
+        if batch_transforms is None:
+            batch_transforms = build_default(type(self), "batch_transforms")
+        self.transforms = transforms or []
         self.batch_transforms = [*(batch_transforms or []), *([mix] if mix else [])]
+        check_transforms(self.transforms, self.batch_transforms)
         self.val_split, self.test_split = val_split, test_split
         self.num_folds, self.fold, self.split_seed = num_folds, fold, split_seed
         self.num_workers, self.on_bad_image = num_workers, on_bad_image
@@ -119,7 +141,15 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns shuffled, randomly cropped training images; a resumed epoch starts at the checkpoint's position."""
-        self._train_loader = self._make_loader(self.split("train"), training=True)
+        images = self.split("train")
+        if self.transforms:
+            if not hasattr(images, "with_transforms"):
+                raise UserError(
+                    f"data.transforms: {type(images).__name__} has no method with_transforms(transforms, seed)\n"
+                    "add it, or apply the transforms in its __getitem__"
+                )
+            images = images.with_transforms(self.transforms, self.seed)
+        self._train_loader = self._make_loader(images, training=True)
         if self._resume_position:
             self._train_loader.load_state_dict(self._resume_position)
             self._resume_position = {}
@@ -153,7 +183,9 @@ class ImageDataModule(LightningDataModule):
             )
         if not training and self.views is not None and isinstance(images, ImageFileDataset):
             images = images.with_views(self.views)
-        sampler = ShardedEpochSampler(len(images), self.seed, training, rank, world_size)
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        sampler_class = FixedOrderSampler if overfit else ShardedEpochSampler
+        sampler = sampler_class(len(images), self.seed, training, rank, world_size)
         return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
 
     def state_dict(self) -> dict[str, int]:
@@ -166,13 +198,6 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Stores the position for `train_dataloader`, which Lightning calls later."""
         self._resume_position = dict(state_dict)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Training batches of this process per epoch, known before the Trainer has its own data loader."""
-        assert self.trainer is not None, "only a Trainer limits the batches of an epoch"
-        batches, limit = len(self._make_loader(self.split("train"), training=True)), self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
@@ -211,6 +236,11 @@ class ImageDataModule(LightningDataModule):
     def augment(self, batch: Batch) -> Batch:
         """Applies `batch_transforms`; images `(N, C, H, W)` uint8 become float in [0, 1]."""
         assert isinstance(batch.images, Tensor), "training batches have one view per image"
+        if batch.images.dtype != torch.uint8:
+            raise UserError(
+                f"data.transforms: the images are {str(batch.images.dtype).removeprefix('torch.')}, not uint8\n"
+                "remove the conversion to float and the normalization: both follow the transforms"
+            )
         images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
         rng = BatchRNG(self.seed, batch.epoch, batch.batch_idx, batch.indices)
         for transform in self.batch_transforms:

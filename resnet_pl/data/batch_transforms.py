@@ -6,14 +6,16 @@ image is in, nor on the number of workers and processes, nor on the step from wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from resnet_pl.data.rng import BatchRNG
+from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from resnet_pl.data.base import ImageDataModule
@@ -41,6 +43,18 @@ class BatchTransform:
             Images and labels in the same formats.
         """
         raise NotImplementedError
+
+
+def check_transforms(transforms: Sequence[object], batch_transforms: Sequence[object]) -> None:
+    """Raises UserError for a transform of batches among those of single images, and the other way round."""
+    for transform in transforms:
+        if isinstance(transform, BatchTransform):
+            name = type(transform).__name__
+            raise UserError(f"data.transforms: {name} transforms batches\nmove it to data.batch_transforms")
+    for transform in batch_transforms:
+        if isinstance(transform, nn.Module) and not isinstance(transform, BatchTransform):
+            name = type(transform).__name__
+            raise UserError(f"data.batch_transforms: {name} transforms single images\nmove it to data.transforms")
 
 
 def check_probability(transform: BatchTransform, probability: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,11 +31,13 @@ class _CIFAR(DownloadMixin, TensorDataModule):
         mean: mean that is subtracted from images in [0, 1]; the mean image of the training split by default (§4.2).
         std: standard deviation that images are divided by; no division by default.
         batch_transforms: augmentation of training batches; horizontal flip, padding by 4 pixels and random crop by
-            default (§4.2), which a given list replaces, also with `+`.
+            default (§4.2). A list replaces the default, `+` appends to it.
         val_split: fraction (below 1) or number of training images held out for validation; 0 trains on all images.
         test_split: not used; CIFAR has a test split.
     """
 
+    # The flip first: the mean image, which the padding is filled with, is not symmetric.
+    defaults = {"batch_transforms": [RandomFlip, partial(PadCrop, padding=4)]}
     paper_batch_size = 128
     npz: ClassVar[str]
     binaries: ClassVar[dict[str, list[str]]]
@@ -57,9 +60,6 @@ class _CIFAR(DownloadMixin, TensorDataModule):
     ) -> None:
         if image_size != 32:
             raise ValueError(f"{type(self).__name__}: image_size is {image_size}, but CIFAR images have 32×32 pixels")
-        if batch_transforms is None:
-            # The flip first: the mean image, which the padding is filled with, is not symmetric.
-            batch_transforms = [RandomFlip(), PadCrop(4)]
         super().__init__(
             batch_size=batch_size,
             image_size=image_size,

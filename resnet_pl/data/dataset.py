@@ -70,6 +70,12 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         dataset.crop, dataset.transforms, dataset.cache = views, (), None
         return dataset
 
+    def with_transforms(self, transforms: Sequence[nn.Module], seed: int) -> ImageFileDataset:
+        """Returns a copy with more transforms of the cropped image, and the training seed for all random numbers."""
+        dataset = copy(self)
+        dataset.transforms, dataset.seed = [*self.transforms, *transforms], seed
+        return dataset
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | list[Tensor], int, int] | BadImage:
         """Returns an image, `(3, S, S)` uint8, its label and its index; or the error if its file is unreadable.
 

@@ -108,8 +108,12 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield path
 
 
-def find_images(patterns: list[str]) -> list[Path]:
+def find_images(patterns: list[str], asked_by: str = "--images") -> list[Path]:
     """Returns the image files of paths, folders and glob patterns, in the given order.
+
+    Args:
+        patterns: the paths, folders and patterns.
+        asked_by: option or function that takes them, for the message.
 
     Raises:
         UserError: a path, folder or pattern has no images.
@@ -128,7 +132,7 @@ def find_images(patterns: list[str]) -> list[Path]:
             paths = [Path(match) for match in matches if Path(match).is_file()]
         if not paths:
             raise UserError(
-                f"--images: no images found at {pattern}\npass image files, folders of images, or glob patterns"
+                f"{asked_by}: no images found at {pattern}\npass image files, folders of images, or glob patterns"
             )
         found |= dict.fromkeys(paths)
     return list(found)
@@ -159,10 +163,15 @@ def read_image(path: Path) -> torch.Tensor:
                 return image
         image = _open(io.BytesIO(data))
         image.load()
-        # An image with damaged EXIF data is read without rotation.
-        with suppress(Exception):
-            image = ImageOps.exif_transpose(image)
-        return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
+        return pil_to_tensor(image)
+
+
+def pil_to_tensor(image: Image.Image) -> torch.Tensor:
+    """Converts an image of Pillow as `read_image` does, to RGB pixels, uint8 `(3, H, W)`."""
+    # An image with damaged EXIF data is read without rotation.
+    with suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
 
 
 def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 from typing_extensions import override
@@ -18,12 +20,13 @@ class Digits(TensorDataModule):
 
     Args:
         image_size: height and width to which the 8×8 scans are enlarged, pixels.
-        batch_transforms: augmentation of training batches; shifts of up to 2 pixels by default, which a given list
-            replaces, also with `+`.
+        batch_transforms: augmentation of training batches; shifts of up to 2 pixels by default. A list replaces the
+            default, `+` appends to it.
         val_split: fraction (below 1) or number of images held out for validation.
         test_split: fraction (below 1) or number of images held out for testing.
     """
 
+    defaults = {"batch_transforms": [partial(PadCrop, padding=2)]}
     paper_batch_size = 128
 
     def __init__(
@@ -42,7 +45,7 @@ class Digits(TensorDataModule):
             image_size=image_size,
             mean=mean,
             std=std,
-            batch_transforms=[PadCrop(padding=2)] if batch_transforms is None else batch_transforms,
+            batch_transforms=batch_transforms,
             val_split=val_split,
             test_split=test_split,
             **kwargs,

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from typing_extensions import override
 
 from resnet_pl.data.base import ImageDataModule
@@ -15,6 +14,7 @@ from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import Crop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import BadImage, check_bad_fraction, list_images, log_bad_image, verify_image
+from resnet_pl.data.defaults import build_default
 from resnet_pl.data.digests import content_digests
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.statistics import Mean, Std
@@ -36,14 +36,12 @@ class ImageFolder(ImageDataModule):
     Args:
         root: folder of the class folders.
         crop: training crop; the paper's scale augmentation (`ScaleCrop`) by default.
-        transforms: transforms of single uint8 images after the crop, in the worker processes, such as
-            torchvision.transforms.v2.TrivialAugmentWide.
         mean: mean that is subtracted from images in [0, 1]: one value per channel (ImageNet's by default), or measured
             on the training split, per channel (`channel`) or per pixel (`pixel`).
         std: standard deviation that images are divided by: one value per channel (ImageNet's by default), measured on
             the training split (`channel`), or null for no division.
         batch_transforms: augmentation of training batches on the device; horizontal flip and PCA color augmentation by
-            default, which a given list replaces, also with `+`.
+            default. A list replaces the default, `+` appends to it.
         verify_images: whether all files are checked quickly before the first step.
         cache: whether images are decoded once, before training, into a file that later epochs and runs share.
         cache_side: maximum shorter side of cached images, pixels; larger images are downscaled. With null, images have
@@ -51,13 +49,14 @@ class ImageFolder(ImageDataModule):
         cache_dir: folder of the caches; null uses $XDG_CACHE_HOME/resnet_pl or ~/.cache/resnet_pl.
     """
 
+    defaults = {"crop": ScaleCrop, "batch_transforms": [RandomFlip, PCAColor]}
+
     def __init__(
         self,
         root: str = "data/photos",
         batch_size: PositiveInt = 64,
         image_size: PositiveInt = 224,
         crop: Crop | None = None,
-        transforms: list[nn.Module] | None = None,
         mean: Mean = IMAGENET_MEAN,
         std: Std = IMAGENET_STD,
         batch_transforms: list[BatchTransform] | None = None,
@@ -74,13 +73,13 @@ class ImageFolder(ImageDataModule):
             image_size=image_size,
             mean=mean,
             std=std,
-            batch_transforms=[RandomFlip(), PCAColor()] if batch_transforms is None else batch_transforms,
+            batch_transforms=batch_transforms,
             val_split=val_split,
             test_split=test_split,
             **kwargs,
         )
         self.root: Path = Path(root)  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
-        self.crop, self.transforms, self.verify_images = crop or ScaleCrop(), transforms or [], verify_images
+        self.crop, self.verify_images = crop or build_default(type(self), "crop"), verify_images
         self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir
         self._test_bytes: int | None = None
 
@@ -221,7 +220,7 @@ class ImageFolder(ImageDataModule):
         names = list(listing)
         if split != "train":
             return ImageFileDataset(self.root, names, labels, self.image_size)
-        return ImageFileDataset(self.root, names, labels, self.image_size, self.crop, self.transforms, self.seed)
+        return ImageFileDataset(self.root, names, labels, self.image_size, self.crop, seed=self.seed)
 
     def _verify_images(self, listings: dict[str, Listing]) -> None:
         """Checks all files quickly; raises UserError for bad files, or removes them from the listings."""

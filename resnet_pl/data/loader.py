@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from typing_extensions import override
 
 from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, printable_path
@@ -37,6 +38,29 @@ class Batch(NamedTuple):
     indices: Tensor
     epoch: int
     batch_idx: int
+
+    @classmethod
+    def of(cls, batch: Any, batch_idx: int = 0) -> Batch:
+        """Returns the batch of any data loader as a `Batch`.
+
+        Args:
+            batch: a `Batch`, which is returned unchanged, or `(images, labels, ...)`: the images get running indices.
+            batch_idx: index of the batch in its epoch.
+
+        Raises:
+            UserError: it is neither.
+        """
+        if isinstance(batch, Batch):
+            return batch
+        if not (isinstance(batch, list | tuple) and len(batch) >= 2 and all(isinstance(e, Tensor) for e in batch[:2])):
+            raise UserError(
+                f"data: a batch is a {type(batch).__name__}, not (images, labels)\n"
+                "return tensors of images and labels from the data loader, or override training_step, validation_step, "
+                "test_step and predict_step of ImageClassifier"
+            )
+        images, labels = batch[:2]
+        indices = torch.arange(len(images), device=labels.device) + batch_idx * len(images)
+        return cls(images, labels, indices, 0, batch_idx)
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
         """Returns the batch with its tensors on a device; Lightning calls this for every batch.
@@ -72,6 +96,8 @@ class ShardedEpochSampler:
         world_size: number of processes.
     """
 
+    reshuffles: ClassVar[bool] = True  # whether each epoch has an order of its own
+
     def __init__(self, length: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.seed, self.shuffle, self.rank, self.world_size = length, seed, shuffle, rank, world_size
         self.epoch = 0
@@ -88,9 +114,18 @@ class ShardedEpochSampler:
         """Returns the indices, `(len(self),)` int64."""
         if not self.shuffle:
             return torch.arange(self.length)[self.rank :: self.world_size]
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch if self.reshuffles else 0))
         order = torch.randperm(self.length, generator=generator)
         return order[: len(self) * self.world_size][self.rank :: self.world_size]
+
+
+class FixedOrderSampler(ShardedEpochSampler, SequentialSampler):
+    """The indices of the first epoch in every epoch, for `overfit_batches`.
+
+    Lightning replaces any other sampler than a SequentialSampler, by the first images, which may be of one class.
+    """
+
+    reshuffles = False
 
 
 class ResumableLoader:
@@ -116,6 +151,11 @@ class ResumableLoader:
     def __len__(self) -> int:
         full_batches, remainder = divmod(len(self.sampler), self.batch_size)
         return full_batches if self.drop_last else full_batches + (remainder > 0)
+
+    @property
+    def dataset(self) -> Any:
+        """The split, under the name that Lightning's batch size finder reads its length from."""
+        return self.images
 
     def __iter__(self) -> Iterator[Batch]:
         # As a generator, this runs when the first batch is requested, after Lightning has called set_epoch.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
 
 from resnet_pl.utils import UserError
-
-if TYPE_CHECKING:
-    from resnet_pl.data.base import ImageDataModule
 
 
 @dataclass
@@ -57,13 +56,29 @@ class Provenance:
         return bool(wanted) and not missing
 
 
+def provenance_of(data: Any) -> dict[str, Any] | None:
+    """Returns the provenance of a data module for the checkpoint; None for data modules of other projects."""
+    return data.provenance() if hasattr(data, "provenance") else None
+
+
+def classes_of(data: Any) -> list[str] | None:
+    """Returns the class names of any data module: its `class_names` or `classes`; None if it has none, or not yet.
+
+    `predict` with files has no classes to compare.
+    """
+    if data is None or getattr(data, "predict_paths", None) is not None:
+        return None
+    names = getattr(data, "class_names", None) or getattr(data, "classes", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else None
+
+
 def resolve_classes(
-    data: ImageDataModule | None, names: list[str] | None, number: int | None, rename: bool = False
+    data: LightningDataModule | None, names: list[str] | None, number: int | None, rename: bool = False
 ) -> tuple[list[str] | None, int | None]:
     """Returns the class names and the number of classes of a network, checked against the data.
 
     Args:
-        data: the training or test data, if any; without classes to compare if `predict` got files.
+        data: the training or test data, if any. Its attributes `class_names` or `classes`, and `num_classes`, are used.
         names: the network's class names, if known.
         number: the network's number of classes, if given.
         rename: whether `names` may be other names for the data's classes.
@@ -71,11 +86,10 @@ def resolve_classes(
     Raises:
         UserError: the data has other classes, or another number of classes.
     """
-    if data is not None and data.predict_paths is None:
-        data_names = list(data.class_names)
+    if (data_names := classes_of(data)) is not None:
         if names is not None and list(names) != data_names and not (rename and len(names) == len(data_names)):
             raise UserError(
-                f"{data.describe()} has the {len(data_names)} classes {_join(data_names)}, but the network was trained "
+                f"{describe(data)} has the {len(data_names)} classes {_join(data_names)}, but the network was trained "
                 f"on the {len(names)} classes {_join(names)}\nuse data with the same classes, or train a new network"
             )
         names = data_names if names is None else names
@@ -84,7 +98,12 @@ def resolve_classes(
             f"model.num_classes is {number}, but the data has {len(names)} classes\n"
             "remove model.num_classes: it is taken from the data"
         )
-    return names, len(names) if names else number
+    return names, len(names) if names else number or getattr(data, "num_classes", None)
+
+
+def describe(data: Any) -> str:
+    """Returns a short description of any data module, for messages and reports."""
+    return data.describe() if hasattr(data, "describe") else type(data).__name__
 
 
 def _join(names: Sequence[str]) -> str:

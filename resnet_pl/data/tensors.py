@@ -1,4 +1,4 @@
-"""Data sets in memory: a batch is one indexing operation on the device, without worker processes."""
+"""Data sets in memory: a batch is one indexing operation on the device; worker processes only apply `transforms`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.cache import short_hash
 from resnet_pl.data.loader import ResumableLoader, ShardedEpochSampler
+from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.statistics import Statistics
 from resnet_pl.data.views import View, Views
 
@@ -47,6 +48,42 @@ class TensorImageDataset:
     def load_full_image(self, index: int) -> Tensor:
         """Returns an image, `(3, H, W)` uint8."""
         return self.images[index]
+
+    def with_transforms(self, transforms: Sequence[nn.Module], seed: int) -> TransformedImages:
+        """Returns the data set with transforms of single images, whose random numbers depend on the training seed."""
+        return TransformedImages(self, transforms, seed)
+
+
+@dataclass
+class TransformedImages(torch.utils.data.Dataset[Any]):
+    """Images in memory with transforms of single images, which worker processes apply.
+
+    Attributes:
+        images: the images.
+        transforms: modules that take and return `(3, H, W)` uint8, applied in order.
+        seed: the training seed.
+    """
+
+    images: TensorImageDataset
+    transforms: Sequence[nn.Module]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """Returns an image, `(3, H, W)` uint8, its label and its index.
+
+        Args:
+            key: (epoch, index). Random transforms are a function of the seed, the epoch and the index.
+        """
+        epoch, index = key
+        # A copy: a transform may write to its input.
+        image = self.images.images[index].clone()
+        with seeded_rng(self.seed, epoch, index):
+            for transform in self.transforms:
+                image = transform(image)
+        return image, int(self.images.labels[index]), index
 
 
 class TensorLoader(ResumableLoader):

@@ -20,6 +20,7 @@ class ImageDataModuleArgs(TypedDict, total=False):
     """Arguments of `ImageDataModule` that no subclass redefines."""
 
     eval_batch_size: PositiveInt | None
+    transforms: list[nn.Module] | None
     mix: BatchTransform | None
     num_folds: PositiveInt | None
     fold: NonNegativeInt
@@ -33,7 +34,6 @@ class ImageFolderArgs(ImageDataModuleArgs, total=False):
 
     image_size: PositiveInt
     crop: Crop | None
-    transforms: list[nn.Module] | None
     mean: Mean
     std: Std
     batch_transforms: list[BatchTransform] | None

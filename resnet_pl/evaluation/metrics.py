@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from typing_extensions import override
+
+from resnet_pl.utils import UserError
+
+# Names of the metrics in `ClassificationMetrics.compute`.
+NAMES = ("top1", "top5", "loss", "calibration_error", "images", "confusion")
 
 
 class BinnedCalibrationError(Metric):
@@ -53,11 +59,18 @@ class ClassificationMetrics(nn.Module):
 
     Args:
         num_classes: number of classes.
+        others: functions that create further metrics, called with the number of classes, by name.
+
+    Raises:
+        UserError: the name of a further metric is not allowed.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, others: Mapping[str, Callable[[int], Metric]] | None = None) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.others = nn.ModuleDict(
+            {name: _create(name, factory, num_classes) for name, factory in (others or {}).items()}
+        )
         # The default nan_strategy ignores NaN, which would hide divergence.
         self.loss = MeanMetric(nan_strategy="disable")
         # With five classes or fewer, top-5 accuracy is always 1.
@@ -76,6 +89,8 @@ class ClassificationMetrics(nn.Module):
             self.top5.update(probabilities, labels)
         self.confusion.update(probabilities.argmax(1), labels)
         self.calibration_error.update(probabilities, labels)
+        for metric in self._others().values():
+            metric.update(probabilities, labels)
 
     def compute(self) -> dict[str, Any]:
         """Returns the metrics over the images of all processes.
@@ -83,7 +98,7 @@ class ClassificationMetrics(nn.Module):
         Returns:
             `top1`, `top5` (None for five classes or fewer), `loss` (cross-entropy in nats), `calibration_error`,
             `images` (their number), and `confusion`, a `(K, K)` int64 tensor with labels as rows and predictions as
-            columns.
+            columns; and the further metrics: a float, or nested lists of floats if a metric has several values.
         """
         confusion = self.confusion.compute().cpu()
         images = int(confusion.sum())
@@ -94,13 +109,31 @@ class ClassificationMetrics(nn.Module):
             "calibration_error": float(self.calibration_error.compute()),
             "images": images,
             "confusion": confusion,
+            # `tolist` of a scalar is a number.
+            **{name: metric.compute().tolist() for name, metric in self._others().items()},
         }
+
+    def _others(self) -> dict[str, Metric]:
+        return {name: metric for name, metric in self.others.items() if isinstance(metric, Metric)}
 
     def reset(self) -> None:
         """Resets all metrics."""
-        for metric in self.children():
-            assert isinstance(metric, Metric)
-            metric.reset()
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
+def _create(name: str, factory: Callable[[int], Metric], num_classes: int) -> Metric:
+    """Creates a further metric; raises UserError if its name or class is not usable."""
+    if name in NAMES or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise UserError(f"model.metrics.{name}: this name is not available\nuse another, such as my_{name}")
+    try:
+        return factory(num_classes)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model.metrics.{name}: {error}\nuse a class whose first argument is the number of classes, such as "
+            "torchmetrics.classification.MulticlassF1Score"
+        ) from error
 
 
 def per_class(confusion: Tensor, class_names: list[str]) -> dict[str, dict[str, Any]]:

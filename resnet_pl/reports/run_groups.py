@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from resnet_pl.reports.run_reader import Run
-from resnet_pl.run_dir import class_name, get_init_args
+from resnet_pl.run_dir import BUILT_IN_PYTHON, TOP1, class_name, get_init_args
 
 # Settings that do not change what is trained, the seed, and the classes, which are read from the data.
 IGNORED_KEYS = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "checkpoint", "num_workers"}
-IGNORED_KEYS |= {"num_classes", "class_names"}
+IGNORED_KEYS |= {"num_classes", "class_names", BUILT_IN_PYTHON}
 # Settings that the columns `model` and `data` show.
 NAMED_KEYS = ("model.backbone", "model.backbone.depth", "model.backbone.shortcut", "data")
 # Columns of the table that are not options.
@@ -71,7 +71,8 @@ class Group:
         first = self.runs[0]
         row: dict[str, Any] = {"run": self.name, "model": self.model, "data": self.data}
         row |= self.options | {"n": len(self.runs)}
-        for name in ("val_top1", "test_top1", "train_top1"):
+        scores = ("val_score", "test_score") if first.monitor != TOP1 else ()
+        for name in ("val_top1", "test_top1", "train_top1", *scores):
             row[name], row[f"{name}_std"] = self.statistics(name)
         row |= {
             "paper": first.paper_error and 1 - first.paper_error / 100,
@@ -89,7 +90,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Groups runs that differ only in the seed.
 
     Returns:
-        The groups by dataset; within a dataset the best validation top-1 comes first.
+        The groups by dataset; within a dataset the best validation comes first: by the metric that chose best.ckpt if
+        it is the same for all runs, else by top-1.
     """
     members: dict[tuple[str, int], list[Run]] = defaultdict(list)
     occurrences = Counter[tuple[str, str]]()
@@ -110,9 +112,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             own |= {"data.root": root} if len({*roots}) > 1 else {}
     groups = [Group(*parts) for parts in zip(grouped, _group_names(grouped), options, strict=True)]
 
+    metric = "val_score" if len({(run.monitor, run.sign) for run in runs}) == 1 else "val_top1"
+
     def rank(group: Group) -> tuple[str, float, bool, int]:
-        top1, first = group.statistics("val_top1")[0], group.runs[0]
-        return first.data, math.inf if math.isnan(top1) else -top1, not first.plain, first.depth or 0
+        score, first = group.statistics(metric)[0], group.runs[0]
+        sign = first.sign if metric == "val_score" else 1
+        return first.data, math.inf if math.isnan(score) else -sign * score, not first.plain, first.depth or 0
 
     return sorted(groups, key=rank)
 
@@ -123,6 +128,7 @@ def _settings(run: Run) -> dict[str, Any]:
     flat = _flatten({**run.config, "model": get_init_args(model)})
     flat["model.class_path"] = class_name(model) or "ImageClassifier"
     digests = run.sessions[-1].get("data") if run.sessions else None
+    flat |= {"checkpoint.monitor": run.monitor} if run.monitor != TOP1 else {}
     return flat | ({DIGESTS: json.dumps(digests)} if digests else {})
 
 

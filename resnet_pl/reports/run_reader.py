@@ -19,7 +19,7 @@ import yaml
 
 from resnet_pl._renamed import RENAMED_METRICS
 from resnet_pl.reports.results import read_results
-from resnet_pl.run_dir import class_name, get_init_args, is_complete_row, metrics_reader, versions
+from resnet_pl.run_dir import TOP1, class_name, get_init_args, is_complete_row, metrics_reader, score_sign, versions
 from resnet_pl.utils import UserError, prog_name
 
 # Test error (%) of residual networks with shortcut A on CIFAR-10 after 64,000 iterations, by depth (§4.2, Table 6).
@@ -50,7 +50,8 @@ class Run:
 
     @property
     def _backbone(self) -> tuple[str, dict[str, Any]]:
-        spec = get_init_args(self.config["model"])["backbone"]
+        """Class and arguments of the backbone; of a module without backbone, its own."""
+        spec = get_init_args(self.config["model"]).get("backbone") or self.config["model"]
         return _class_of(spec), get_init_args(spec)
 
     @property
@@ -86,6 +87,29 @@ class Run:
         """Validation top-1 of the best epoch, a fraction; NaN if the run was not validated."""
         values = self._logged("val/top1")
         return math.nan if np.isnan(values).all() else float(np.nanmax(values))
+
+    @property
+    def monitor(self) -> str:
+        """Log key of the metric that chose best.ckpt."""
+        return (self.config.get("checkpoint") or {}).get("monitor") or TOP1
+
+    @property
+    def sign(self) -> int:
+        """1 if a larger value of `monitor` is better, else -1."""
+        return score_sign(self.monitor, (self.config.get("checkpoint") or {}).get("mode") or "auto")
+
+    @property
+    def val_score(self) -> float:
+        """Best value of `monitor`; NaN if it was not logged."""
+        values = self.sign * self._logged(self.monitor)
+        return math.nan if np.isnan(values).all() else self.sign * float(np.nanmax(values))
+
+    @property
+    def test_score(self) -> float:
+        """Value of the monitored metric in the single-view test; NaN if it was not logged there."""
+        results = self.results | (self.results.get("metrics") or {})
+        value = results.get(self.monitor.removeprefix("val/"), results.get(self.monitor.replace("val", "test", 1)))
+        return float(value) if isinstance(value, int | float) else math.nan
 
     @property
     def test_top1(self) -> float:
@@ -154,7 +178,7 @@ def read_run(path: Path, require_test: bool = True) -> Run:
     try:
         _ = run.model, run.data, run.train_top1, run.test_top1, [session["commit"] for session in sessions]
         if require_test:
-            _ = float(results["top1"]), sessions[0]
+            _ = results["protocol"], sessions[0]
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is incomplete: its files lack {error}\nfinish the run, or exclude it") from error
     return run
@@ -216,7 +240,7 @@ def find_single_view_test(path: Path) -> dict[str, Any] | None:
     if not (path / "results.json").exists():
         return None
     results = read_results(path / "results.json")
-    tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "top1" in test]
+    tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "protocol" in test]
     protocols = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
     single_view = [test for protocol, test in protocols if protocol.startswith("single view")]
     return min(single_view, key=lambda test: len(test["protocol"]), default=None)

@@ -69,17 +69,17 @@ def results_table(results: Mapping[str, Any]) -> Group:
     """Returns the tables of one test: overall metrics, and top-1 per class, if there are many of the worst classes.
 
     Args:
-        results: as passed to `write_results`; accuracies are fractions, or None if they do not apply.
+        results: as passed to `write_results`; accuracies are fractions, or None if they do not apply. `metrics` holds
+            further metrics; those with several values are not shown.
     """
-    cells = {
-        "top-1": number(results["top1"], ".2%"),
-        "top-5": number(results["top5"], ".2%"),
-        "loss": number(results["loss"], ".4f"),
-        "calibration error": number(results["calibration_error"], ".2%"),
-        "images": f"{results['images']:,}",
-    }
+    formats = {"top1": ".2%", "top5": ".2%", "loss": ".4f", "calibration_error": ".2%", "images": ","}
+    names = {"top1": "top-1", "top5": "top-5", "calibration_error": "calibration error"}
+    known = {key: form for key, form in formats.items() if results["images"] is not None}
+    cells = {names.get(key, key): number(results[key], form) for key, form in known.items()}
     if results["top5"] is None:
-        del cells["top-5"]
+        cells.pop("top-5", None)
+    others = results.get("metrics") or {}
+    cells |= {name: number(value, ".4f") for name, value in others.items() if not isinstance(value, list)}
     headline = numbers_table(numbers=list(cells))
     headline.add_row(*cells.values())
     # Text, here and below: in a plain string rich interprets square brackets as markup.
@@ -93,7 +93,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
     table = numbers_table("class", numbers=["images", "correct", "top-1"])
     for name, row in shown:
         table.add_row(Text(name), f"{row['images']:,}", f"{row['correct']:,}", number(row["top1"], ".2%"))
-    return Group(title, headline, table, *note)
+    return Group(title, headline, *([table] if classes else []), *note)
 
 
 def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:

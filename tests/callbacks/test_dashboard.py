@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from resnet_pl.callbacks import Dashboard, TensorBoardCurves, dashboard
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.data import BatchTransform
 from resnet_pl.optim import Schedule
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
@@ -79,17 +80,13 @@ def test_epochs_of_a_run_limited_by_steps(tmp_path):
 
 
 def test_the_metrics_of_the_hyperparameters_are_those_of_the_best_validation(tmp_path):
-    class Results(Callback):
-        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            top1, loss = [(0.5, 1.0), (0.75, 0.5), (0.25, 0.1), (0.75, 0.7)][trainer.current_epoch]
-            pl_module.results |= {"top1": top1, "loss": loss}
-
     class Module(ImageClassifier):
-        """Module hooks run after callbacks."""
-
         def on_validation_epoch_end(self) -> None:
+            top1, loss = [(0.5, 1.0), (0.75, 0.5), (0.25, 0.1), (0.75, 0.7)][self.trainer.current_epoch]
+            results = self.metrics.compute() | {"top1": top1, "loss": loss}
+            self.metrics.compute = lambda: results
             super().on_validation_epoch_end()
-            Results().on_validation_epoch_end(self.trainer, self)
+            del self.metrics.compute
 
     found = fit(tmp_path, Dashboard(graph=False), module=Module(classifier().backbone), max_epochs=4)
     assert hparams_metrics(found) == {"val_best/top1", "val_best/loss"}
@@ -122,11 +119,8 @@ def test_a_resumed_run_has_one_row_with_the_best_validation_of_both_parts(tmp_pa
 
 # ------------------------------------------------------------------------------------ images
 def test_the_first_batch_is_logged_after_augmentation(tmp_path):
-    class Dark(nn.Module):
-        def fit(self, data: Any) -> None:
-            pass
-
-        def forward(self, images: Tensor, labels: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
+    class Dark(BatchTransform):
+        def __call__(self, images: Tensor, labels: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
             return torch.zeros_like(images), labels
 
     found = fit(tmp_path, Dashboard(images=4, graph=False), data=Tiny(batch_transforms=[Dark()]))
@@ -252,11 +246,8 @@ def test_a_model_that_cannot_be_traced_is_trained(tmp_path, capsys):
 
 
 def test_captions_of_mixed_labels(tmp_path, monkeypatch):
-    class Mix(nn.Module):
-        def fit(self, data: Any) -> None:
-            pass
-
-        def forward(self, images: Tensor, labels: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
+    class Mix(BatchTransform):
+        def __call__(self, images: Tensor, labels: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
             mixed = torch.tensor([[0.0, 0.25, 0.75, 0.0], [0.0, 1.0, 0.0, 0.0]])
             return images, mixed.repeat(len(labels) // 2, 1)
 

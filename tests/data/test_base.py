@@ -129,6 +129,11 @@ def test_a_subclass_only_needs_find_splits(photo_folder: Path) -> None:
     assert data.class_names == ["a", "b"]
     assert "train" in data.describe_split("train") and "Mine" in data.describe_split("train")
     assert data.provenance()["root"] is None
+    # Its split may be any class, which transforms of single images need a method of.
+    mine = Mine(image_size=16, transforms=[torch.nn.Identity()])
+    mine.splits = {"train": range(9)}
+    with pytest.raises(UserError, match="range has no method with_transforms"):
+        mine.train_dataloader()
 
 
 class RecordingModule(LightningModule):

@@ -1,10 +1,15 @@
 """Data sets in memory."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
-from resnet_pl.data.loader import ShardedEpochSampler
+from resnet_pl.data import RandomFlip
+from resnet_pl.data.loader import Batch, ShardedEpochSampler
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset, TensorLoader
 from resnet_pl.utils import UserError
 
@@ -112,3 +117,63 @@ def test_digest_depends_on_names_labels_and_pixels() -> None:
     assert first.digest() == other.digest() and len(first.digest()) == 16
     other.images[5, 2, 7, 7] ^= 1
     assert len({first.digest(), other.digest(), images(6, first=1).digest(), images(5).digest()}) == 4
+
+
+# ------------------------------------------------------------------------------------ transforms of single images
+
+
+class Noise(nn.Module):
+    """Draws from the three global generators, and writes to its input."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        image.add_(random.randrange(256)).add_(np.random.randint(256)).add_(torch.randint(256, (1,), dtype=torch.uint8))
+        return image
+
+
+def epoch(data: Toy, number: int, done: int = 0) -> list[Batch]:
+    loader = data.train_dataloader()
+    loader.load_state_dict({"epoch": number, "done": done})
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+def pixels(batches: list[Batch]) -> Tensor:
+    return torch.cat([batch.images for batch in batches])
+
+
+def by_index(batches: list[Batch]) -> Tensor:
+    return pixels(batches)[torch.cat([batch.indices for batch in batches]).argsort()]
+
+
+def test_transforms_depend_on_seed_epoch_and_image_only() -> None:
+    options = {"transforms": [Noise(), v2.RandAugment()], "batch_size": 8, "val_split": 20, "test_split": 0}
+    one, workers = (toy(num_workers=number, **options) for number in (0, 2))
+    before = one.splits["train"].images.clone()
+    first, second = epoch(one, 0), epoch(one, 1)
+    assert torch.equal(pixels(epoch(workers, 0)), pixels(first))
+    # A resumed epoch, after two of its five batches.
+    assert torch.equal(pixels(epoch(workers, 1, done=2)), pixels(second[2:]))
+    # An image is another one in each epoch. Its label and the data are unchanged.
+    assert not torch.equal(by_index(first), by_index(second)) and not torch.equal(by_index(first), before)
+    labels = one.splits["train"].labels
+    assert all(torch.equal(batch.labels, labels[batch.indices]) for batch in first)
+    assert torch.equal(one.splits["train"].images, before)
+
+
+def test_evaluation_has_no_transforms() -> None:
+    data = toy(transforms=[Noise()], num_workers=0)
+    for loader, split in ((data.val_dataloader(), "val"), (data.test_dataloader(), "test")):
+        assert torch.equal(pixels(list(loader)), data.splits[split].images)
+
+
+def test_transforms_of_the_other_kind_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.transforms: RandomFlip .*\n.*data\.batch_transforms"):
+        toy(transforms=[RandomFlip()])
+    with pytest.raises(UserError, match=r"data\.batch_transforms: RandAugment .*\n.*data\.transforms"):
+        toy(batch_transforms=[v2.RandAugment()])
+
+
+def test_transforms_that_do_not_return_uint8_are_refused() -> None:
+    data = toy(transforms=[v2.ToDtype(torch.float32, scale=True)], num_workers=0)
+    with pytest.raises(UserError, match=r"data\.transforms: .*float32.*uint8\n"):
+        data.augment(next(iter(data.train_dataloader())))

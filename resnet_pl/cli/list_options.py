@@ -1,0 +1,59 @@
+"""Default lists in the configuration, and options that append to a list with `+`: `--trainer.callbacks+=NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+
+from resnet_pl.command_line import CommandLine
+from resnet_pl.config import default_arguments
+from resnet_pl.run_dir import class_name, get_init_args
+
+TENSORBOARD = {"class_path": "resnet_pl.callbacks.TensorBoardCurves"}
+
+
+def add_defaults(config: Mapping[str, Any], command_line: CommandLine) -> dict[str, Any]:
+    """Returns a configuration with the default lists of the data module, and with TensorBoard if loggers are added.
+
+    A list that the command line sets gets no default: it would be merged with one of the same length, entry by entry.
+
+    Args:
+        config: configuration of the checkpoint, or an empty one.
+        command_line: the command line, with its files.
+    """
+
+    def is_unset(section: str, key: str) -> bool:
+        stored = get_init_args(config.get(section)).get(key)
+        return stored is None and command_line.get(f"{section}.{key}") is None
+
+    path = (config.get("data") or {}).get("class_path") or command_line.data_class
+    defaults = {key: value for key, value in default_arguments(path).items() if is_unset("data", key)}
+    added: dict[str, Any] = {}
+    if defaults:
+        added["data"] = {"class_path": path, "init_args": get_init_args(config.get("data")) | defaults}
+    if command_line.get("trainer.logger+") is not None and is_unset("trainer", "logger"):
+        added["trainer"] = get_init_args(config.get("trainer")) | {"logger": [TENSORBOARD]}
+    return {**config, **added}
+
+
+def drop_repeated(config: Namespace, stored: Mapping[str, Any]) -> None:
+    """Drops entries that a resumed command appends a second time, so that it can be the same as the first command.
+
+    Args:
+        config: the parsed configuration.
+        stored: configuration of the checkpoint, which has what the first command appended.
+    """
+    for key, before in stored.items():
+        now = config.get(key)
+        if isinstance(now, Namespace) and isinstance(before, Mapping):
+            drop_repeated(now, before)
+        elif isinstance(now, list) and isinstance(before, list):
+            first, added = now[: len(before)], now[len(before) :]
+            if [_class_name(entry) for entry in first] == [class_name(entry) for entry in before]:
+                config[key] = first + [entry for entry in added if entry not in first or not _class_name(entry)]
+
+
+def _class_name(entry: Any) -> str:
+    return class_name(entry.get("class_path")) if isinstance(entry, Namespace) else ""

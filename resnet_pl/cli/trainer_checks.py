@@ -1,0 +1,141 @@
+"""Rejects options of the Trainer and callbacks that Lightning accepts, and fails at or misinterprets later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BasePredictionWriter,
+    GradientAccumulationScheduler,
+)
+from lightning.pytorch.strategies import StrategyRegistry
+
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.utils import UserError, as_list, prog_name, similar
+
+# Base classes: they do nothing, or fail in the first step.
+ABSTRACT = {
+    BaseFinetuning: "use --trainer.callbacks+=Freeze, or a class of your own that derives from it",
+    BasePredictionWriter: "predict writes predictions.csv without it; for other files, derive a class from it",
+}
+# Callbacks that do something else than their name says with an `ImageClassifier`.
+NOT_FOR_CLASSIFIER = {
+    # `pl_module.backbone` contains the head here, and the optimizer has all parameters from the start.
+    BackboneFinetuning: "it would freeze the classifier head too\n"
+    "use --trainer.callbacks+=Freeze --trainer.callbacks.unfreeze_at_epoch N",
+    GradientAccumulationScheduler: "the learning rate schedule needs the same number of steps in every epoch\n"
+    "use --trainer.accumulate_grad_batches N",
+}
+
+
+def check_trainer(settings: Namespace, model: LightningModule) -> None:
+    """Rejects values, plugins and callbacks of the Trainer.
+
+    Args:
+        settings: arguments of the Trainer.
+        model: module that is trained.
+
+    Raises:
+        UserError: a value is out of range, or not supported.
+    """
+    _check_values(settings)
+    _check_plugins(as_list(settings["plugins"]))
+    _check_callbacks(as_list(settings["callbacks"]), model)
+
+
+def _check_values(settings: Namespace) -> None:
+    for key in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"):
+        value = settings[key]
+        if isinstance(value, int | float) and value <= 0:
+            hint = "\nto train without validation use --trainer.limit_val_batches 0" if "val" in key else ""
+            raise UserError(f"trainer.{key}: {value} is out of range, must be above 0{hint}")
+    for key in ("max_epochs", "max_steps"):
+        if settings[key] == 0:
+            raise UserError(f"trainer.{key}: 0 trains nothing\nraise it, or use -1 for no limit")
+    if (every := settings["log_every_n_steps"] or 0) < 0:
+        raise UserError(f"trainer.log_every_n_steps: {every} is out of range\nuse 0 to log nothing within an epoch")
+    if settings["barebones"]:
+        raise UserError(
+            "trainer.barebones: not supported, because runs have loggers and checkpoints\n"
+            "use --trainer.logger false --trainer.enable_checkpointing false instead"
+        )
+    if settings["model_registry"]:
+        raise UserError(
+            "trainer.model_registry: not supported, because best.ckpt and last.ckpt are not uploaded\n"
+            "remove it, and upload best.ckpt after the training"
+        )
+    strategy, names = settings["strategy"], ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy.lower() not in names:
+        near = similar(strategy, names, 3) or [name for name in names if "_" not in name]
+        raise UserError(f"trainer.strategy: unknown strategy {strategy}\nuse one of {', '.join(near)}")
+
+
+def _check_plugins(plugins: Sequence[Any]) -> None:
+    for plugin in plugins:
+        if isinstance(plugin, CheckpointIO):
+            raise UserError(
+                f"trainer.plugins: {type(plugin).__name__} is not supported, because last.ckpt is replaced atomically\n"
+                "remove it"
+            )
+
+
+def _check_callbacks(callbacks: Sequence[Callback], model: LightningModule) -> None:
+    for callback in callbacks:
+        name = f"trainer.callbacks: {type(callback).__name__}"
+        if type(callback) in ABSTRACT:
+            raise UserError(f"{name} is a base class\n{ABSTRACT[type(callback)]}")
+        for kind, reason in NOT_FOR_CLASSIFIER.items() if isinstance(model, ImageClassifier) else ():
+            if isinstance(callback, kind):
+                raise UserError(f"{name} is not supported: {reason}")
+
+
+def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:
+    """Rejects a Trainer that uses other processes than those that were started.
+
+    Args:
+        trainer: the Trainer, before it starts processes itself.
+        sync_batchnorm: whether BatchNorm statistics are synchronized.
+
+    Raises:
+        UserError: each process would train the model on its own, or the Trainer would wait forever.
+    """
+    started, per_node = _started_processes()
+    used = trainer.num_devices * trainer.num_nodes
+    if started > 1 and used != started:
+        nodes = f" --trainer.num_nodes {started // per_node}" if started > per_node else ""
+        raise UserError(
+            f"trainer.devices: {started} processes were started, but the Trainer uses {used}\n"
+            f"add --trainer.devices {per_node}{nodes}"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    alone = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
+    if trainer.num_nodes > 1 and alone and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes: {trainer.num_nodes} nodes need a launcher\nstart on each node: torchrun "
+            f"--nnodes {trainer.num_nodes} --nproc-per-node {trainer.num_devices} --rdzv-backend c10d "
+            f"--rdzv-endpoint HOST:29500 {prog_name().removeprefix('python ')} ..."
+        )
+    if sync_batchnorm and used > 1 and trainer.strategy.root_device.type == "cpu":
+        raise UserError("trainer.sync_batchnorm: needs GPUs\nremove it")
+
+
+def _started_processes() -> tuple[int, int]:
+    """Returns how many processes torchrun or srun has started for this command, in all and on this node."""
+    if TorchElasticEnvironment.detect():
+        started = TorchElasticEnvironment().world_size()
+        return started, int(os.environ.get("LOCAL_WORLD_SIZE", started))
+    if SLURMEnvironment.detect():
+        # Only srun sets it: a script in a job of several tasks is one process.
+        started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+        return started, started // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    return 1, 1

@@ -1,0 +1,105 @@
+"""Classifies images of any origin with a trained model, as `ImageClassifier.predict` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from resnet_pl.data.crops import ResizeCenterCrop
+from resnet_pl.data.decode import find_images, pil_to_tensor, read_image
+from resnet_pl.utils import UserError
+
+if TYPE_CHECKING:
+    from resnet_pl.classifier import ImageClassifier
+
+
+@dataclass
+class Prediction:
+    """The prediction for one image.
+
+    Attributes:
+        source: the file; None for an image that was given as an object.
+        class_name: the most probable class.
+        probability: its probability.
+        probabilities: probability of each class, `(K,)` float32, in the order of `ImageClassifier.class_names`.
+    """
+
+    source: Path | None
+    class_name: str
+    probability: float
+    probabilities: Tensor = field(repr=False)
+
+
+def image_size_of(checkpoint: Mapping[str, Any]) -> int | None:
+    """Returns the image size that a checkpoint was trained with, pixels; None if it is not stored."""
+    config = (checkpoint.get("resnet_pl") or {}).get("config") or {}
+    data = config.get("data") or {}
+    stored = [checkpoint.get("datamodule_hyper_parameters"), data.get("init_args"), data]
+    return next((each["image_size"] for each in stored if each and each.get("image_size")), None)
+
+
+@torch.no_grad()
+def classify(model: ImageClassifier, images: Any, image_size: int, batch_size: int) -> list[Prediction]:
+    """Returns the predictions for images; the model's modules keep their modes.
+
+    Args:
+        model: the model.
+        images: see `ImageClassifier.predict`.
+        image_size: height and width of the network's input, pixels.
+        batch_size: images per forward pass.
+
+    Raises:
+        UserError: a path has no images, a file is not an image, or an object is of another type or shape.
+    """
+    crop, training = ResizeCenterCrop(), [module for module in model.modules() if module.training]
+    model.eval()
+    predictions, loaded = [], _load(images)
+    try:
+        while batch := list(islice(loaded, batch_size)):
+            crops = torch.stack([crop(image, image_size) for _, image in batch])
+            probabilities = model(crops.to(model.device)).float().softmax(1).cpu()
+            best = probabilities.max(1)
+            names = model.class_names or [str(index) for index in range(probabilities.shape[1])]
+            for (source, _), row, value, index in zip(batch, probabilities, *map(Tensor.tolist, best), strict=True):
+                predictions.append(Prediction(source, names[index], value, row))
+    finally:
+        for module in training:
+            module.training = True
+    return predictions
+
+
+def _load(images: Any) -> Iterator[tuple[Path | None, Tensor]]:
+    """Yields the file of each image, if it has one, and its pixels, `(3, H, W)` uint8."""
+    one = isinstance(images, str | Image) or not isinstance(images, Iterable) or getattr(images, "ndim", 0) in (2, 3)
+    sources: Any = [images] if one else images
+    for image in sources:
+        if isinstance(image, str | Path):
+            for path in find_images([str(image)], "predict"):
+                yield path, read_image(path)
+        else:
+            yield None, _pixels(image)
+
+
+def _pixels(image: Any) -> Tensor:
+    """Returns the pixels of an image object, `(3, H, W)` uint8."""
+    if isinstance(image, Image):
+        return pil_to_tensor(image)
+    shape, dtype = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", "")).removeprefix("torch.")
+    if len(shape) == 3 and dtype == "uint8" and min(shape) > 0:
+        if isinstance(image, np.ndarray) and shape[2] == 3:
+            return torch.from_numpy(image.copy()).permute(2, 0, 1)
+        if isinstance(image, Tensor) and shape[0] == 3:
+            return image
+    what = f" of shape {shape} and type {dtype}" if shape else ""
+    raise UserError(
+        f"predict: a {type(image).__name__}{what} is not an image\n"
+        "pass a path, a folder, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8"
+    )

@@ -1,0 +1,91 @@
+"""A module of the user's own works with fit, resume, test, predict, compare and sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_pl.cli.main import main
+
+DIGITS = str(Path(__file__).parent.parent / "configs/digits.yaml")
+SMALL = [
+    "--config",
+    DIGITS,
+    "--model.backbone.depth",
+    "8",
+    "--data.image_size",
+    "8",
+    "--trainer.limit_train_batches",
+    "3",
+]
+PLAIN = ["--model", "tests.own.PlainModule", "--data", "tests.own.PlainData"]
+
+
+def state(path: str) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def columns(path: str) -> list[str]:
+    with Path(path).open(newline="") as file:
+        return next(csv.reader(file))
+
+
+def test_a_plain_module_and_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*PLAIN, "--checkpoint.monitor", "val_acc", "--trainer.log_every_n_steps", "2"]
+    assert main(["fit", *options, "--name", "a", "--trainer.max_epochs", "1", "--model.width", "6"]) == 0
+    assert main(["fit", "--ckpt_path", "runs/a/version_0", "--trainer.max_epochs", "2"]) == 0
+    assert main(["fit", *options, "--name", "b", "--trainer.max_epochs", "2", "--model.width", "6"]) == 0
+    resumed, complete = (state(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in "ab")
+    assert all(torch.equal(resumed[key], complete[key]) for key in complete)
+    assert {"train_loss", "val_acc"} <= {*columns("runs/a/version_0/metrics.csv")}
+
+    for name in "ab":
+        assert main(["test", "--ckpt_path", f"runs/{name}/version_0"]) == 0
+        results = json.loads(Path(f"runs/{name}/version_0/results.json").read_text())
+        assert 0.3 < results["metrics"]["test_acc"] <= 1
+        assert results["top1"] is None and results["split"] == "test"
+    assert main(["predict", "--ckpt_path", "runs/a/version_0"]) == 0
+    outputs = torch.load("runs/a/version_0/predictions.pt")
+    assert [output.shape for output in outputs] == [(10, 3)] * 6
+
+    capsys.readouterr()
+    assert main(["compare", "runs"]) == 0
+    assert f"{results['metrics']['test_acc']:.4f}" in capsys.readouterr().out
+
+
+def test_a_subclass_with_one_overridden_method() -> None:
+    options = [*SMALL, "--model", "tests.own.Distilled", "--model.teacher_weight", "0.25"]
+    assert main(["fit", *options, "--name", "distilled", "--trainer.max_epochs", "1"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert main(["test", "--ckpt_path", "best"]) == 0
+    assert main(["predict", "--ckpt_path", "best"]) == 0
+    run = Path("runs/distilled/version_0")
+    names = columns(str(run / "metrics.csv"))
+    assert {"train/loss", "val/top1"} <= {*names} and "train/top1" not in names
+    assert json.loads((run / "results.json").read_text())["images"] == 360
+    assert len((run / "predictions.csv").read_text().splitlines()) == 361
+
+
+def test_own_optimizers_and_what_is_logged_in_the_test(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *SMALL, "--model", "tests.own.LogsInTest", "--trainer.max_epochs", "2"]) == 0
+    assert "Adam, learning rate 0.01, StepLR, 2 epochs" in capsys.readouterr().out
+    assert main(["test", "--ckpt_path", "best"]) == 0
+    assert "answer" in capsys.readouterr().out
+    assert json.loads(Path("runs/digits/version_0/results.json").read_text())["metrics"] == {"answer": 42.0}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_plain_module() -> None:
+    options = ["--", *PLAIN, "--checkpoint.monitor", "val_acc", "--trainer.max_epochs", "1"]
+    assert main(["sweep", "--grid", "model.width=4,16", *options]) == 0
+    table = Path("runs/sweep/comparison.md").read_text()
+    assert "best val_acc" in table and "test val_acc" in table
+
+
+def test_a_callback_that_needs_a_backbone_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *PLAIN, "--trainer.callbacks+=Freeze", "--trainer.max_epochs", "1"]) == 2
+    assert "backbone" in capsys.readouterr().err
