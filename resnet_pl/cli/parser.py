@@ -91,7 +91,7 @@ class ProjectCLI(LightningCLI):
     def __init__(self, command_line: CommandLine, module: ModuleType) -> None:
         self.command_line, self.module, self.run_folder = command_line, module, Path()
         self.checkpoint = ckpt.read(command_line.checkpoint) if command_line.checkpoint else None
-        self._new_run = False
+        self._new_run: Path | None = None  # the run folder, if this command has created it
         try:
             super().__init__(
                 LightningModule,
@@ -206,8 +206,8 @@ class ProjectCLI(LightningCLI):
         path = None if self.fast_dev_run else self.command_line.checkpoint
         if path and (found := run_dir.run_dir_of(path)):
             return found
-        self._new_run = True
-        return _new_run(Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"])
+        self._new_run = _new_run(Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"])
+        return self._new_run
 
     @property
     def fast_dev_run(self) -> bool:
@@ -238,8 +238,9 @@ class ProjectCLI(LightningCLI):
         try:
             yield
         except BaseException:
-            if self._new_run and (self.fast_dev_run or not getattr(getattr(self, "trainer", None), "global_step", 0)):
-                run_on_rank_zero(shutil.rmtree, self.run_folder)
+            has_trained = getattr(getattr(self, "trainer", None), "global_step", 0) and not self.fast_dev_run
+            if self._new_run is not None and not has_trained:
+                run_on_rank_zero(shutil.rmtree, self._new_run)
             raise
 
 

@@ -160,7 +160,8 @@ def test_an_error_before_training_does_not_change_the_checkpoint(tmp_path):
         callbacks=[BestCheckpoint(tmp_path), LastCheckpoint(tmp_path)], max_epochs=2, enable_checkpointing=True
     )
     # An optimizer with other parameter groups cannot load the state: Lightning restores it last.
-    module = classifier(optimizer=lambda p: torch.optim.SGD([*p, {"params": [torch.nn.Parameter(torch.zeros(1))]}]))
+    extra = {"params": [torch.nn.Parameter(torch.zeros(1))]}
+    module = classifier(optimizer=lambda p: torch.optim.SGD([{"params": p}, extra]))
     with pytest.raises(ValueError, match="parameter group"):
         run.fit(module, datamodule=Tiny(), ckpt_path=tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
