@@ -85,7 +85,7 @@ def build_fit(folder: str, *options: str) -> ProjectCLI:
         *options: options of `fit`.
     """
     built: list[ProjectCLI] = []
-    subcommand: Any = SimpleNamespace(add_arguments=train.add_arguments, run=built.append)
+    subcommand: Any = SimpleNamespace(**{**vars(train), "run": built.append})
     parser.run(CommandLine(["fit", *options, "--trainer.default_root_dir", folder]), subcommand)
     return built[0]
 

@@ -170,7 +170,7 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ training
     @override
     def configure_callbacks(self) -> list[Callback]:
-        """Callbacks of every `fit`, from Python too; the command line adds those of `cli/parser.py`."""
+        """Callbacks of every `fit`, from Python too; the command line adds those of `cli/train.py`."""
         return [TrainLog(), StopOnNaN(), FinderResults()]
 
     @override

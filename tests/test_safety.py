@@ -146,7 +146,7 @@ TEXTS = [
     "code.v2",
     "val/top1",
     "random.png",
-    "a.b.c",
+    "nowhere.b.c",
 ]
 
 

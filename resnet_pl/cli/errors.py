@@ -6,7 +6,6 @@ import logging
 import re
 import sys
 import sysconfig
-import threading
 import traceback
 import warnings
 from pathlib import Path
@@ -123,5 +122,3 @@ def silence_warnings() -> None:
     logger.setLevel(logging.INFO)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
-    # A thread hands its error to the main thread, which reports it: TensorBoard's writer, if the disk is full.
-    threading.excepthook = lambda args: print(f"note: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr)

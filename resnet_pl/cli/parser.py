@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -50,6 +52,8 @@ def run(command_line: CommandLine, subcommand: ModuleType) -> int:
         UserError: an error the user can fix.
     """
     silence_warnings()
+    # A thread hands its error to the main thread, which reports it: TensorBoard's writer, if the disk is full.
+    threading.excepthook = lambda args: print(f"note: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr)
     try:
         # In a separate context: jsonargparse would otherwise hold model, data and workers until the next command.
         copy_context().run(lambda: subcommand.run(ProjectCLI(command_line, subcommand)))
