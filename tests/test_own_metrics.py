@@ -51,6 +51,7 @@ def test_a_metric_chooses_the_best_checkpoint(tmp_path: Path, capsys: pytest.Cap
     assert f"{metrics['f1']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_smaller_loss_is_better(tmp_path: Path) -> None:
     assert main(["fit", *SMALL, "--checkpoint.monitor", "val/loss", "--trainer.max_epochs", "3"]) == 0
     run = Path("runs/digits/version_0")

@@ -57,6 +57,7 @@ def test_a_plain_module_and_plain_data(capsys: pytest.CaptureFixture[str]) -> No
     assert f"{results['metrics']['test_acc']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the page docs/extend.md has the same
 def test_a_subclass_with_one_overridden_method() -> None:
     options = [*SMALL, "--model", "tests.own.Distilled", "--model.teacher_weight", "0.25"]
     assert main(["fit", *options, "--name", "distilled", "--trainer.max_epochs", "1"]) == 0

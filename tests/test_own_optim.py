@@ -296,6 +296,7 @@ def test_class_weights_of_a_loss(tmp_path: Path) -> None:
     run("test", "--ckpt_path", path, "--output", tmp_path)
 
 
+@pytest.mark.slow
 def test_functions_of_the_user_by_name() -> None:
     functions = [f"--model.{key}={__name__}.{name}" for key, name in FUNCTIONS.items()]
     run("fit", *QUICK, *functions, "--trainer.max_epochs", "2", f"--trainer.callbacks+={__name__}.Stop", expected=1)
@@ -313,12 +314,14 @@ def test_stochastic_weight_averaging(lr_scheduler: list[str]) -> None:
     assert Path("runs/digits/version_0/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_an_optimizer_around_another_one() -> None:
     model = {"optimizer": partial(TwoSteps, base_optimizer=sgd), "decay_norm_and_bias": False}
     before, after = classifier(), fit(model=model)
     assert not torch.equal(before.backbone.fc.weight, after.backbone.fc.weight)
 
 
+@pytest.mark.slow
 def test_lbfgs_trains_without_channels_last() -> None:
     model: dict[str, Any] = {"optimizer": partial(torch.optim.LBFGS, lr=0.1), "channels_last": False}
     fit(model=model, limit_train_batches=1)
