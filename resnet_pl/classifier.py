@@ -23,7 +23,8 @@ from resnet_pl.callbacks.finders import FinderResults
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.crops import ResizeCenterCrop
+from resnet_pl.data.loader import Batch, check_labels
 from resnet_pl.data.provenance import provenance_of, resolve_classes
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.classify import Prediction, classify, image_size_of
@@ -142,6 +143,11 @@ class ImageClassifier(LightningModule):
         if hasattr(self, "metrics"):  # configured by an earlier call
             return
         num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
+        if hparams["num_classes"] is None and rename:
+            rank_zero_print(
+                f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs; set the "
+                "attribute or --model.num_classes"
+            )
         weight = getattr(self.criterion, "weight", None)
         if isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) != num_classes:
             raise UserError(
@@ -189,9 +195,18 @@ class ImageClassifier(LightningModule):
         The callback `TrainLog` logs `train/loss` and `train/top1` every `log_every_n_steps` steps. `self.log` in every
         step would take longer than the step of a small model.
         """
-        batch = Batch.of(batch)
+        batch = self.as_batch(batch, batch_idx)
         logits = self(batch.images)
         return {"loss": self.criterion(logits, batch.labels), "logits": logits.detach()}
+
+    def as_batch(self, batch: Any, batch_idx: int) -> Batch:
+        """Returns the batch of any data as a `Batch`; of other data, the labels of the first one are checked."""
+        if isinstance(batch, Batch):
+            return batch
+        batch = Batch.of(batch, batch_idx)
+        if batch_idx == 0:
+            check_labels(batch.labels, self.metrics.num_classes)
+        return batch
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -216,7 +231,7 @@ class ImageClassifier(LightningModule):
         try:
             super().lr_scheduler_step(scheduler, metric)
         except ValueError as error:  # OneCycleLR: its length is that of the first run
-            fix = "start a new run from these weights with --model.weights"
+            fix = "leave total_steps out; a longer run starts from these weights with --model.weights"
             raise UserError(f"model.lr_scheduler: {error}\n{fix}") from error
 
     @property
@@ -236,7 +251,7 @@ class ImageClassifier(LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        batch = Batch.of(batch)
+        batch = self.as_batch(batch, batch_idx)
         probabilities = self.probabilities(batch)
         self.metrics.update(probabilities, batch.labels)
         return {"probabilities": probabilities}
@@ -246,12 +261,20 @@ class ImageClassifier(LightningModule):
         return self.validation_step(batch, batch_idx)
 
     @override
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns `probabilities` `(N, num_classes)`, `labels` `(N,)` and `indices` `(N,)`."""
-        batch = Batch.of(batch, batch_idx)
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Returns `probabilities` `(N, num_classes)`, `labels` `(N,)` (-1 if unknown) and `indices` `(N,)`."""
+        if isinstance(batch, Tensor):
+            batch = (batch, torch.full((len(batch),), -1))  # images without labels
+        batch = self.as_batch(batch, batch_idx)
         return {"probabilities": self.probabilities(batch), "labels": batch.labels, "indices": batch.indices}
 
-    def predict(self, images: Any, batch_size: int = 64, image_size: int | None = None) -> list[Prediction]:
+    def predict(
+        self,
+        images: Any,
+        batch_size: int = 64,
+        image_size: int | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[Prediction]:
         """Classifies images with the preprocessing of the evaluation, in evaluation mode and without gradients.
 
         Args:
@@ -259,14 +282,20 @@ class ImageClassifier(LightningModule):
                 tensors `(3, H, W)`, both RGB and uint8, also as batches. All are resized and cropped at the center.
             batch_size: images per forward pass.
             image_size: height and width of the network's input, pixels; that of the training by default.
+            transform: converts an image `(3, H, W)` uint8 to an input of this model, in place of resizing and cropping.
+                Needed if the model was trained on data that is not an `ImageDataModule`.
 
         Raises:
-            UserError: the image size is not known, or something is not an image.
+            UserError: the preprocessing is not known, or something is not an image.
         """
-        size = image_size or self.image_size or getattr(self.datamodule, "image_size", None)
-        if size is None:
-            raise UserError("predict: the image size is not known, the training data had none\npass image_size=")
-        return classify(self, images, size, batch_size)
+        known = self.image_size or getattr(self.datamodule, "image_size", None)
+        if transform is None and known is None:
+            raise UserError(
+                "predict: the training data was not an ImageDataModule, so its preprocessing is not known\n"
+                "pass transform=, a function from an image (3, H, W) uint8 to an input of the network"
+            )
+        crop, size = ResizeCenterCrop(), int(image_size or known or 0)
+        return classify(self, images, transform or (lambda image: crop(image, size)), batch_size)
 
     @override
     def on_validation_epoch_end(self) -> None:

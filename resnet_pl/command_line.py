@@ -230,6 +230,9 @@ def _check_options(options: Sequence[str]) -> None:
             raise UserError(f"unknown option {name}\nuse {f'{instead} {value}'.rstrip()}")
         if instead := OTHER_SWITCHES.get(key):
             raise UserError(f"unknown option {name}\nuse {instead}")
+        if key in ("data", "model") and value.endswith(".py"):
+            module = value.removesuffix(".py").replace("/", ".")
+            raise UserError(f"--{key}: {value} is a file\ngive the class in it: --{key} {module}.CLASS")
         if key == "data" and ("/" in value or Path(value).is_dir()) and value and not Path(value).is_file():
             raise UserError(f"--data: {value} is not a data module\nuse --data ImageFolder --data.root {value}")
 

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -34,6 +35,12 @@ NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer, 
 
 # Lightning's classes of strategies.
 STRATEGIES = [name for name in strategies.__all__ if name != "Strategy" and name.endswith("Strategy")]
+
+# Options that take something else than the name of a class, and what to use here.
+FORMS = {
+    "--model.schedule": "--model.lr_scheduler {}, or --model.schedule.shape step",
+    "--model.metrics": "--model.metrics '{{my_name: {}}}'",
+}
 
 # Lines of jsonargparse's messages that are dropped.
 WRAPPING = (
@@ -86,8 +93,20 @@ set_dumper(PARSER_MODE, to_yaml)
 register_type(torch.device)
 
 
+def _classes_first(args: Sequence[str]) -> list[str]:
+    """Moves `--data CLASS` and `--model CLASS` to the front: the options of a class must follow it."""
+    groups: list[list[str]] = [[]]
+    for word in args:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    names = ("--data", "--model", "--data.class_path", "--model.class_path")
+    groups.sort(key=lambda group: bool(group) and group[0].partition("=")[0] not in names)
+    return [word for group in groups for word in group]
+
+
 def expand_arguments(args: Sequence[str]) -> list[str]:
-    """Replaces class paths of earlier versions, and short names of networks by import paths.
+    """Replaces class paths of earlier versions, and short names of networks by import paths; classes come first.
 
     Args:
         args: the options, such as `--model.backbone resnet50`.
@@ -96,7 +115,7 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
         UserError: `--model` names a network, which is a backbone.
     """
     expanded: list[str] = []
-    for word, following in pairwise([*args, ""]):
+    for word, following in pairwise([*_classes_first(args), ""]):
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if key == "--dashboard" and (value if equals else following) in ("true", "false"):
             key = "--dashboard.enabled"
@@ -104,6 +123,8 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
         value = upgrade_value(value, named.rpartition(".")[2].rstrip("+"))
         if named == "--model" and value in models.NETWORKS:
             raise UserError(f"--model: {value} is a backbone\nuse --model.backbone {value}")
+        if named in FORMS and re.fullmatch(r"[\w.]+", value) and not Path(value).is_file():
+            raise UserError(f"{named}: {value} is not accepted\nuse {FORMS[named].format(value)}")
         if named == "--trainer.strategy" and value in STRATEGIES:
             value = f"{{class_path: lightning.pytorch.strategies.{value}}}"
         if named.endswith((".backbone", "--backbone", ".class_path")):
@@ -160,7 +181,8 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
             re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", line).replace("a typing.Literal", "one of ") for line in lines
         ]
         lines = [line for line in lines if not UNKNOWN_CLASS.match(line)] or lines
-        text = lines[0] + "".join(f" or {line.removeprefix('Expected ')}" for line in lines[1:2])
+        others = lines[1:2] if lines[0].startswith("Expected") else []
+        text = lines[0] + "".join(f" or {line.removeprefix('Expected ')}" for line in others)
     return f"{key}: {text}" if key else text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loaders import as_data_module
 from resnet_pl.import_paths import check_objects
 from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, import_from_working_folder
 
 
 @contextmanager
@@ -56,16 +56,18 @@ def build(
     kinds = {"model": LightningModule, "data": LightningDataModule}
     for key in kinds.keys() - set(skip):
         parser.add_subclass_arguments(kinds[key], key)
+    import_from_working_folder()
     with config_file({key: config[key] for key in kinds if key in config and key not in skip}) as file:
-        # In a separate context: jsonargparse keeps references to the objects in context variables.
+        # In an empty context: jsonargparse keeps references to the objects in context variables, and Lightning the
+        # hyperparameters of a module whose constructor calls this function.
         args = ["--config", file, *expand_arguments(upgrade_arguments(options))]
         try:
-            parsed = copy_context().run(lambda: parser.parse_args(args))
+            parsed = Context().run(lambda: parser.parse_args(args))
         except ArgumentError as error:
             raise UserError(parser_message(str(error))) from error
         if checkpoint is not None:
             check_objects(parsed.as_dict(), checkpoint)
-        objects = copy_context().run(lambda: parser.instantiate_classes(parsed))
+        objects = Context().run(lambda: parser.instantiate_classes(parsed))
     return objects.get("model"), objects.get("data")
 
 
@@ -87,7 +89,7 @@ def load_run(
     network.on_load_checkpoint(checkpoint)
     network.load_state_dict(checkpoint["state_dict"])
     network.eval()
-    if hasattr(network, "image_size") and hasattr(datamodule, "image_size"):
+    if hasattr(network, "image_size") and isinstance(datamodule, ImageDataModule):
         network.image_size = datamodule.image_size  # an option can have changed it
     provenance = checkpoint[ckpt.METADATA_KEY]["data"]
     if provenance and isinstance(datamodule, ImageDataModule):

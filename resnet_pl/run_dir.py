@@ -161,6 +161,9 @@ def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _quoted)
 # A member of an enumeration of strings, such as the default of Lightning's Timer, becomes its value.
 _Dumper.add_multi_representer(str, lambda dumper, text: _quoted(dumper, str.__str__(text)))
+# A number with a range, such as `PositiveInt`, can be the value of an argument of type `int`.
+_Dumper.add_multi_representer(int, lambda dumper, number: dumper.represent_int(int(number)))
+_Dumper.add_multi_representer(float, lambda dumper, number: dumper.represent_float(float(number)))
 
 
 def to_yaml(config: dict[str, Any]) -> str:

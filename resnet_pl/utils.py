@@ -149,6 +149,12 @@ def plain_page(text: str) -> str:
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 
+def import_from_working_folder() -> None:
+    """Makes classes in the working folder importable, also while jsonargparse works in the folder of a config file."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def as_list(value: Any) -> list[Any]:
     """Returns a value, a list of values or None as a list."""
     if value is None:

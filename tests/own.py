@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from resnet_pl import ImageClassifier
+from resnet_pl import ImageClassifier, load_run
 
 
 class PlainModule(LightningModule):
@@ -104,6 +104,14 @@ class Distilled(ImageClassifier):
         target = self.teacher(batch.images).softmax(1)
         loss = nn.functional.cross_entropy(logits, batch.labels)
         return loss + self.teacher_weight * nn.functional.cross_entropy(logits, target)
+
+
+class LoadsTeacher(ImageClassifier):
+    """Loads another run in its constructor."""
+
+    def __init__(self, teacher_run: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.teacher = [load_run(teacher_run)[0]]
 
 
 class LogsInTest(ImageClassifier):

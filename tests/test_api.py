@@ -137,7 +137,13 @@ def test_data_loaders_and_a_module_of_another_class() -> None:
     assert test(run.folder, data=loaders)["images"] == 20
     restored, data = load_run(run.folder, data=loaders)
     pixels = next(iter(data.test_dataloader()))[0]
-    assert {each.class_name for each in restored.predict(pixels, image_size=8)} <= {"0", "1"}
+    with torch.no_grad():
+        expected = restored((255 - pixels).float() / 255).softmax(1)
+    # How the loaders have prepared the images is not known.
+    with pytest.raises(UserError, match="transform="):
+        restored.predict(pixels, image_size=8)
+    found = restored.predict(pixels, transform=lambda image: (255 - image).float() / 255)
+    assert torch.allclose(torch.stack([each.probabilities for each in found]), expected, atol=1e-6)
     other = fit([*QUIET, "--trainer.limit_val_batches", "0"], model=Linear(), data=loaders[0], epochs=1, name="other")
     assert test(other.folder, model=Linear(), data=loaders)["metrics"]["loss"] > 0
     # The class is found by its import path.
@@ -208,8 +214,8 @@ def test_what_is_no_image(images: Any) -> None:
         classifier().predict(images, image_size=8)
 
 
-def test_the_image_size_must_be_known() -> None:
-    pixels = torch.zeros(3, 9, 9, dtype=torch.uint8)
-    with pytest.raises(UserError, match="image_size"):
+def test_the_preprocessing_must_be_known() -> None:
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match="transform="):
         classifier().predict(pixels)
-    assert classifier().predict(pixels, image_size=8)[0].class_name in "0123"
+    assert classifier().predict(pixels, transform=lambda image: image)[0].class_name in "0123"

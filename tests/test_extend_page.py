@@ -33,6 +33,8 @@ def prepare() -> None:
 def run_command(line: str) -> None:
     words = shlex.split(line.partition(" #")[0])
     assert words[:2] == ["python", "cli.py"], line
+    if words[2] == "sweep":
+        words.insert(3, "--print")  # each run would be a process
     small = FEW_STEPS if words[2] == "fit" else []
     if "configs/folder.yaml" in words:
         small = [*small, "--model.weights", "null", "--data.num_workers", "0"]  # nothing is downloaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 
 from resnet_pl.cli.main import main
 from resnet_pl.data.loader import Batch
+from resnet_pl.models import cifar_resnet
+from resnet_pl.utils import UserError
+from tests.tiny import classifier
 
 MODEL = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--model.optimizer", "SGD"]
 MODEL += ["--model.optimizer.lr", "0.01"]
@@ -48,7 +52,7 @@ def test_a_stream_without_a_length() -> None:
 
 def test_batches_of_another_form(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--data", "tests.own.Dictionaries", *MODEL, "--trainer.max_epochs", "1"]) == 2
-    assert "a batch is a dict, not (images, labels)" in capsys.readouterr().err
+    assert "a batch is (dict), not two tensors (images, labels)" in capsys.readouterr().err
 
 
 def test_a_batch_of_any_data() -> None:
@@ -57,3 +61,23 @@ def test_a_batch_of_any_data() -> None:
     assert batch.images is images and batch.labels is labels
     assert batch.indices.tolist() == [8, 9, 10, 11]
     assert Batch.of(batch, 5) is batch
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([1, 2, 3, 1]), "there is a label 3"),
+        (torch.tensor([[0], [1], [2], [0]]), "labels have the shape (4, 1)"),
+        (torch.tensor([0.0, 1.0, 2.0, 0.0]), "float32"),
+        (torch.eye(4)[:, :2], "2 columns"),
+    ],
+)
+def test_labels_that_do_not_fit(labels: torch.Tensor, message: str) -> None:
+    module = classifier(backbone=cifar_resnet(8, num_classes=3))
+    module.configure_model()
+    images = torch.zeros(4, 3, 8, 8)
+    with pytest.raises(UserError, match=re.escape(message)):
+        module.training_step([images, labels], 0)
+    with pytest.raises(UserError, match="N, C, H, W"):
+        module.training_step([images.permute(0, 2, 3, 1), torch.zeros(4).long()], 0)
+    module.training_step([images, torch.zeros(4, dtype=torch.int32)], 0)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from resnet_pl import load_run
 from resnet_pl.cli.main import main
+from tests import own
 
 DIGITS = str(Path(__file__).parent.parent / "configs/digits.yaml")
 SMALL = [
@@ -22,6 +25,8 @@ SMALL = [
     "--trainer.limit_train_batches",
     "3",
 ]
+FOLDER = DIGITS.replace("digits", "folder")
+NETWORK = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8"]
 PLAIN = ["--model", "tests.own.PlainModule", "--data", "tests.own.PlainData"]
 
 
@@ -85,6 +90,20 @@ def test_a_sweep_of_a_plain_module() -> None:
     assert main(["sweep", "--grid", "model.width=4,16", *options]) == 0
     table = Path("runs/sweep/comparison.md").read_text()
     assert "best val_acc" in table and "test val_acc" in table
+
+
+def test_a_module_loads_another_run_in_its_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        main(["fit", "--data", "tests.own.PlainData", *NETWORK, "--name", "teacher", "--trainer.max_epochs", "1"]) == 0
+    )
+    # Options may come before their class.
+    options = ["--model.teacher_run", "runs/teacher/version_0", "--model", "tests.own.LoadsTeacher"]
+    with monkeypatch.context() as patched:
+        loaded: list[Any] = []
+        patched.setattr(own, "load_run", lambda path: loaded.append(load_run(path)) or loaded[-1])
+        assert main(["fit", *SMALL, *options, "--trainer.max_epochs", "1"]) == 0
+    ((teacher, _),) = loaded
+    assert teacher.hparams["num_classes"] == 3 and teacher.hparams["label_smoothing"] == 0
 
 
 def test_a_callback_that_needs_a_backbone_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,9 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
         settings = getattr(command, "parse", ArgumentParser.parse_args)(parser, options)
     except ArgumentError as error:
         message = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"{name}: {message}\nrun {prog_name()} {name} --help for its options") from error
+        fix = f"run {prog_name()} {name} --help for its options"
+        if name == "sweep":
+            fix += "; options of fit follow after --"
+        raise UserError(f"{name}: {message}\n{fix}") from error
     settings.command_line = shell_command(args)
     return command.run(settings) or 0

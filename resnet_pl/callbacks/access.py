@@ -46,7 +46,8 @@ def as_classifier(pl_module: LightningModule) -> ImageClassifier:
 
 def class_names(pl_module: LightningModule, count: int) -> list[str]:
     """Returns the class names of any module: its attribute `class_names`, or else the indices of `count` classes."""
-    return list(getattr(pl_module, "class_names", ())) or [str(index) for index in range(count)]
+    names = list(getattr(pl_module, "class_names", ()))
+    return names + [str(index) for index in range(len(names), count)]
 
 
 CallbackType = TypeVar("CallbackType", bound=type[Callback])

@@ -47,6 +47,9 @@ MESSAGES = {
     r"Target size .* must be the same as input size":
         "model.loss: it needs labels (N, K), and gets class indices (N,)\n"
         "use --data.mix MixUp, or write a loss that calls torch.nn.functional.one_hot",
+    r"DataLoader implementation has an error":
+        "data: a DataLoader has positional arguments\n"
+        "pass all but the data set by keyword: DataLoader(dataset, batch_size=32)",
     r"TrainingSpikeException":
         "{error}\n"
         "skip_batches.json lists the batches; lower the learning rate, or raise SpikeDetection's atol and rtol",

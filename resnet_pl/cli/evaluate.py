@@ -219,7 +219,7 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     parts = [words]
     parts += [f"precise BN over {settings['precise_bn']} images"] if settings["precise_bn"] else []
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
-    parts += [f"image_size {now}"] if now != size else []
+    parts += [f"image_size {now}"] if now not in (None, size) else []
     parts += [f"precision {precision}"] if precision != (trained.get("trainer") or {}).get("precision") else []
     parts += [f"{evaluated} of {available} images"] if available not in (None, evaluated) else []
     return ", ".join(parts)

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from pathlib import Path
 
 from resnet_pl import __version__, analysis
 from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.analysis import COMMANDS
 from resnet_pl.command_line import CommandLine
-from resnet_pl.utils import UserError, gc_paused, prog_name, similar
+from resnet_pl.utils import UserError, gc_paused, import_from_working_folder, prog_name, similar
 
 SUBCOMMANDS = {
     "fit": "train a model",
@@ -66,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal with an ASCII encoding must not stop a training.
             stream.reconfigure(errors="replace")
     # The installed command finds the user's classes in the working folder, as `python cli.py` does.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    import_from_working_folder()
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:

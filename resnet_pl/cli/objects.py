@@ -23,7 +23,7 @@ from resnet_pl.command_line import CommandLine
 from resnet_pl.data.loaders import as_data_module
 from resnet_pl.plain_types import describe
 from resnet_pl.run_dir import BUILT_IN_PYTHON
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, import_from_working_folder
 
 KINDS: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
@@ -50,6 +50,7 @@ def test_objects(args: Sequence[str], model: Any, data: Any) -> dict[str, Any]:
 def _run(module: ModuleType, args: list[str], model: Any, data: Any, callbacks: Sequence[Callback] = ()) -> ObjectsCLI:
     """Runs a subcommand like `cli.parser.run`, but lets exceptions through."""
     silence_warnings()
+    import_from_working_folder()
     if model is not None and not isinstance(model, LightningModule):
         raise UserError(f"model: a {type(model).__name__} is not a LightningModule\npass ImageClassifier(NETWORK)")
     given = {"model": model, "data": None if data is None else as_data_module(data)}

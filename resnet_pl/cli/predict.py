@@ -45,7 +45,7 @@ def run(cli: ProjectCLI) -> None:
     if images := cli.config["images"]:
         if not isinstance(cli.datamodule, ImageDataModule):
             raise UserError(
-                f"--images: {type(cli.datamodule).__name__} cannot read image files\nderive it from ImageDataModule, "
+                f"--images: {type(cli.datamodule).__name__} cannot read image files\nderive it from ImageFolder, "
                 "or remove the option to predict on its own `predict_dataloader`"
             )
         cli.datamodule.set_predict_files(find_images(images))

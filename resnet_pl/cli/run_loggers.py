@@ -152,7 +152,8 @@ def _build(entry: Mapping[str, Any], run: Path) -> Logger | None:
             parsed = parser.parse_object({"logger": entry})
             check_objects(parsed.as_dict(), run)
             logger = parser.instantiate_classes(parsed)["logger"]
-            _ = getattr(logger, "experiment", None)
+            if not isinstance(logger, TensorBoardCurves):  # it has no folder yet
+                _ = getattr(logger, "experiment", None)
         except Exception as error:
             rank_zero_warn(f"{class_name(entry)}: metrics of this test not logged: {first_line(error)}")
             return None

@@ -27,6 +27,7 @@ from resnet_pl.callbacks import (
     Throughput,
     checkpoint_callbacks,
 )
+from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.run_loggers import training_loggers
 from resnet_pl.run_dir import TOP1, class_name, get_init_args
 from resnet_pl.utils import UserError, prog_name, rank_zero_print, run_on_rank_zero
@@ -65,6 +66,7 @@ def run(cli: ProjectCLI) -> None:
     if cli.checkpoint is not None:
         check_resume(cli.checkpoint, cli.plain_config)
         start = cli.checkpoint["global_step"]
+    _check_monitor(cli)
     if cli.callback(WeightAveraging) is not None:
         # The average stays on the model's device at the start of training. On the CPU it would slow down each step.
         cli.model.to(trainer.strategy.root_device)
@@ -94,6 +96,16 @@ def run(cli: ProjectCLI) -> None:
         rank_zero_print("fast_dev_run: no files are saved")
     else:
         run_on_rank_zero(_report, cli)
+
+
+def _check_monitor(cli: ProjectCLI) -> None:
+    """Raises UserError if nothing logs the metric that chooses best.ckpt; a user's callback or module may log more."""
+    if type(cli.model) is not ImageClassifier or cli.config_init["trainer"]["callbacks"]:
+        return
+    names = [f"val/{name}" for name in ("top1", "top5", "loss", "calibration_error", *cli.model.own_metrics)]
+    monitor = cli.config_init["checkpoint"]["monitor"]
+    if monitor not in names:
+        raise UserError(f"checkpoint.monitor: {monitor} is not logged in the validation\nuse one of {', '.join(names)}")
 
 
 def _report(cli: ProjectCLI) -> None:

@@ -66,8 +66,8 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
 
 def _for_other_classes(cli: ProjectCLI) -> list[Callback]:
     """Callbacks, and a warning, for modules and data that do not derive from the classes of this project."""
-    if not isinstance(cli.model, ImageClassifier):
-        # `TrainLog` of ImageClassifier also logs at the end of an epoch, other modules do not.
+    if type(cli.model) is not ImageClassifier:
+        # `TrainLog` also logs at the end of an epoch, `self.log` of a user's module does not.
         warnings.filterwarnings("default", message=".*smaller than the logging interval")
     is_own = isinstance(cli.datamodule, ImageDataModule)
     return [] if is_own else [EpochSeed(int(os.environ["PL_GLOBAL_SEED"]))]

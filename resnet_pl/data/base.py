@@ -127,6 +127,10 @@ class ImageDataModule(LightningDataModule):
         """Readable class names; `self.classes` unless a subclass overrides this."""
         return self.classes
 
+    def __str__(self) -> str:
+        # Lightning's version would load a batch of each split.
+        return self.describe()
+
     # ------------------------------------------------------------------------------------ setup and data loaders
     def setup(self, stage: str) -> None:
         """Finds the splits, unless there are files to predict on; for training, fits the batch transforms."""

@@ -52,13 +52,22 @@ class Batch(NamedTuple):
         """
         if isinstance(batch, Batch):
             return batch
-        if not (isinstance(batch, list | tuple) and len(batch) >= 2 and all(isinstance(e, Tensor) for e in batch[:2])):
+        parts = batch if isinstance(batch, list | tuple) else [batch]
+        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+            kinds = ", ".join(type(part).__name__ for part in parts)
             raise UserError(
-                f"data: a batch is a {type(batch).__name__}, not (images, labels)\n"
-                "return tensors of images and labels from the data loader, or override training_step, validation_step, "
-                "test_step and predict_step of ImageClassifier"
+                f"data: a batch is ({kinds}), not two tensors (images, labels)\n"
+                "return them from the data set or its collate_fn, or override the steps of ImageClassifier"
             )
-        images, labels = batch[:2]
+        images, labels = parts
+        if images.ndim != 4 or (images.shape[1] > 4 and images.shape[-1] <= 4):
+            raise UserError(f"data: images have the shape {tuple(images.shape)}\nreturn (N, C, H, W)")
+        if labels.shape[:1] != images.shape[:1] or labels.ndim > 2 or labels.is_floating_point() != (labels.ndim == 2):
+            raise UserError(
+                f"data: labels have the shape {tuple(labels.shape)} and the type {str(labels.dtype)[6:]}\n"
+                "return class indices (N,) as integers, or class probabilities (N, K) as floats"
+            )
+        labels = labels if labels.ndim == 2 else labels.long()
         indices = torch.arange(len(images), device=labels.device) + batch_idx * len(images)
         return cls(images, labels, indices, 0, batch_idx)
 
@@ -80,6 +89,20 @@ class Batch(NamedTuple):
         else:
             images = [View(move(view.images), move(view.owners)) for view in self.images]
         return Batch(images, move(self.labels), move(self.indices), self.epoch, self.batch_idx)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises UserError if class indices `(N,)` or probabilities `(N, K)` do not fit the number of classes."""
+    if labels.ndim == 2:
+        wrong = f"labels have {labels.shape[1]} columns" if labels.shape[1] != num_classes else ""
+    else:
+        outside = labels[(labels < -1) | (labels >= num_classes)]
+        wrong = f"there is a label {int(outside[0])}" if len(outside) else ""
+    if wrong:
+        raise UserError(
+            f"data: {wrong}, but the network has {num_classes} classes, 0 to {num_classes - 1}\n"
+            "give the data module an attribute `classes` with all names, and count the labels from 0"
+        )
 
 
 class ShardedEpochSampler:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -43,13 +43,16 @@ def as_data_module(data: Any) -> LightningDataModule:
     """Returns a data module for what Python code passes as `data`.
 
     Args:
-        data: a data module, a loader for training, or up to three loaders: training, validation, testing.
+        data: a data module, a loader for training, or up to three loaders: training, validation, testing; or a
+            dictionary of them with the keys `train`, `val` and `test`.
 
     Raises:
         UserError: it is something else.
     """
     if isinstance(data, LightningDataModule):
         return data
+    if isinstance(data, Mapping) and data.keys() <= {"train", "val", "test"}:
+        data = [data.get(name) for name in ("train", "val", "test")]
     loaders = data if isinstance(data, list | tuple) else [data]
     wrong = [each for each in loaders if isinstance(each, str | Dataset) or not isinstance(each, Iterable | None)]
     if wrong or not 1 <= len(loaders) <= 3:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from resnet_pl.data.crops import ResizeCenterCrop
 from resnet_pl.data.decode import find_images, pil_to_tensor, read_image
 from resnet_pl.utils import UserError
 
@@ -39,33 +38,41 @@ class Prediction:
 
 
 def image_size_of(checkpoint: Mapping[str, Any]) -> int | None:
-    """Returns the image size that a checkpoint was trained with, pixels; None if it is not stored."""
-    config = (checkpoint.get("resnet_pl") or {}).get("config") or {}
+    """Returns the image size that a checkpoint was trained with, pixels.
+
+    None if it is not stored, or if data of another kind has prepared the images: its preprocessing is not known.
+    """
+    metadata = checkpoint.get("resnet_pl") or {}
+    if not metadata.get("data"):
+        return None
+    config = metadata.get("config") or {}
     data = config.get("data") or {}
     stored = [checkpoint.get("datamodule_hyper_parameters"), data.get("init_args"), data]
     return next((each["image_size"] for each in stored if each and each.get("image_size")), None)
 
 
 @torch.no_grad()
-def classify(model: ImageClassifier, images: Any, image_size: int, batch_size: int) -> list[Prediction]:
+def classify(
+    model: ImageClassifier, images: Any, prepare: Callable[[Tensor], Tensor], batch_size: int
+) -> list[Prediction]:
     """Returns the predictions for images; the model's modules keep their modes.
 
     Args:
         model: the model.
         images: see `ImageClassifier.predict`.
-        image_size: height and width of the network's input, pixels.
+        prepare: converts an image `(3, H, W)` uint8 to an input of the model.
         batch_size: images per forward pass.
 
     Raises:
         UserError: a path has no images, a file is not an image, or an object is of another type or shape.
     """
-    crop, training = ResizeCenterCrop(), [module for module in model.modules() if module.training]
+    training = [module for module in model.modules() if module.training]
     model.eval()
     predictions, loaded = [], _load(images)
     try:
         while batch := list(islice(loaded, batch_size)):
-            crops = torch.stack([crop(image, image_size) for _, image in batch])
-            probabilities = model(crops.to(model.device)).float().softmax(1).cpu()
+            inputs = torch.stack([prepare(image) for _, image in batch])
+            probabilities = model(inputs.to(model.device)).float().softmax(1).cpu()
             best = probabilities.max(1)
             names = model.class_names or [str(index) for index in range(probabilities.shape[1])]
             for (source, _), row, value, index in zip(batch, probabilities, *map(Tensor.tolist, best), strict=True):

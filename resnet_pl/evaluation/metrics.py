@@ -89,8 +89,14 @@ class ClassificationMetrics(nn.Module):
             self.top5.update(probabilities, labels)
         self.confusion.update(probabilities.argmax(1), labels)
         self.calibration_error.update(probabilities, labels)
-        for metric in self._others().values():
-            metric.update(probabilities, labels)
+        for name, metric in self._others().items():
+            try:
+                metric.update(probabilities, labels)
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"model.metrics.{name}: {str(error).splitlines()[0]}\n"
+                    "use a multiclass metric: it gets probabilities (N, K) and labels (N,)"
+                ) from error
 
     def compute(self) -> dict[str, Any]:
         """Returns the metrics over the images of all processes.
