@@ -133,6 +133,26 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
     return expanded
 
 
+def check_annotations(section: str, class_path: Any) -> None:
+    """Raises UserError if an argument of a user's class has neither a type annotation nor a default.
+
+    jsonargparse would pass None or text.
+
+    Args:
+        section: `model` or `data`.
+        class_path: import path of the class.
+    """
+    cls = locate(class_path) if isinstance(class_path, str) else None
+    parameters = inspect.signature(cls).parameters.values() if isinstance(cls, type) else ()
+    for parameter in parameters:
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and parameter.annotation is parameter.empty and parameter.default is parameter.empty:
+            raise UserError(
+                f"{section}: the argument {parameter.name} of {class_path} has no type annotation\n"
+                "write its type, such as lr: float or backbone: nn.Module"
+            )
+
+
 def keep_text(dumped: Any, parsed: Any) -> Any:
     """Returns a dumped configuration with its text as it was parsed.
 
@@ -182,6 +202,8 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         ]
         lines = [line for line in lines if not UNKNOWN_CLASS.match(line)] or lines
         others = lines[1:2] if lines[0].startswith("Expected") else []
+        if key.endswith("backbone") and "does not correspond to a subclass of Module" in lines[0]:
+            lines[0] += "\nannotate a function with -> nn.Module"
         text = lines[0] + "".join(f" or {line.removeprefix('Expected ')}" for line in others)
     return f"{key}: {text}" if key else text
 

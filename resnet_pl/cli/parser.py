@@ -32,7 +32,7 @@ from resnet_pl.cli.run_loggers import continued
 from resnet_pl.cli.trainer_arguments import trainer_arguments
 from resnet_pl.cli.trainer_checks import check_processes, check_trainer
 from resnet_pl.command_line import CommandLine
-from resnet_pl.config import expand_arguments, keep_text, parser_message
+from resnet_pl.config import check_annotations, expand_arguments, keep_text, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.import_paths import check_objects
 from resnet_pl.load import config_file
@@ -152,6 +152,8 @@ class ProjectCLI(LightningCLI):
                 self.config = parser.parse_args([*words, *expand_arguments(self.command_line.options)])
             except ArgumentError as error:
                 raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
+        for section in ("model", "data"):
+            check_annotations(section, (self.config.get(section) or {}).get("class_path"))
         drop_repeated(self.config, stored)
         if self.checkpoint is not None and self.command_line.subcommand == "fit":
             keep_found(self.config, stored)
