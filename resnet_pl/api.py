@@ -82,6 +82,7 @@ def test(
     *,
     model: LightningModule | None = None,
     data: Any = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the test set, as the command `test` does.
 
@@ -90,6 +91,7 @@ def test(
         args: further arguments of the command, such as `["--tta", "flip"]`.
         model: a module that receives the weights, for a checkpoint whose model was built in Python.
         data: other data, see `fit`.
+        callbacks: callbacks of the test; those of the training do not run.
 
     Returns:
         The results of this test as in results.json: `top1`, `top5`, `loss`, `per_class` and others.
@@ -100,7 +102,7 @@ def test(
     from resnet_pl.cli.objects import test_objects
 
     first = ["--ckpt_path", str(checkpoint)] if isinstance(checkpoint, str | Path) else checkpoint
-    return test_objects([*first, *args], model, data)
+    return test_objects([*first, *args], model, data, callbacks)
 
 
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - pytest would collect it where it is imported

@@ -159,7 +159,8 @@ def config_of(
     init_args = get_init_args(model)
     # Only the hyperparameters have the classes, which were read from the data. Other hyperparameters of a module need
     # not be arguments of its constructor.
-    arguments = {*init_args, "num_classes", "class_names"} if init_args else {*hparams}
+    classes = {"num_classes", "class_names"} if "backbone" in init_args else set()
+    arguments = {*init_args} | classes if "class_path" in model else {*hparams}
     init_args |= {name: value for name, value in hparams.items() if name in arguments}
     config["model"] = {
         "class_path": model.get("class_path", "resnet_pl.ImageClassifier"),

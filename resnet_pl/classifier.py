@@ -145,8 +145,8 @@ class ImageClassifier(LightningModule):
         num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
         if hparams["num_classes"] is None and rename:
             rank_zero_print(
-                f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs; set the "
-                "attribute or --model.num_classes"
+                f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs\n"
+                "set the attribute, or --model.num_classes (in Python num_classes=)"
             )
         weight = getattr(self.criterion, "weight", None)
         if isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) != num_classes:
@@ -231,7 +231,7 @@ class ImageClassifier(LightningModule):
         try:
             super().lr_scheduler_step(scheduler, metric)
         except ValueError as error:  # OneCycleLR: its length is that of the first run
-            fix = "leave total_steps out; a longer run starts from these weights with --model.weights"
+            fix = "a run with this scheduler cannot become longer; start another from its weights with --model.weights"
             raise UserError(f"model.lr_scheduler: {error}\n{fix}") from error
 
     @property

@@ -103,7 +103,8 @@ def _strings(value: Any) -> Iterator[str]:
         yield value
         # In double quotes, and only there, YAML has escapes that can hide a name.
         with suppress(yaml.YAMLError, ValueError):
-            if '"' in value and (inner := yaml.safe_load(value)) != value:
+            # This loader leaves all scalars as text: a wrong date, for example, is not an error.
+            if '"' in value and (inner := yaml.load(value, yaml.BaseLoader)) != value:
                 yield from _strings(inner)
     elif isinstance(value, Mapping):
         for key, item in value.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,11 @@ from contextvars import Context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl._renamed import upgrade_arguments
@@ -82,6 +86,19 @@ def load_run(
     config = ckpt.config_of(checkpoint, file, "test", given)
     if isinstance(data, Mapping) and data:
         config["data"] = {**config["data"], "init_args": get_init_args(config["data"]) | dict(data)}
+    with isolate_rng():
+        # As in the commands: a data module can split its images with the global generator.
+        seed = config.get("seed_everything")
+        if isinstance(seed, int):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        return _load(checkpoint, config, options, file, given)
+
+
+def _load(
+    checkpoint: dict[str, Any], config: dict[str, Any], options: Sequence[str], file: Path, given: dict[str, Any]
+) -> tuple[Any, Any]:
     built = build(config, options, file, given)
     network: Any = given.get("model", built[0])
     datamodule: Any = given.get("data", built[1])

@@ -71,8 +71,8 @@ def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
     last = _newest(root, name, "last")
     if which == "best" and last is not None and not last.with_name("best.ckpt").is_file():
         raise UserError(
-            f"checkpoint not found: {last.with_name('best.ckpt')} (no validation split, or no validation yet)\n"
-            "use --ckpt_path last"
+            f"checkpoint not found: {last.with_name('best.ckpt')} (no validation yet, or the metric of "
+            "--checkpoint.monitor is not logged)\nuse --ckpt_path last"
         )
     if (checkpoint := _newest(root, name, which)) is None:
         pattern = root / (name or "NAME") / "version_N" / "checkpoints" / f"{which}.ckpt"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 
 from resnet_pl import ImageClassifier, load_run
 
@@ -43,6 +43,16 @@ class PlainModule(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
 
 
+class NoArguments(PlainModule):
+    """Has hyperparameters that are not arguments of its constructor, and no optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
 class PlainData(LightningDataModule):
     """Float images and labels of three classes from a `DataLoader`, as in a tutorial."""
 
@@ -55,7 +65,7 @@ class PlainData(LightningDataModule):
         generator = torch.Generator().manual_seed(0)
         labels = torch.randint(0, 3, (60,), generator=generator)
         images = torch.rand(60, 3, 8, 8, generator=generator) / 2 + labels[:, None, None, None] / 4
-        self.images = TensorDataset(images, labels)
+        self.images: Dataset[Any] = TensorDataset(images, labels)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.images, batch_size=self.batch_size, shuffle=True)
@@ -69,12 +79,27 @@ class PlainData(LightningDataModule):
 class Endless(IterableDataset[Any]):
     """The images of a data set in an endless stream."""
 
-    def __init__(self, images: TensorDataset) -> None:
+    def __init__(self, images: Any) -> None:
         self.images = images
 
     def __iter__(self) -> Iterator[Any]:
         while True:
             yield from (self.images[index] for index in range(len(self.images)))
+
+
+class Unseeded(PlainData):
+    """Splits its images with the global generator, and tests on as many as it is asked to."""
+
+    def __init__(self, count: int = 20, batch_size: int = 10) -> None:
+        super().__init__(batch_size)
+        self.count = count
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.images, self.test = random_split(self.images, [60 - self.count, self.count])
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.test, batch_size=10)
 
 
 class Stream(PlainData):

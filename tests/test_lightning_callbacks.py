@@ -123,6 +123,17 @@ def test_early_stopping_gives_its_reason(capsys: pytest.CaptureFixture[str]) -> 
     assert out.count("Trainable params") == 1 and out.count("3/3") == 1  # one summary, one bar
 
 
+def test_a_larger_patience_takes_effect_in_a_resumed_run(capsys: pytest.CaptureFixture[str]) -> None:
+    # The loss must grow, so that the run stops soon.
+    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    stop += ["--trainer.callbacks.mode", "max", "--trainer.callbacks.min_delta", 100, "--trainer.max_epochs", 6]
+    run("fit", *TINY, *stop, "--trainer.callbacks.patience", 1)
+    assert last()["epoch"] == 1
+    # The callback of the same class and monitor replaces the one of the first command.
+    run("fit", *TINY, *stop, "--trainer.callbacks.patience", 3, "--ckpt_path", "last")
+    assert last()["epoch"] == 3
+
+
 def test_a_timer_stops_within_an_epoch_and_the_run_resumes_exactly(capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", *options("Timer"))
     out = capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_pl import load_run
 from resnet_pl.cli.main import main
 from resnet_pl.data.loader import Batch
 from resnet_pl.models import cifar_resnet
@@ -48,6 +49,18 @@ def test_a_stream_without_a_length() -> None:
     assert checkpoint["global_step"] == 8
     assert main(["test", "--ckpt_path", "best"]) == 0
     assert results()["images"] == 60
+
+
+def test_data_that_is_split_at_random() -> None:
+    assert main(["fit", "--data", "tests.own.Unseeded", *MODEL, "--trainer.max_epochs", "1"]) == 0
+    assert main(["test", "--ckpt_path", "last"]) == 0
+    labels = torch.cat([labels for _, labels in load_run("runs/resnet/version_0")[1].test_dataloader()])
+    per_class = [row["images"] for row in results()["per_class"].values()]  # pyright: ignore[reportAttributeAccessIssue]
+    assert labels.bincount(minlength=3).tolist() == per_class
+    # A test on other images is another result.
+    assert main(["test", "--ckpt_path", "last", "--data.count", "30"]) == 0
+    assert results()["images"] == 20
+    assert results()["single view, count 30"]["images"] == 30  # pyright: ignore[reportIndexIssue]
 
 
 def test_batches_of_another_form(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,19 @@ def test_own_optimizers_and_what_is_logged_in_the_test(capsys: pytest.CaptureFix
     assert json.loads(Path("runs/digits/version_0/results.json").read_text())["metrics"] == {"answer": 42.0}
 
 
+def test_a_module_without_arguments_and_without_an_optimizer() -> None:
+    options = ["--model", "tests.own.NoArguments", "--data", "tests.own.PlainData"]
+    assert main(["fit", *options, "--trainer.max_epochs", "1"]) == 0
+    assert main(["test", "--ckpt_path", "last"]) == 0
+
+
+def test_a_resume_with_another_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *PLAIN, "--trainer.max_epochs", "1"]) == 0
+    resume = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    assert main([*resume, "--model.lr", "0.5"]) == 2
+    assert "model.lr: the run was trained with 0.1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_sweep_of_a_plain_module() -> None:
     options = ["--", *PLAIN, "--checkpoint.monitor", "val_acc", "--trainer.max_epochs", "1"]

@@ -314,6 +314,13 @@ def test_stochastic_weight_averaging(lr_scheduler: list[str]) -> None:
     assert Path("runs/digits/version_0/checkpoints/last.ckpt").is_file()
 
 
+def test_stochastic_weight_averaging_with_another_head() -> None:
+    # The backbone has 10 outputs, the data 3 classes.
+    model = ["--data", "tests.own.PlainData", "--model.backbone", "cifar_resnet", "--model.backbone.depth", "8"]
+    swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"]
+    run("fit", *model, *swa, "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1")
+
+
 @pytest.mark.slow
 def test_an_optimizer_around_another_one() -> None:
     model = {"optimizer": partial(TwoSteps, base_optimizer=sgd), "decay_norm_and_bias": False}

@@ -102,7 +102,13 @@ def base_lr(trainer: Trainer) -> float:
     for config in trainer.lr_scheduler_configs:
         if base_lrs := getattr(config.scheduler, "base_lrs", None):  # ReduceLROnPlateau and SequentialLR have none
             return float(base_lrs[0])
-    return trainer.optimizers[0].param_groups[0]["lr"]
+    return current_lr(trainer)
+
+
+def current_lr(trainer: Trainer) -> float:
+    """Returns the learning rate of the first parameter group; NaN without an optimizer."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return groups[0]["lr"] if groups else math.nan
 
 
 def total_steps(trainer: Trainer) -> int | None:

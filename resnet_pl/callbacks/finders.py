@@ -41,7 +41,9 @@ class FinderResults(Callback):
             # An evaluation batch size of null would now stand for the found one. PositiveInt is not a plain type.
             sizes = int(size), int(getattr(data, "eval_batch_size", None) or size)
             values |= dict(zip(BATCH_SIZES, sizes, strict=True))
-        lr = getattr(pl_module, "lr", getattr(pl_module, "learning_rate", None))
+        places = (vars(pl_module), pl_module.hparams)
+        found = (place.get(name) for name in ("lr", "learning_rate") for place in places)
+        lr = next((value for value in found if value is not None), None)
         if _has(callbacks, LearningRateFinder) and lr is not None:
             # The rate is that of this batch size: it is not scaled.
             values |= dict.fromkeys(LEARNING_RATES, lr) | {BASE_BATCH_SIZE: None}

@@ -14,7 +14,7 @@ from typing_extensions import override
 from resnet_pl.callbacks.access import class_names, get_datamodule
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
-from resnet_pl.utils import atomic_write
+from resnet_pl.utils import UserError, atomic_write
 
 
 class PredictionWriter(Callback):
@@ -52,6 +52,11 @@ class PredictionWriter(Callback):
         """Collects the top classes of the batch."""
         if not isinstance(outputs, dict) or "probabilities" not in outputs:
             # A module of another kind: what it returns is saved unchanged.
+            if trainer.world_size > 1:
+                raise UserError(
+                    "predict: outputs without `probabilities` cannot be collected from several processes\n"
+                    "use --trainer.devices 1, or return a dictionary with `probabilities` (N, K)"
+                )
             self.outputs.append(move_data_to_device(outputs, torch.device("cpu")))
             return
         k = min(self.top_k, outputs["probabilities"].shape[1])

@@ -52,6 +52,10 @@ class RunSummary(Callback):
         for name, text in rows.items():
             if text is not None:
                 print(f"{name:<10}{text}")
+        every, batches = trainer.log_every_n_steps, trainer.num_training_batches  # pyright: ignore[reportAttributeAccessIssue] - set by Lightning
+        # `TrainLog` also logs at the end of an epoch, `self.log` of a user's module does not.
+        if batches < every and not type(pl_module).__module__.startswith("resnet_pl."):
+            print(f"note: self.log writes every {every} steps, and an epoch has {batches}: --trainer.log_every_n_steps")
         if data is not None:
             write_splits(self.run, data.provenance())
         write_session(self.run, _session(trainer, self.args))
@@ -118,7 +122,7 @@ def _training(trainer: Trainer, pl_module: LightningModule) -> str:
     total = total_steps(trainer)
     steps = "no limit" if total is None else f"{total:,} iterations"
     epochs = f"{trainer.max_epochs} epochs, " if trainer.max_epochs not in (None, -1) else ""
-    if not trainer.optimizers:
+    if math.isnan(base_lr(trainer)):  # no optimizer
         return f"{epochs}{steps}"
     schedules = [_schedule(config.scheduler, pl_module) for config in trainer.lr_scheduler_configs]
     optimizer, schedule = type(trainer.optimizers[0]).__name__, "".join(f"{text}, " for text in schedules)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 from resnet_pl.callbacks.loggers import log_hyperparameters
@@ -32,6 +33,13 @@ class SaveConfig(Callback):
         """Writes config.yaml: it can be passed to `fit --config`."""
         write_config(self.run, self.config)
         log_hyperparameters(trainer, {"run": f"{self.run.parent.name}/{self.run.name}", **self.config})
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes a new patience of EarlyStopping take effect: its state would restore the old one."""
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set outside
+        for callback in callbacks:
+            if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
+                state["patience"] = callback.patience
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the metadata, for any kind of module and data."""

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from resnet_pl.callbacks.access import get_image_data, is_logging_step, is_optimizer_step
+from resnet_pl.callbacks.access import current_lr, get_image_data, is_logging_step, is_optimizer_step
 from resnet_pl.data.loader import Batch
 from resnet_pl.utils import DivergenceError
 
@@ -48,7 +48,7 @@ class StopOnNaN(Callback):
         # Without images and labels, which take memory.
         small = batch._replace(images=None, labels=None) if isinstance(batch, Batch) else batch
         if isinstance(outputs, dict) and "loss" in outputs:
-            self.history.append((outputs["loss"].detach(), step, _lr(trainer), small))
+            self.history.append((outputs["loss"].detach(), step, current_lr(trainer), small))
         if is_optimizer_step(trainer, batch_idx) and is_logging_step(trainer):
             self.check(trainer, pl_module)
 
@@ -96,7 +96,7 @@ class StopOnNaN(Callback):
         else:
             what = "a training loss of another rank is not finite" if finite_weights else "the weights are not finite"
             what = "the gradients overflow float16 at every step" if overflow else what
-            what += f" at step {trainer.global_step}, learning rate {_lr(trainer):.3g}"
+            what += f" at step {trainer.global_step}, learning rate {current_lr(trainer):.3g}"
         return f"{what}\n{fix}; {_last_good(trainer)}"
 
     def _record(self, trainer: Trainer, loss: float, step: int, lr: float, batch: Any) -> str:
@@ -136,10 +136,6 @@ def _last_good(trainer: Trainer) -> str:
     paths = [Path(path) for callback in trainer.checkpoint_callbacks if (path := getattr(callback, "path", None))]
     saved = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     return f"the last finite checkpoint is {saved}" if saved else "no checkpoint was saved"
-
-
-def _lr(trainer: Trainer) -> float:
-    return trainer.optimizers[0].param_groups[0]["lr"]
 
 
 def _scale(trainer: Trainer) -> float:

@@ -92,7 +92,8 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, s
     `batch_size` is the effective one and `lr` the one in use, after scaling with it. `epochs` is a fraction if
     `max_steps` limits the run, and -1 if nothing does or an epoch has no length.
     """
-    data, optimizer = get_datamodule(trainer), trainer.optimizers[0]
+    data, optimizer = get_datamodule(trainer), next(iter(trainer.optimizers), None)
+    groups = [] if optimizer is None else optimizer.param_groups
     batch_size = getattr(data, "batch_size", None) or 0
     return {
         "backbone": backbone_name(pl_module),
@@ -101,7 +102,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, s
         "optimizer": type(optimizer).__name__,
         "lr": base_lr(trainer),
         # Normalization layers and biases may be in a group without weight decay.
-        "weight_decay": max(group.get("weight_decay", 0.0) for group in optimizer.param_groups),
+        "weight_decay": max((group.get("weight_decay", 0.0) for group in groups), default=0.0),
         "label_smoothing": pl_module.hparams.get("label_smoothing") or 0.0,
         "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
         "training_data": type(data).__name__,

@@ -64,7 +64,7 @@ MESSAGES = {
 IGNORED_WARNINGS = [
     "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
     "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
-    "callbacks used to create the checkpoint need",
+    "callbacks used to create the checkpoint need", "from an ambiguous collection",
     "SWA is currently only supported", r"\s+Unable to serialize instance",
     r"was called without a model\. The last model", r'ckpt_path="last"\) is set, but there is no',
 ]  # fmt: skip
@@ -97,6 +97,8 @@ def format_unexpected_error(error: Exception) -> str:
         places = [(line.split('"')[1], line.rpartition(", line ")[2].partition(",")[0]) for line in files]
     own = [place for place in places if not LIBRARIES.match(place[0])] or places[-1:]
     where = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+    if "too many values to unpack (expected 2)" in what:
+        where += "\na batch of an ImageDataModule is a `Batch`: use batch.images and batch.labels"
     return f"{what}{where}\nadd --debug to see the traceback"
 
 

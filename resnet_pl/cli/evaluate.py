@@ -220,6 +220,10 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     parts += [f"precise BN over {settings['precise_bn']} images"] if settings["precise_bn"] else []
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
     parts += [f"image_size {now}"] if now not in (None, size) else []
+    if not isinstance(data, ImageDataModule) and trained.get("data"):
+        before = run_dir.get_init_args(trained["data"])
+        values = run_dir.get_init_args(cli.plain_config["data"]).items()
+        parts += [f"{key} {value}" for key, value in values if key in before and value != before[key]]
     parts += [f"precision {precision}"] if precision != (trained.get("trainer") or {}).get("precision") else []
     parts += [f"{evaluated} of {available} images"] if available not in (None, evaluated) else []
     return ", ".join(parts)

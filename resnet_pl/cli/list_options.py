@@ -41,6 +41,8 @@ def add_defaults(config: Mapping[str, Any], command_line: CommandLine) -> dict[s
 def drop_repeated(config: Namespace, stored: Mapping[str, Any]) -> None:
     """Drops entries that a resumed command appends a second time, so that it can be the same as the first command.
 
+    A callback with other arguments replaces the one of the first command.
+
     Args:
         config: the parsed configuration.
         stored: configuration of the checkpoint, which has what the first command appended.
@@ -51,8 +53,18 @@ def drop_repeated(config: Namespace, stored: Mapping[str, Any]) -> None:
             drop_repeated(now, before)
         elif isinstance(now, list) and isinstance(before, list):
             first, added = now[: len(before)], now[len(before) :]
-            if [_class_name(entry) for entry in first] == [class_name(entry) for entry in before]:
-                config[key] = first + [entry for entry in added if entry not in first or not _class_name(entry)]
+            if [_class_name(entry) for entry in first] != [class_name(entry) for entry in before]:
+                continue
+            added = [entry for entry in added if entry not in first or not _class_name(entry)]
+            if key == "callbacks":
+                first = [entry for entry in first if not any(_replaces(new, entry) for new in added)]
+            config[key] = first + added
+
+
+def _replaces(entry: Any, other: Any) -> bool:
+    """Whether a callback is another version of one: Lightning refuses two of a class, unless their monitors differ."""
+    one, two = (get_init_args(each.as_dict()).get("monitor") for each in (entry, other))
+    return _class_name(entry) == _class_name(other) and one == two
 
 
 def _class_name(entry: Any) -> str:

@@ -42,9 +42,9 @@ def fit_objects(args: Sequence[str], model: Any, data: Any, callbacks: Sequence[
     }
 
 
-def test_objects(args: Sequence[str], model: Any, data: Any) -> dict[str, Any]:
+def test_objects(args: Sequence[str], model: Any, data: Any, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Tests, and returns the results."""
-    return _run(evaluate, ["test", *args], model, data).results
+    return _run(evaluate, ["test", *args], model, data, callbacks).results
 
 
 def _run(module: ModuleType, args: list[str], model: Any, data: Any, callbacks: Sequence[Callback] = ()) -> ObjectsCLI:

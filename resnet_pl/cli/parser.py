@@ -244,8 +244,10 @@ class ProjectCLI(LightningCLI):
         try:
             yield
         except BaseException:
-            has_trained = getattr(getattr(self, "trainer", None), "global_step", 0) and not self.fast_dev_run
-            if self._new_run is not None and not has_trained:
+            start = self.checkpoint["global_step"] if self.checkpoint else 0
+            has_trained = getattr(getattr(self, "trainer", None), "global_step", 0) > start
+            saved = self._new_run is not None and any(self._new_run.glob("checkpoints/*"))
+            if self._new_run is not None and (self.fast_dev_run or not (has_trained or saved)):
                 run_on_rank_zero(shutil.rmtree, self._new_run)
             raise
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import MetricsCSV, TensorBoardCurves
 from resnet_pl.callbacks.loggers import first_line
+from resnet_pl.data import ImageDataModule
 from resnet_pl.import_paths import check_objects
 from resnet_pl.run_dir import class_name, get_init_args, read_sessions, run_dir_of
 from resnet_pl.utils import as_list
@@ -102,7 +103,7 @@ def continued(given: Any, run: Path) -> Any:
             versions |= last
     if given is None or isinstance(given, bool):
         return given
-    return [_with_version(entry, versions) for entry in as_list(given)]
+    return [_with_version(entry, versions) for entry in as_list(given) if not isinstance(entry, str)]
 
 
 def _with_version(entry: Any, versions: Mapping[str, list[Any]]) -> Any:
@@ -129,7 +130,9 @@ def _is_plain_test(cli: ProjectCLI, stored: Mapping[str, Any]) -> bool:
 
     def conditions(config: Mapping[str, Any]) -> list[Any]:
         data, precision = config.get("data"), (config.get("trainer") or {}).get("precision")
-        return [class_name(data), *(get_init_args(data).get(key) for key in ("root", "image_size")), precision]
+        arguments = get_init_args(data)
+        keys = ("root", "image_size") if isinstance(cli.datamodule, ImageDataModule) else sorted(arguments)
+        return [class_name(data), *(arguments.get(key) for key in keys), precision]
 
     options = settings["ensemble"], settings["precise_bn"], settings["trainer"]["limit_test_batches"]
     return settings["tta"] == "none" and not any(options) and conditions(stored) == conditions(now)

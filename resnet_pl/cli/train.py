@@ -168,7 +168,7 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     before = checkpoint[ckpt.METADATA_KEY].get("config") or {}
     model, model_now = get_init_args(before.get("model")), get_init_args(config.get("model"))
     data, data_now = before.get("data") or {}, config.get("data") or {}
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         (f"model.{key}", model.get(key), model_now.get(key)) for key in ("decay_norm_and_bias", "lr_scheduler_interval")
     ]
     # The state of a scheduler holds its arguments and the learning rate; that of `Schedule` does not.
@@ -176,6 +176,9 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     pairs += _differences("model.lr_scheduler", scheduler, model_now.get("lr_scheduler"))
     if model.get("optimizer") and model_now.get("optimizer"):  # a function that was given in Python is not described
         pairs += _differences("model.optimizer", model["optimizer"], model_now["optimizer"], free)
+    if not {"backbone", "optimizer", "lr_scheduler"} & model.keys():
+        # Not an ImageClassifier: the state of the optimizer may depend on any argument.
+        pairs += [(f"model.{key}", value, model_now.get(key)) for key, value in model.items()]
     if class_name(data) == class_name(data_now):
         pairs += [(f"data.{key}", get_init_args(data).get(key), get_init_args(data_now).get(key)) for key in SPLIT]
     for name, was, now in pairs if before else ():

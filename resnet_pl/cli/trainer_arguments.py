@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from typing_extensions import override
 
@@ -36,6 +36,14 @@ class NullProfiler(PassThroughProfiler):
         return self.NOTHING
 
 
+class ConfigureModel(Callback):
+    """Fits the head to the data before Lightning's StochasticWeightAveraging copies the model, in its own `setup`."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.configure_model()
+
+
 def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
     """Returns the arguments of the Trainer that differ from the configuration."""
     settings, fit = cli.config_init, cli.command_line.subcommand == "fit"
@@ -43,11 +51,20 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
         torch.backends.cudnn.allow_tf32 = settings["tf32"]
+    sampler = "use_distributed_sampler"
+    chosen = any(option.startswith(f"--trainer.{sampler}") for option in cli.command_line.options)
+    if not isinstance(cli.datamodule, ImageDataModule) and not chosen:
+        # Unlike the data modules of this project, others leave it to Lightning to distribute the images.
+        cli.config["trainer"][sampler] = config[sampler] = True
+    configured = as_list(config["callbacks"])
+    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in configured)
+    if averages and isinstance(cli.model, ImageClassifier):
+        configured = [ConfigureModel(), *configured]
     arguments: dict[str, Any] = {
         "plugins": [*as_list(config["plugins"]), ckpt.AtomicCheckpointIO()],
         "profiler": config["profiler"] or NullProfiler(),
         "logger": cli.module.loggers(cli, config["logger"]),
-        "callbacks": [*as_list(config["callbacks"]), *_for_other_classes(cli), *cli.module.callbacks(cli)],
+        "callbacks": [*configured, *_for_other_data(cli), *cli.module.callbacks(cli)],
     }
     if config["enable_progress_bar"] is not False:
         has_bar = any(isinstance(callback, LightningProgressBar) for callback in arguments["callbacks"])
@@ -58,16 +75,10 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
     if fit and config["benchmark"] is None:
         # Training batches have a fixed shape. The algorithm that cuDNN finds fastest differs between runs.
         arguments["benchmark"] = not config["deterministic"]
-    sampler = "use_distributed_sampler"
-    if not isinstance(cli.datamodule, ImageDataModule) and cli.command_line.get(f"trainer.{sampler}") is None:
-        arguments[sampler] = True
     return arguments
 
 
-def _for_other_classes(cli: ProjectCLI) -> list[Callback]:
-    """Callbacks, and a warning, for modules and data that do not derive from the classes of this project."""
-    if type(cli.model) is not ImageClassifier:
-        # `TrainLog` also logs at the end of an epoch, `self.log` of a user's module does not.
-        warnings.filterwarnings("default", message=".*smaller than the logging interval")
+def _for_other_data(cli: ProjectCLI) -> list[Callback]:
+    """Callbacks for data that does not seed its random numbers itself."""
     is_own = isinstance(cli.datamodule, ImageDataModule)
     return [] if is_own else [EpochSeed(int(os.environ["PL_GLOBAL_SEED"]))]
