@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from resnet_pl.callbacks import Dashboard, TensorBoardCurves, dashboard
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli import train
+from resnet_pl.cli.parser import ProjectCLI
+from resnet_pl.command_line import CommandLine
 from resnet_pl.data import BatchTransform
 from resnet_pl.optim import Schedule
 from tests.tiny import Tiny, classifier, optimizer, trainer
@@ -261,3 +264,24 @@ def test_captions_of_mixed_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(dashboard, "contact_sheet", recorded)
     fit(tmp_path, Dashboard(images=2, graph=False), data=Tiny(batch_transforms=[Mix()], val_split=0))
     assert captions == ["class 2 75%\nclass 1 25%", "class 1 100%"]
+
+
+# ------------------------------------------------------------------------------------ switched off
+def test_an_error_is_a_warning_and_turns_the_callback_off(tmp_path, monkeypatch):
+    def fails(*args: Any) -> None:
+        raise RuntimeError("no space for images")
+
+    monkeypatch.setattr(dashboard, "contact_sheet", fails)
+    with pytest.warns(UserWarning, match="Dashboard is off.*no space for images"):
+        found = fit(tmp_path, Dashboard(graph=False), max_epochs=2)
+    assert found.Tags()["images"] == [] and scalars(found, "curves/loss")
+
+
+@pytest.mark.parametrize("form", ["--dashboard false", "--dashboard=false", "file"])
+def test_it_can_be_switched_off_on_the_command_line(form: str) -> None:
+    words = ["--config", "off.yaml"] if form == "file" else form.split()
+    Path("off.yaml").write_text("dashboard: false")
+    cli = ProjectCLI(CommandLine(["fit", "--data", "Digits", "--model.backbone", "resnet18", *words]), train)
+    (found,) = (callback for callback in cli.callbacks if isinstance(callback, Dashboard))
+    assert found.failed  # no hook does anything
+    assert cli.plain_config["dashboard"]["enabled"] is False
