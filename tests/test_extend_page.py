@@ -1,4 +1,4 @@
-"""All code and all commands of docs/extend.md run, section by section, in few steps."""
+"""All code and all commands of docs/extend.md run, section by section, in few steps; some in `make test-slow` only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,14 @@ def run_command(line: str) -> None:
     assert main([*words[2:], *small]) == 0, line
 
 
-@pytest.mark.parametrize("title", [title for title, text in SECTIONS.items() if BLOCK.search(text)])
+TITLES = [title for title, text in SECTIONS.items() if BLOCK.search(text)]
+# Other tests cover the same features.
+SLOW = {"Metrics", "Schedule", "Optimizer", "Loss", "Backbone", "Logger", "Callback"}
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=[pytest.mark.slow] if title in SLOW else []) for title in TITLES]
+)
 def test_a_section(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare()
     monkeypatch.syspath_prepend(str(Path.cwd()))

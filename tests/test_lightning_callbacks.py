@@ -144,7 +144,8 @@ def test_a_timer_stops_within_an_epoch_and_the_run_resumes_exactly(capsys: pytes
     assert all(torch.equal(weight, whole[key]) for key, weight in last()["state_dict"].items())
 
 
-@pytest.mark.parametrize("name", ["EMAWeightAveraging", pytest.param("WeightAveraging", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["EMAWeightAveraging", "WeightAveraging"])
 def test_an_average_of_the_weights_is_saved(name: str) -> None:
     run("fit", *options(name, "TQDMProgressBar"))
     checkpoint = last()

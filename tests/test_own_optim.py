@@ -339,6 +339,7 @@ def test_lbfgs_trains_without_channels_last() -> None:
 # ------------------------------------------------------------------------------------ finders
 
 
+@pytest.mark.slow
 def test_the_tuner_finds_learning_rate_and_batch_size() -> None:
     module, data = classifier(backbone=nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), optimizer=sgd), Tiny()
     run = trainer(max_epochs=30, check_val_every_n_epoch=30)
