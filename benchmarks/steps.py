@@ -22,8 +22,8 @@ from resnet_pl.cli import parser, train
 from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.command_line import CommandLine
 from resnet_pl.data import ImageDataModule, TensorDataModule
+from resnet_pl.data.batch import Batch
 from resnet_pl.data.batch_transforms import PadCrop, RandomFlip
-from resnet_pl.data.loader import Batch
 from resnet_pl.data.tensors import TensorImageDataset
 from resnet_pl.optim import fuse
 

@@ -19,12 +19,13 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks.access import effective_batch_size, get_datamodule, get_image_data
 from resnet_pl.callbacks.finders import FinderResults
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.batch import Batch, check_labels
 from resnet_pl.data.crops import ResizeCenterCrop
-from resnet_pl.data.loader import Batch, check_labels
 from resnet_pl.data.provenance import provenance_of, resolve_classes
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.classify import Prediction, classify, image_size_of
@@ -123,8 +124,7 @@ class ImageClassifier(LightningModule):
     @property
     def datamodule(self) -> ImageDataModule | None:
         """Data module of the Trainer; None without a Trainer, or if it has another kind of data."""
-        data = getattr(self.trainer, "datamodule", None) if self._has_trainer else None
-        return data if isinstance(data, ImageDataModule) else None
+        return get_image_data(self.trainer) if self._has_trainer else None
 
     @override
     def configure_model(self) -> None:
@@ -136,7 +136,7 @@ class ImageClassifier(LightningModule):
         no_checkpoint = self._has_trainer and self.trainer.ckpt_path is None
         # Classes of the data, else the given ones; without either, the backbone keeps its number of classes.
         rename = no_checkpoint and self.trainer.training
-        data = getattr(self.trainer, "datamodule", None) if self._has_trainer else None
+        data = get_datamodule(self.trainer) if self._has_trainer else None
         hparams["class_names"], hparams["num_classes"] = resolve_classes(
             data, hparams["class_names"], hparams["num_classes"], rename
         )
@@ -237,12 +237,11 @@ class ImageClassifier(LightningModule):
     @property
     def effective_batch_size(self) -> int:
         """Images per optimizer step: batch size × processes × accumulated batches."""
-        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if batch_size is None:
+        if (size := effective_batch_size(self.trainer)) is None:
             raise UserError(
                 "model.base_batch_size: the data has no `batch_size`\nset this attribute of the data module"
             )
-        return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return size
 
     # ------------------------------------------------------------------------------------ evaluation
     def probabilities(self, batch: Batch) -> Tensor:

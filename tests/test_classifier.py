@@ -142,7 +142,7 @@ def test_weights_are_not_loaded_if_a_checkpoint_is_restored(tmp_path, monkeypatc
 
 def loss_of(module: ImageClassifier, labels: Tensor) -> tuple[float, Tensor]:
     """Returns the loss of a training batch and its logits."""
-    from resnet_pl.data.loader import Batch
+    from resnet_pl.data.batch import Batch
 
     fitted(module).eval()
     seen = {}

@@ -11,7 +11,7 @@ import torch
 
 from resnet_pl import load_run
 from resnet_pl.cli.main import main
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.models import cifar_resnet
 from resnet_pl.utils import UserError
 from tests.tiny import classifier

@@ -17,9 +17,9 @@ from resnet_pl import ImageClassifier
 from resnet_pl.callbacks import ErrorWarmup
 from resnet_pl.cli import main
 from resnet_pl.data import CIFAR10
+from resnet_pl.data.batch import Batch
 from resnet_pl.data.batch_transforms import PCAColor, RandomFlip
 from resnet_pl.data.crops import ScaleCrop
-from resnet_pl.data.loader import Batch
 from resnet_pl.reports.results import read_results
 from tests.conftest import write_photos
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.utils import UserError
 

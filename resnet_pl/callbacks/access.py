@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from resnet_pl.data.base import ImageDataModule
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
@@ -56,20 +56,21 @@ CallbackType = TypeVar("CallbackType", bound=type[Callback])
 def optional(cls: CallbackType) -> CallbackType:
     """Class decorator: an exception in a hook of this callback is a warning, and the callback then does nothing.
 
-    For callbacks that only show something: they must not end a training. `UserError` still ends it.
+    For callbacks that only show something: they must not end a training. `UserError` still ends it. A callback whose
+    attribute `is_off` is true does nothing.
     """
 
     def tolerant(hook: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(hook)
         def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if getattr(self, "failed", False):
+            if getattr(self, "is_off", False):
                 return None
             try:
                 return hook(self, *args, **kwargs)
             except UserError:
                 raise
             except Exception as error:
-                self.failed = True
+                self.is_off = True
                 text = (str(error).strip().splitlines() or ["no message"])[0]
                 rank_zero_warn(f"{cls.__name__} is off for the rest of the run: {type(error).__name__}: {text}")
 
@@ -79,6 +80,17 @@ def optional(cls: CallbackType) -> CallbackType:
         if name.startswith("on_"):
             setattr(cls, name, tolerant(hook))
     return cls
+
+
+def get_callbacks(trainer: Trainer) -> list[Callback]:
+    """Returns the callbacks of a Trainer."""
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # assigned by the callback connector
+
+
+def effective_batch_size(trainer: Trainer) -> int | None:
+    """Returns the images per optimizer step: batch size × processes × accumulated batches; None if it is not known."""
+    batch_size = getattr(get_datamodule(trainer), "batch_size", None)
+    return batch_size and int(batch_size) * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def batch_size(batch: Any) -> int:

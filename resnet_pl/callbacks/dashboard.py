@@ -19,7 +19,7 @@ from resnet_pl.callbacks.checkpoints import monitored
 from resnet_pl.callbacks.loggers import image_loggers, log_image
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
 from resnet_pl.run_dir import TOP1
 from resnet_pl.types import NonNegativeFloat, NonNegativeInt
@@ -56,7 +56,7 @@ class Dashboard(Callback):
         graph: bool = True,
         enabled: bool = True,
     ) -> None:
-        self.failed = not enabled  # see `optional`
+        self.is_off = not enabled
         self.images, self.min_interval_seconds, self.graph = images, min_interval_seconds, graph
         self._last_draw = -float("inf")
         self._mistakes: list[tuple[float, int, int, int, torch.Tensor]] = []

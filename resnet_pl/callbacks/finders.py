@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from resnet_pl.callbacks.access import get_datamodule
+from resnet_pl.callbacks.access import get_callbacks, get_datamodule
 from resnet_pl.callbacks.save_config import SaveConfig
 from resnet_pl.run_dir import class_name
 from resnet_pl.utils import UserError
@@ -31,7 +31,7 @@ class FinderResults(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs after the finders, which come earlier in the list of callbacks."""
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set outside
+        callbacks = get_callbacks(trainer)
         if not (_has(callbacks, BatchSizeFinder) or _has(callbacks, LearningRateFinder)):
             return
         values: dict[str, Any] = {}

@@ -15,7 +15,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch.nn.parameter import is_lazy
 
-from resnet_pl.callbacks.access import as_classifier, base_lr, get_datamodule, get_image_data, total_steps
+from resnet_pl.callbacks.access import (
+    as_classifier,
+    base_lr,
+    effective_batch_size,
+    get_datamodule,
+    get_image_data,
+    total_steps,
+)
 from resnet_pl.callbacks.loggers import logger_versions
 from resnet_pl.callbacks.tensorboard import backbone_name
 from resnet_pl.checkpoint import versions
@@ -109,8 +116,7 @@ def _data(trainer: Trainer) -> str:
 
 
 def _batch(trainer: Trainer, data: ImageDataModule) -> str:
-    size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-    paper = data.paper_batch_size
+    size, paper = effective_batch_size(trainer), data.paper_batch_size
     parts = [f"{data.batch_size} images"]
     parts += [f"{trainer.world_size} processes"] if trainer.world_size > 1 else []
     parts += [f"{trainer.accumulate_grad_batches} accumulated"] if trainer.accumulate_grad_batches > 1 else []

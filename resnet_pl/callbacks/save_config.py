@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
+from resnet_pl.callbacks.access import get_callbacks, get_datamodule
 from resnet_pl.callbacks.loggers import log_hyperparameters
 from resnet_pl.checkpoint import METADATA_KEY, build_metadata
 from resnet_pl.data.provenance import provenance_of
@@ -36,12 +37,11 @@ class SaveConfig(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Makes a new patience of EarlyStopping take effect: its state would restore the old one."""
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set outside
-        for callback in callbacks:
-            if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
+        states = checkpoint.get("callbacks") or {}
+        for callback in get_callbacks(trainer):
+            if isinstance(callback, EarlyStopping) and (state := states.get(callback.state_key)):
                 state["patience"] = callback.patience
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the metadata, for any kind of module and data."""
-        data = getattr(trainer, "datamodule", None)
-        checkpoint[METADATA_KEY] = build_metadata(self.config, provenance_of(data))
+        checkpoint[METADATA_KEY] = build_metadata(self.config, provenance_of(get_datamodule(trainer)))

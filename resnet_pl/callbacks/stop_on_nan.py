@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from resnet_pl.callbacks.access import current_lr, get_image_data, is_logging_step, is_optimizer_step
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.utils import DivergenceError
 
 # Maximum number of losses stored between two logging steps.

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import base_lr, get_datamodule, total_steps
+from resnet_pl.callbacks.access import base_lr, effective_batch_size, get_datamodule, total_steps
 from resnet_pl.run_dir import class_name, get_init_args
 
 # TensorBoard shows tags in alphabetical order and expands the first two groups only. `curves` comes before the groups
@@ -94,11 +94,10 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, s
     """
     data, optimizer = get_datamodule(trainer), next(iter(trainer.optimizers), None)
     groups = [] if optimizer is None else optimizer.param_groups
-    batch_size = getattr(data, "batch_size", None) or 0
     return {
         "backbone": backbone_name(pl_module),
         "epochs": _epochs(trainer),
-        "batch_size": batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+        "batch_size": effective_batch_size(trainer) or 0,
         "optimizer": type(optimizer).__name__,
         "lr": base_lr(trainer),
         # Normalization layers and biases may be in a group without weight decay.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from resnet_pl.callbacks.access import batch_size, is_logging_step, is_optimizer_step
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 
 
 class TrainLog(Callback):

@@ -95,6 +95,7 @@ class ObjectsCLI(ProjectCLI):
 
     @override
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of the Trainer, and of the sections that are not given as objects."""
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         for key, kind in KINDS.items():
@@ -122,6 +123,7 @@ class ObjectsCLI(ProjectCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Uses the objects, and adds their callbacks."""
         # Lightning has set both to None, and is about to use them.
         self.model, self.datamodule = self.given.get("model", self.model), self.given.get("data", self.datamodule)
         settings = self.config_init["trainer"]

@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import run_dir
+from resnet_pl.callbacks.access import get_callbacks
 from resnet_pl.callbacks.finders import keep_found
 from resnet_pl.cli.arguments import TRAINER_DEFAULTS, add_shared_arguments, parser_kwargs
 from resnet_pl.cli.errors import silence_warnings, translate_exception
@@ -152,14 +153,14 @@ class ProjectCLI(LightningCLI):
                 self.config = parser.parse_args([*words, *expand_arguments(self.command_line.options)])
             except ArgumentError as error:
                 raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
+        if self.checkpoint is not None and path is not None:
+            check_objects(self.config.as_dict(), path)
+            self.config["ckpt_path"] = str(path)
         for section in ("model", "data"):
             check_annotations(section, (self.config.get(section) or {}).get("class_path"))
         drop_repeated(self.config, stored)
         if self.checkpoint is not None and self.command_line.subcommand == "fit":
             keep_found(self.config, stored)
-        if self.checkpoint is not None and path is not None:
-            check_objects(self.config.as_dict(), path)
-            self.config["ckpt_path"] = str(path)
 
     @cached_property
     def plain_config(self) -> dict[str, Any]:
@@ -223,7 +224,7 @@ class ProjectCLI(LightningCLI):
     @property
     def callbacks(self) -> list[Callback]:
         """The callbacks of the Trainer."""
-        return self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] - set outside its class
+        return get_callbacks(self.trainer)
 
     def callback(self, kind: type[CallbackType]) -> CallbackType | None:
         """Returns the Trainer's first callback of a class."""

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from resnet_pl.data.batch import Batch
 from resnet_pl.data.batch_transforms import BatchTransform, check_transforms
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.loader import (
-    Batch,
     FixedOrderSampler,
     ImageFileLoader,
     ResumableLoader,

@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from resnet_pl.utils import UserError
 
-# Names of the metrics in `ClassificationMetrics.compute`.
-NAMES = ("top1", "top5", "loss", "calibration_error", "images", "confusion")
+# Names of the results of `ClassificationMetrics.compute`: numbers that are logged, and others.
+LOGGED = ("top1", "top5", "loss", "calibration_error")
+NAMES = (*LOGGED, "images", "confusion")
 
 
 class BinnedCalibrationError(Metric):

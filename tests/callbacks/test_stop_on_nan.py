@@ -16,7 +16,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.optim import Schedule
 from resnet_pl.utils import DivergenceError
 from tests.tiny import Tiny, classifier, optimizer, trainer

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from resnet_pl.data import Digits, ImageDataModule, ImageFolder, MixUp, PadCrop, RandomFlip
-from resnet_pl.data.loader import Batch
+from resnet_pl.data.batch import Batch
 from resnet_pl.utils import UserError
 
 

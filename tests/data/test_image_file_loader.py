@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resnet_pl.data import loader as loader_module
+from resnet_pl.data.batch import Batch
 from resnet_pl.data.crops import ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.loader import Batch, ImageFileLoader, ShardedEpochSampler
+from resnet_pl.data.loader import ImageFileLoader, ShardedEpochSampler
 from resnet_pl.utils import UserError
 
 

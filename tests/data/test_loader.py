@@ -9,7 +9,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from resnet_pl.data.loader import Batch, ResumableLoader, ShardedEpochSampler, default_num_workers
+from resnet_pl.data.batch import Batch
+from resnet_pl.data.loader import ResumableLoader, ShardedEpochSampler, default_num_workers
 from resnet_pl.data.views import View
 
 

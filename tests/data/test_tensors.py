@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from resnet_pl.data import RandomFlip
-from resnet_pl.data.loader import Batch, ShardedEpochSampler
+from resnet_pl.data.batch import Batch
+from resnet_pl.data.loader import ShardedEpochSampler
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset, TensorLoader
 from resnet_pl.utils import UserError
 
