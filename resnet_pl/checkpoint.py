@@ -39,6 +39,8 @@ SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     METADATA_KEY: dict,
 }
 METADATA_TYPES = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
+# Arguments of ImageClassifier that are read from the data.
+CLASS_ARGUMENTS = ("num_classes", "class_names")
 # Sections of the configuration that evaluation needs: model and data, not how the model was trained.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 
@@ -159,7 +161,7 @@ def config_of(
     init_args = get_init_args(model)
     # Only the hyperparameters have the classes, which were read from the data. Other hyperparameters of a module need
     # not be arguments of its constructor.
-    classes = {"num_classes", "class_names"} if "backbone" in init_args else set()
+    classes = {*CLASS_ARGUMENTS} if "backbone" in init_args else set()
     arguments = {*init_args} | classes if "class_path" in model else {*hparams}
     init_args |= {name: value for name, value in hparams.items() if name in arguments}
     config["model"] = {

@@ -3,22 +3,23 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from resnet_pl.utils import UserError, atomic_write
 
+SINGLE_VIEW = "single view"
 IDENTITY = ("protocol", "checkpoint", "data", "split")
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Adds the results of one test to the file.
 
-    The first test is stored at the top level. A repeated test (same protocol, checkpoint, data and split) replaces its
-    earlier result. Any other test is stored under a key that names the difference, for example `10-crop, last.ckpt`.
-    A damaged file is renamed to `….bad`, with a warning.
+    The first single-view test is stored at the top level; before there is one, the first test. A repeated test (same
+    protocol, checkpoint, data and split) replaces its earlier result. Any other test is stored under a key that names
+    the difference, for example `10-crop, last.ckpt`. A damaged file is renamed to `….bad`, with a warning.
 
     Args:
         results: numbers, strings, lists and dicts, also NumPy scalars and arrays; NaN is written as null.
@@ -33,11 +34,18 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     except UserError as error:
         stored, renamed = {}, path.replace(path.with_name(f"{path.name}.bad"))
         warnings.warn(f"{error} Renamed to {renamed}.", stacklevel=2)
-    others = {name: value for name, value in stored.items() if isinstance(value, dict) and value.keys() >= {*IDENTITY}}
-    if not stored or _same(stored, new):
-        stored = {**new, **others}
+    nested = {name: value for name, value in stored.items() if isinstance(value, dict) and value.keys() >= {*IDENTITY}}
+    first = {name: value for name, value in stored.items() if name not in nested}
+    tests = [*([{**dict.fromkeys(IDENTITY), **first}] if stored else []), *nested.values()]
+    if any(_same(test, new) for test in tests):
+        tests = [new if _same(test, new) else test for test in tests]
     else:
-        stored[_name(new, stored, others)] = new
+        tests.append(new)
+    top = min(tests, key=_distance)  # the first of equal ones
+    stored = dict(top)
+    for test in tests:
+        if test is not top:
+            stored[_name(test, top, stored)] = test
     text = json.dumps(stored, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as partial:
         # A lone surrogate, from a file name that is not UTF-8, becomes a JSON escape.
@@ -74,9 +82,14 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in IDENTITY)
 
 
-def _name(new: Mapping[str, Any], first: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
-    """The key of this test: its existing key, or a new one that names the differences from the first test."""
-    shown = {**new, "checkpoint": Path(str(new["checkpoint"])).name}
-    name = ", ".join(str(shown[key]) for key in IDENTITY if new[key] != first.get(key))
-    free = (key for key in chain([name], (f"{name} ({number})" for number in count(2))) if key not in first)
-    return next((key for key, other in others.items() if _same(other, new)), None) or next(free)
+def _distance(test: Mapping[str, Any]) -> int:
+    """How much a test differs from a single-view test of all images, the ordinary one."""
+    protocol = str(test.get("protocol"))
+    return 0 if protocol == SINGLE_VIEW else 1 if protocol.startswith(SINGLE_VIEW) else 2
+
+
+def _name(test: Mapping[str, Any], top: Mapping[str, Any], used: Container[str]) -> str:
+    """A key that names the differences of a test from the one at the top level."""
+    shown = {**test, "checkpoint": Path(str(test["checkpoint"])).name}
+    name = ", ".join(str(shown[key]) for key in IDENTITY if test[key] != top.get(key))
+    return next(key for key in chain([name], (f"{name} ({number})" for number in count(2))) if key not in used)

@@ -137,12 +137,21 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key in section.keys() - IGNORED_KEYS:
         name, value = f"{prefix}{key}", section[key]
         if not isinstance(value, Mapping):
-            flat[name] = value
+            flat[name] = _comparable(value)
         elif "class_path" in value:
             flat |= {name: class_name(value), **_flatten(get_init_args(value), f"{name}.")}
         else:
             flat |= _flatten(value, f"{name}.")
     return flat
+
+
+def _comparable(value: Any) -> Any:
+    """The value with whole numbers as int: a default of 1 for a float is 1.0 in the configuration of a resumed run."""
+    if isinstance(value, Mapping):
+        return {key: _comparable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_comparable(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _differing_options(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.json"
 
 
-def test_the_first_test_is_at_the_top_level(path):
+def test_the_first_single_view_test_is_at_the_top_level(path):
     write_results(result(), path)
     assert read_results(path) == result()
     assert path.read_text().endswith("}\n") and "\n  " in path.read_text()
@@ -88,13 +88,30 @@ def test_no_order_of_writing_loses_a_test(tmp_path):
         assert sorted([stored["top1"], *others]) == [0.0, 0.1, 0.2]
 
 
+def test_a_single_view_test_is_at_the_top_level_in_any_order(path):
+    write_results(result(0.8, protocol="10-crop"), path)
+    write_results(result(0.7, protocol="horizontal flip", checkpoint=LAST), path)
+    assert read_results(path)["top1"] == 0.8
+    write_results(result(0.6, protocol="single view, precision bf16-mixed"), path)
+    assert read_results(path)["top1"] == 0.6
+    write_results(result(0.9), path)
+    others = {
+        "10-crop": result(0.8, protocol="10-crop"),
+        "horizontal flip, last.ckpt": result(0.7, protocol="horizontal flip", checkpoint=LAST),
+        "single view, precision bf16-mixed": result(0.6, protocol="single view, precision bf16-mixed"),
+    }
+    assert read_results(path) == {**result(0.9), **others}
+    write_results(result(0.5, protocol="10-crop"), path)
+    assert read_results(path)["10-crop"]["top1"] == 0.5 and read_results(path)["top1"] == 0.9
+
+
 def test_results_without_identity_are_saved_separately(path):
-    write_results({"top1": 0.5}, path)
+    path.write_text('{"top1": 0.5}')
     write_results(result(), path)
     write_results({"top1": 0.4}, path)
     stored = read_results(path)
-    assert stored["top1"] == 0.4
-    assert stored["single view, best.ckpt, Digits, test"] == result()
+    assert stored["top1"] == 0.9
+    assert [value["top1"] for value in stored.values() if isinstance(value, dict) and "split" in value] == [0.4]
 
 
 def test_numpy_values_are_written_as_json(path):
@@ -121,7 +138,7 @@ def test_nan_and_infinity_are_written_as_null(path, value):
 
 def test_nan_in_an_existing_file_is_read_as_none(path):
     path.write_text('{"top1": NaN}')
-    write_results(result(), path)
+    write_results(result(protocol="10-crop"), path)
     assert read_results(path)["top1"] is None
 
 

@@ -40,6 +40,20 @@ def test_runs_that_differ_only_in_the_seed_are_one_group(tmp_path: Path) -> None
     assert plain.row()["test_top1_std"] is None and plain.row()["paper"] is None
 
 
+def test_the_configuration_of_a_resumed_run_is_the_same(tmp_path: Path) -> None:
+    options = {
+        "model.num_classes": 10,
+        "model.class_names": ["a"],
+        "trainer.gradient_clip_val": 1.0,
+        "data.sizes": [2.0],
+    }
+    runs = [
+        one(tmp_path, "a/version_0", options={"trainer.gradient_clip_val": 1, "data.sizes": [2]}),
+        one(tmp_path, "a/version_1", seed=1, options=options),
+    ]
+    assert by_name(group_runs(runs)) == {"a/version_0,1": {}}
+
+
 def test_the_best_validation_accuracy_comes_first(tmp_path: Path) -> None:
     runs = [
         one(tmp_path, "a/version_0", lr=0.1, val_top1=0.6, top1=0.9),
