@@ -52,6 +52,7 @@ class RunSummary(Callback):
             "run": f"{self.run}" + (f", resuming from step {trainer.global_step:,}" if trainer.global_step else ""),
             "model": _model(pl_module),
             "data": _data(trainer),
+            "splits": None if data is None else data.split_note,
             "batch": None if data is None else _batch(trainer, data),
             "training": _training(trainer, pl_module),
             "device": f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}",

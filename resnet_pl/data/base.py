@@ -25,7 +25,7 @@ from resnet_pl.data.loader import (
 )
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.rng import BatchRNG, seed_generators
-from resnet_pl.data.splits import make_split
+from resnet_pl.data.splits import Label, make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.views import Views
 from resnet_pl.plain_types import to_plain_hparams
@@ -104,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.classes: list[str] = []
         self.splits: dict[str, Any] = {}
         self.split_sources: dict[str, str] = {}  # description of a split, if it is not "the NAME split"
+        self.split_note: str | None = None  # where the splits are from, for the start of a run
         self.restored_provenance: Provenance | None = None  # of the checkpoint that is resumed or evaluated
         self.bad_images_dir: Path | None = None  # folder of bad_images.txt
         self.views: Views | None = None  # test-time augmentation
@@ -278,7 +279,12 @@ class ImageDataModule(LightningDataModule):
         return self.splits[name]
 
     def split_indices(
-        self, digests: Sequence[str], labels: Sequence[int], names: Sequence[str], test: int | float
+        self,
+        digests: Sequence[str],
+        labels: Sequence[Label],
+        names: Sequence[str],
+        test: int | float,
+        groups: Sequence[str] | None = None,
     ) -> dict[str, list[int]]:
         """Splits images that have no splits of their own; returns the sorted indices of each split by name."""
         split = make_split(
@@ -291,6 +297,7 @@ class ImageDataModule(LightningDataModule):
             fold=self.fold,
             names=names,
             class_names=self.classes,
+            groups=groups,
         )
         for warning in split.warnings:
             rank_zero_print(f"note: {warning}")

@@ -16,6 +16,7 @@ from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import BadImage, check_bad_fraction, list_images, log_bad_image, verify_image
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.digests import content_digests
+from resnet_pl.data.group_splits import describe_groups, match_groups
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.typed_kwargs import ImageDataModuleArgs
@@ -35,6 +36,8 @@ class ImageFolder(ImageDataModule):
 
     Args:
         root: folder of the class folders.
+        group_pattern: regular expression on the path of an image relative to `root`; its first group identifies the
+            patient, video or burst, such as `(patient\\d+)_`. Images of a group are never in two splits.
         crop: training crop; the paper's scale augmentation (`ScaleCrop`) by default.
         mean: mean that is subtracted from images in [0, 1]: one value per channel (ImageNet's by default), or measured
             on the training split, per channel (`channel`) or per pixel (`pixel`).
@@ -66,6 +69,7 @@ class ImageFolder(ImageDataModule):
         cache: bool = False,
         cache_side: PositiveInt | None = None,
         cache_dir: str | None = None,
+        group_pattern: str | None = None,
         **kwargs: Unpack[ImageDataModuleArgs],
     ) -> None:
         super().__init__(
@@ -81,6 +85,7 @@ class ImageFolder(ImageDataModule):
         self.root: Path = Path(root)  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
         self.crop, self.verify_images = crop or build_default(type(self), "crop"), verify_images
         self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir
+        self.group_pattern = group_pattern
         self._test_bytes: int | None = None
 
     def setup(self, stage: str) -> None:
@@ -113,6 +118,7 @@ class ImageFolder(ImageDataModule):
         else:
             self.classes = self._find_classes(listings)
             listings = self._complete_splits(listings)
+            self.split_note = describe_groups(listings, self.groups)
         if self.verify_images:
             self._verify_images(listings)
         # Measured now: a file may be missing when a checkpoint is written.
@@ -135,6 +141,10 @@ class ImageFolder(ImageDataModule):
         if not folders or (others and not any(class_folders(folder) for folder in folders.values())):
             return {"all": self._list_classes(self.root)}
         return {split: self._list_classes(folder) for split, folder in folders.items()}
+
+    def groups(self, names: Sequence[str]) -> list[str] | None:
+        """Returns the group of each image, "" for a group of its own; None if the data has no groups."""
+        return None if self.group_pattern is None else match_groups(self.group_pattern, names)
 
     def _list_classes(self, folder: Path) -> Listing:
         """Lists all images below the class folders of a folder; raises UserError if a class has none."""
@@ -174,7 +184,9 @@ class ImageFolder(ImageDataModule):
         names = list(training)
         labels = [self.classes.index(name) for name in training.values()]
         digests = content_digests([self.root / name for name in names], skip=self.on_bad_image == "skip")
-        indices = self.split_indices(digests, labels, names, test=0 if "test" in listings else self.test_split)
+        indices = self.split_indices(
+            digests, labels, names, test=0 if "test" in listings else self.test_split, groups=self.groups(names)
+        )
         splits = {split: {names[i]: training[names[i]] for i in chosen} for split, chosen in indices.items()}
         return splits | {"test": listings["test"]} if "test" in listings else splits
 

@@ -1,14 +1,18 @@
 """Stratified training, validation and test splits that depend only on the images and a seed."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
+from resnet_pl.data.group_splits import SIZE_TOLERANCE, join_duplicates, split_groups
 from resnet_pl.utils import UserError
 
 _MAX_NAMED_CONFLICTS = 5
 
+Label = int | tuple[int, ...]  # class index; class indices of an image with several labels
 Group = list[int]  # indices of images with the same content
 Strata = dict[int, list[Group]]  # by label
 
@@ -25,7 +29,7 @@ class Split:
 
 def make_split(
     digests: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[Label],
     *,
     val: int | float,
     test: int | float,
@@ -34,17 +38,20 @@ def make_split(
     fold: int = 0,
     names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Split:
     """Splits images into training, validation and test images, stratified by class.
 
     The split of an image depends on the seed, its content and its label, but not on the order of the files. Duplicates
     stay together, in the class of the first by name (without names: of the lowest label). Each class has its
     proportion of each split, to within one image. Each class with three or more different images is in every split
-    that is not empty.
+    that is not empty. An image with several labels is stratified by the rarest of them.
+
+    With groups, see `group_splits.split_groups`: sizes and proportions are as near as complete groups allow.
 
     Args:
         digests: content hash of each image, see `digests.content_digests`.
-        labels: class index of each image.
+        labels: class index of each image, or a tuple of class indices.
         val: validation images, as a fraction of all images (below 1) or a count; not used with `num_folds`.
         test: test images, as a fraction of all images (below 1) or a count.
         seed: seed of the split.
@@ -52,20 +59,36 @@ def make_split(
         fold: the fold used for validation, from 0.
         names: image names, for warnings and to choose the class of duplicates.
         class_names: class names by label, for messages.
+        groups: group of each image, which is never in two splits; "" for a group of its own.
 
     Raises:
-        UserError: the sizes do not fit the images, or a class has too few images to train on.
+        UserError: the sizes do not fit the images, or a class has too few images or groups to train on.
     """
     val_count, test_count = _counts(val, test, len(digests), num_folds, fold)
-    class_names = _check_class_names(labels, class_names)
-    groups = _group(digests, labels, names)
-    strata = _stratify(groups, digests, labels, seed)
-    train_groups, val_groups, test_groups = _split(strata, val_count, test_count, num_folds, fold, class_names)
-    split = Split(_indices(train_groups), _indices(val_groups), _indices(test_groups))
-    _check_training(split, labels, class_names)
-    split.warnings += _duplicate_warnings(groups, labels, names, class_names)
-    split.warnings += _size_warnings(split, strata, class_names, test=test_count, val=None if num_folds else val_count)
+    label_sets = [(label,) if isinstance(label, int) else label for label in labels]
+    class_names = _check_class_names(label_sets, class_names)
+    rarest = _rarest_labels(label_sets, len(class_names))
+    stratum_names = [*class_names, "no label"]
+    duplicates = _group(digests, labels, names)
+    if groups is None:
+        strata = _stratify(duplicates, digests, rarest, seed)
+        train, val_images, test_images = _split(strata, val_count, test_count, num_folds, fold, stratum_names)
+        split = Split(_indices(train), _indices(val_images), _indices(test_images))
+        size_warnings = _size_warnings(split, strata, stratum_names, test_count, None if num_folds else val_count)
+    else:
+        counts = {"val_count": val_count, "test_count": test_count}
+        folds = {"num_folds": num_folds, "fold": fold, "class_names": stratum_names}
+        split = Split(*split_groups(join_duplicates(groups, digests), rarest, **counts, seed=seed, **folds))
+        size_warnings = _group_warnings(split, label_sets, class_names, test_count, None if num_folds else val_count)
+    _check_training(split, label_sets, class_names)
+    split.warnings += _duplicate_warnings(duplicates, label_sets, names, class_names) + size_warnings
     return split
+
+
+def _rarest_labels(label_sets: Sequence[tuple[int, ...]], no_label: int) -> list[int]:
+    """The label that each image is stratified by."""
+    count = Counter(chain.from_iterable(label_sets))
+    return [min(labels, key=lambda label: (count[label], label), default=no_label) for labels in label_sets]
 
 
 def _counts(val: int | float, test: int | float, images: int, num_folds: int | None, fold: int) -> tuple[int, int]:
@@ -93,19 +116,19 @@ def _count(option: str, value: int | float, images: int) -> int:
     )
 
 
-def _check_class_names(labels: Sequence[int], class_names: Sequence[str] | None) -> Sequence[str]:
-    present = set(labels)
+def _check_class_names(label_sets: Sequence[tuple[int, ...]], class_names: Sequence[str] | None) -> Sequence[str]:
+    present = set(chain.from_iterable(label_sets))
     for label, class_name in enumerate(class_names or []):
         if label not in present:
             raise UserError(f"class {class_name} has no images\nadd images or remove the class")
-    return class_names or [str(label) for label in range(max(labels) + 1)]
+    return class_names or [str(label) for label in range(max(present) + 1)]
 
 
-def _group(digests: Sequence[str], labels: Sequence[int], names: Sequence[str] | None) -> list[Group]:
+def _group(digests: Sequence[str], labels: Sequence[Label], names: Sequence[str] | None) -> list[Group]:
     duplicates = defaultdict(list)
     for index, digest in enumerate(digests):
         duplicates[digest].append(index)
-    rank = names or labels
+    rank: Sequence[Any] = names or labels
     return [sorted(duplicates[digest], key=lambda index: rank[index]) for digest in sorted(duplicates)]
 
 
@@ -197,8 +220,9 @@ def _take_fold(strata: Strata, num_folds: int, fold: int, class_names: Sequence[
     return val, train
 
 
-def _check_training(split: Split, labels: Sequence[int], class_names: Sequence[str]) -> None:
-    for label in sorted(set(labels) - {labels[index] for index in split.train}):
+def _check_training(split: Split, label_sets: Sequence[tuple[int, ...]], class_names: Sequence[str]) -> None:
+    trained = {label for index in split.train for label in label_sets[index]}
+    for label in sorted(set(chain.from_iterable(label_sets)) - trained):
         raise UserError(f"class {class_names[label]} has too few different images to train on\nadd images")
 
 
@@ -207,15 +231,21 @@ def _indices(strata: Strata) -> list[int]:
 
 
 def _duplicate_warnings(
-    groups: list[Group], labels: Sequence[int], names: Sequence[str] | None, class_names: Sequence[str]
+    groups: list[Group],
+    label_sets: Sequence[tuple[int, ...]],
+    names: Sequence[str] | None,
+    class_names: Sequence[str],
 ) -> list[str]:
     def describe(index: int) -> str:
-        return f"{names[index] if names else f'image {index}'} ({class_names[labels[index]]})"
+        classes = ", ".join(class_names[label] for label in label_sets[index]) or "no label"
+        return f"{names[index] if names else f'image {index}'} ({classes})"
 
     warnings = []
     if duplicates := sum(len(group) - 1 for group in groups):
-        warnings.append(f"{duplicates} of {len(labels)} images are exact duplicates; they are put in the same split")
-    conflicts = [group for group in groups if len({labels[index] for index in group}) > 1]
+        warnings.append(
+            f"{duplicates} of {len(label_sets)} images are exact duplicates; they are put in the same split"
+        )
+    conflicts = [group for group in groups if len({label_sets[index] for index in group}) > 1]
     for group in conflicts[:_MAX_NAMED_CONFLICTS]:
         warnings.append("the same image in different classes: " + ", ".join(describe(index) for index in group))
     if len(conflicts) > _MAX_NAMED_CONFLICTS:
@@ -230,4 +260,18 @@ def _size_warnings(split: Split, strata: Strata, class_names: Sequence[str], tes
     for name, actual, requested in (("val", len(split.val), val), ("test", len(split.test), test)):
         if requested not in (None, actual):
             warnings.append(f"{name} has {actual} images instead of {requested}: duplicates or small classes")
+    return warnings
+
+
+def _group_warnings(
+    split: Split, label_sets: Sequence[tuple[int, ...]], class_names: Sequence[str], test: int, val: int | None
+) -> list[str]:
+    warnings = []
+    for name, indices, requested in (("val", split.val, val), ("test", split.test, test)):
+        if requested and abs(len(indices) - requested) > SIZE_TOLERANCE * requested:
+            warnings.append(f"{name} has {len(indices)} images instead of {requested}: groups are not divided")
+        absent = set(range(len(class_names))) - {label for index in indices for label in label_sets[index]}
+        if indices and absent:
+            listed = ", ".join(class_names[label] for label in sorted(absent)[:10]) + (" …" if len(absent) > 10 else "")
+            warnings.append(f"{name} has no images of {listed}: there are too few groups")
     return warnings

@@ -43,6 +43,7 @@ class ImageFolderArgs(ImageDataModuleArgs, total=False):
     cache: bool
     cache_side: PositiveInt | None
     cache_dir: str | None
+    group_pattern: str | None
 
 
 class CIFARArgs(ImageDataModuleArgs, total=False):
