@@ -2,6 +2,7 @@
 
 from resnet_pl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, checkpoint_callbacks
 from resnet_pl.callbacks.dashboard import Dashboard
+from resnet_pl.callbacks.ema import EMA
 from resnet_pl.callbacks.epoch_seed import EpochSeed
 from resnet_pl.callbacks.error_warmup import ErrorWarmup
 from resnet_pl.callbacks.finders import FinderResults
@@ -19,6 +20,7 @@ from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.callbacks.whitening_init import WhiteningInit
 
 __all__ = [
+    "EMA",
     "BestCheckpoint",
     "Dashboard",
     "EpochSeed",

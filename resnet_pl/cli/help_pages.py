@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torchvision.transforms.v2 import Transform
 
 from resnet_pl import ImageClassifier, ImageDataModule, data, models
-from resnet_pl.callbacks import ErrorWarmup, Freeze, WhiteningInit
+from resnet_pl.callbacks import EMA, ErrorWarmup, Freeze, WhiteningInit
 from resnet_pl.cli.arguments import (
     TRAINER_DEFAULTS,
     ClassHelpFormatter,
@@ -59,7 +59,7 @@ CHOICES: dict[str, tuple[list[Any], str]] = {
     "model.backbone": ([getattr(models, name) for name in models.NETWORKS], "torchvision.models"),
     "model.loss": ([], "torch.nn"),
     "model.optimizer": ([], "torch.optim"),
-    "trainer.callbacks": ([ErrorWarmup, Freeze, WhiteningInit], "lightning.pytorch.callbacks"),
+    "trainer.callbacks": ([EMA, ErrorWarmup, Freeze, WhiteningInit], "lightning.pytorch.callbacks"),
     "trainer.logger": ([], "lightning.pytorch.loggers"),
     "trainer.profiler": ([], "lightning.pytorch.profilers"),
     "trainer.strategy": ([], "lightning.pytorch.strategies"),

@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
     BasePredictionWriter,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
 )
 from lightning.pytorch.strategies import StrategyRegistry
 
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.utils import UserError, as_list, prog_name, similar
+from resnet_pl.utils import UserError, as_list, prog_name, rank_zero_print, similar
 
 # Base classes: they do nothing, or fail in the first step.
 ABSTRACT = {
@@ -97,6 +98,14 @@ def _check_callbacks(callbacks: Sequence[Callback], model: LightningModule) -> N
         for kind, reason in NOT_FOR_CLASSIFIER.items() if isinstance(model, ImageClassifier) else ():
             if isinstance(callback, kind):
                 raise UserError(f"{name} is not supported: {reason}")
+        starts = ("update_starting_at_step", "update_starting_at_epoch")
+        late = [f"{key} {value}" for key in starts if (value := getattr(callback, key, None))]
+        if isinstance(callback, EMAWeightAveraging) and late:
+            # Lightning issue 21724.
+            rank_zero_print(
+                f"note: {name}: with {late[0]}, validations and best.ckpt before it are of the initial weights\n"
+                "use EMA, which needs no late start: --trainer.callbacks+=EMA"
+            )
 
 
 def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:

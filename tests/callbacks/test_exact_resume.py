@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from resnet_pl.callbacks import BestCheckpoint, ErrorWarmup, GracefulStop, LastCheckpoint, MetricsCSV
+from resnet_pl.callbacks import EMA, BestCheckpoint, ErrorWarmup, GracefulStop, LastCheckpoint, MetricsCSV
 from resnet_pl.data import ImageFolder
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import BatchTransform
@@ -237,11 +237,12 @@ def test_interrupted_within_the_optimizer_step(
 
 
 @pytest.mark.parametrize("fault", [("after the forward pass", 8), ("in the validation", 12)])
-def test_an_error_under_averaged_weights(fault: Any, tmp_path: Path) -> None:
-    weights = run(tmp_path / "a", tiny(), EMAWeightAveraging(decay=0.7))
+@pytest.mark.parametrize("average", [EMAWeightAveraging, EMA])
+def test_an_error_under_averaged_weights(average: Any, fault: Any, tmp_path: Path) -> None:
+    weights = run(tmp_path / "a", tiny(), average(decay=0.7))
     with pytest.raises(RuntimeError, match="fault"):
-        run(tmp_path / "b", tiny(), Fault(*fault), EMAWeightAveraging(decay=0.7))
-    resumed = run(tmp_path / "b", tiny(), EMAWeightAveraging(decay=0.7), resume=True)
+        run(tmp_path / "b", tiny(), Fault(*fault), average(decay=0.7))
+    resumed = run(tmp_path / "b", tiny(), average(decay=0.7), resume=True)
     check_equal(tmp_path, Reference(weights, (tmp_path / "a" / "metrics.csv").read_text()), resumed)
 
 
