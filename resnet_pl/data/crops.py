@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
+from resnet_pl.data.decode import EncodedImage
+from resnet_pl.data.jpeg import REDUCTIONS
+
 # Top, left, height and width in pixels.
 Box = tuple[int, int, int, int]
 
@@ -42,16 +45,52 @@ class Crop:
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """Crops `(3, H, W)` uint8 to the box, then resizes it to `(3, size, size)` uint8."""
-        top, left, height, width = box = self.get_params(image.shape[-2], image.shape[-1], size)
-        if min(top, left) < 0 or top + height > image.shape[-2] or left + width > image.shape[-1]:
+        return self._resize(image, self._draw_box(image.shape[-2], image.shape[-1], size), size)
+
+    def read(self, encoded: EncodedImage, size: int) -> Tensor:
+        """Decodes and crops a file; decodes a JPEG at a half, quarter or eighth if the box still has `size` pixels.
+
+        The box is chosen in the full image, so that it is the same as without the reduction. A subclass with its own
+        `__call__` gets the full image.
+
+        Args:
+            encoded: the file.
+            size: height and width of the network's input, pixels.
+
+        Returns:
+            `(3, size, size)` uint8.
+        """
+        if encoded.jpeg_size is None or type(self).__call__ is not Crop.__call__:
+            return self(encoded.decode(), size)
+        box = self._draw_box(*encoded.jpeg_size, size)
+        reduction = next((each for each in REDUCTIONS if min(box[2:]) >= each * size), 1)
+        image = encoded.decode(reduction)
+        # A file that only Pillow reads is decoded in full.
+        return self._resize(image, box if image.shape[1:] == encoded.jpeg_size else reduce_box(box, reduction), size)
+
+    def _draw_box(self, height: int, width: int, size: int) -> Box:
+        """Returns the box; raises ValueError if it is outside the image."""
+        top, left, box_height, box_width = box = self.get_params(height, width, size)
+        if min(top, left) < 0 or top + box_height > height or left + box_width > width:
             raise ValueError(
-                f"{type(self).__name__}.get_params: box {box} is outside an image of {tuple(image.shape[-2:])}"
+                f"{type(self).__name__}.get_params: box {box} is outside an image of {(height, width)} pixels"
             )
+        return box
+
+    def _resize(self, image: Tensor, box: Box, size: int) -> Tensor:
+        top, left, height, width = box
         cropped = image[None, :, top : top + height, left : left + width]
         # Decoders return channels_last; resizing it is a third faster than resizing contiguous channels.
         cropped = cropped.contiguous(memory_format=torch.channels_last)
         # The kernel of torchvision's resize, without its dispatch overhead (3 % of the loading time).
         return F.interpolate(cropped, [size, size], mode="bilinear", antialias=True)[0]
+
+
+def reduce_box(box: Box, reduction: int) -> Box:
+    """Returns a box of an image as a box of the image reduced by a factor; its edges are rounded to pixels."""
+    top, left, height, width = box
+    edges = [(2 * edge + reduction) // (2 * reduction) for edge in (top, left, top + height, left + width)]
+    return edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1]
 
 
 def _randint(low: int, high: int) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
-from resnet_pl.data.crops import ResizeCenterCrop
-from resnet_pl.data.decode import BadImage, read_image
+from resnet_pl.data.crops import Crop, ResizeCenterCrop
+from resnet_pl.data.decode import BadImage, EncodedImage, read_image
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
 
@@ -29,6 +29,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         crop: crops an image to the network's input; `ResizeCenterCrop` by default.
         transforms: transforms of the cropped uint8 image, applied in order.
         seed: the training seed, for random crops and transforms.
+        scaled_decoding: whether large JPEGs are decoded at a fraction of their size where the crop allows it.
 
     Attributes:
         cache: the decoded images, used instead of the files; None without a cache.
@@ -45,9 +46,11 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         crop: Callable[[Tensor, int], Tensor] | None = None,
         transforms: Sequence[nn.Module] = (),
         seed: int = 0,
+        scaled_decoding: bool = False,
     ) -> None:
         self.root, self.names, self.labels = root, list(names), list(labels)
         self.image_size, self.transforms, self.seed = image_size, transforms, seed
+        self.scaled_decoding = scaled_decoding
         self.crop: Callable[[Tensor, int], Tensor | list[Tensor]] = crop or ResizeCenterCrop()
 
     def __len__(self) -> int:
@@ -83,15 +86,23 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
             key: (epoch, index). Random crops and transforms are a function of the seed, the epoch and the index.
         """
         epoch, index = key
-        image = self.cache[index] if self.cache else None
-        try:
-            image = read_image(self.root / self.names[index]) if image is None else image
-        except BadImage as bad:
-            return bad
         # Crops without this attribute, such as functions, may draw from any generator.
         torch_only = not self.transforms and getattr(self.crop, "draws_from_torch_only", False)
         with seeded_rng(self.seed, epoch, index, torch_only=torch_only):
-            sample = self.crop(image, self.image_size)
+            try:
+                sample = self._read(index)
+            except BadImage as bad:
+                return bad
             for transform in self.transforms:
                 sample = transform(sample)
         return sample, self.labels[index], index
+
+    def _read(self, index: int) -> Any:
+        """Returns the cropped image; raises BadImage if its file is unreadable."""
+        cached = self.cache[index] if self.cache else None
+        if cached is not None:
+            return self.crop(cached, self.image_size)
+        encoded = EncodedImage(self.root / self.names[index])
+        if self.scaled_decoding and isinstance(self.crop, Crop):
+            return self.crop.read(encoded, self.image_size)
+        return self.crop(encoded.decode(), self.image_size)

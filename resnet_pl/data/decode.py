@@ -2,7 +2,6 @@
 
 import io
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import glob
@@ -12,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 
+from resnet_pl.data.jpeg import decode_jpeg, read_header
 from resnet_pl.utils import UserError, prog_name
 
 IMAGE_EXTENSIONS = frozenset(
@@ -138,6 +137,40 @@ def find_images(patterns: list[str], asked_by: str = "--images") -> list[Path]:
     return list(found)
 
 
+class EncodedImage:
+    """An image file in memory that is not decoded yet.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        jpeg_size: upright height and width in pixels of a JPEG, which `decode` can reduce; None for any other file.
+
+    Raises:
+        BadImage: the file is missing or unreadable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _as_bad_image(path):
+            self.data = path.read_bytes()
+        header = read_header(self.data)
+        supported = header and header.channels in (1, 3) and 0 < header.height * header.width <= MAX_PIXELS
+        self._header = header if supported else None
+        self.jpeg_size = None if self._header is None else self._header.upright_size
+
+    def decode(self, reduction: int = 1) -> torch.Tensor:
+        """Returns the pixels as `read_image` does; a JPEG's height and width can be divided by 2, 4 or 8."""
+        if self._header is not None:
+            # Pillow reads some files that this decoder does not, and has better error messages.
+            with suppress(ValueError):
+                return decode_jpeg(self.data, self._header, reduction)
+        with _as_bad_image(self.path):
+            image = _open(io.BytesIO(self.data))
+            image.load()
+            return pil_to_tensor(image)
+
+
 def read_image(path: Path) -> torch.Tensor:
     """Decodes an image file.
 
@@ -151,19 +184,7 @@ def read_image(path: Path) -> torch.Tensor:
     Raises:
         BadImage: the file is missing, unreadable, empty, truncated, not an image or larger than `MAX_PIXELS`.
     """
-    with _as_bad_image(path):
-        data = path.read_bytes()
-        height, width, channels = jpeg_shape(data) or (0, 0, 0)
-        if channels in (1, 3) and 0 < height * width <= MAX_PIXELS:
-            # Pillow reads some files that this decoder does not, and has better error messages.
-            with suppress(RuntimeError):
-                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                image = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-                assert isinstance(image, torch.Tensor), "a list only for a list of files"
-                return image
-        image = _open(io.BytesIO(data))
-        image.load()
-        return pil_to_tensor(image)
+    return EncodedImage(path).decode()
 
 
 def pil_to_tensor(image: Image.Image) -> torch.Tensor:
@@ -172,18 +193,6 @@ def pil_to_tensor(image: Image.Image) -> torch.Tensor:
     with suppress(Exception):
         image = ImageOps.exif_transpose(image)
     return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
-
-
-def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
-    """Returns height, width and channels from the header of an 8-bit JPEG; None for any other data."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
-        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            precision, height, width, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-            return (height, width, channels) if precision == 8 else None
-        at += 2 + length
-    return None
 
 
 def verify_image(path: Path) -> tuple[int, int]:

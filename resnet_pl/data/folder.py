@@ -45,10 +45,14 @@ class ImageFolder(ImageDataModule):
             the training split (`channel`), or null for no division.
         batch_transforms: augmentation of training batches on the device; horizontal flip and PCA color augmentation by
             default. A list replaces the default, `+` appends to it.
+        scaled_decoding: whether large JPEGs are decoded at a half, a quarter or an eighth of their size for training,
+            where the crop still has at least `image_size` pixels. It is faster; the crops are the same. Evaluation and
+            the cache always decode in full.
         verify_images: whether all files are checked quickly before the first step.
         cache: whether images are decoded once, before training, into a file that later epochs and runs share.
         cache_side: maximum shorter side of cached images, pixels; larger images are downscaled. With null, images have
-            their full size, and training is the same as without a cache. Evaluation uses image_size × 256 / 224.
+            their full size, and training is the same as without a cache and `scaled_decoding`. Evaluation uses
+            image_size × 256 / 224.
         cache_dir: folder of the caches; null uses $XDG_CACHE_HOME/resnet_pl or ~/.cache/resnet_pl.
     """
 
@@ -65,6 +69,7 @@ class ImageFolder(ImageDataModule):
         batch_transforms: list[BatchTransform] | None = None,
         val_split: int | float = 0.1,
         test_split: int | float = 0.1,
+        scaled_decoding: bool = True,
         verify_images: bool = False,
         cache: bool = False,
         cache_side: PositiveInt | None = None,
@@ -84,6 +89,7 @@ class ImageFolder(ImageDataModule):
         )
         self.root: Path = Path(root)  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
         self.crop, self.verify_images = crop or build_default(type(self), "crop"), verify_images
+        self.scaled_decoding = scaled_decoding
         self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir
         self.group_pattern = group_pattern
         self._test_bytes: int | None = None
@@ -232,7 +238,8 @@ class ImageFolder(ImageDataModule):
         names = list(listing)
         if split != "train":
             return ImageFileDataset(self.root, names, labels, self.image_size)
-        return ImageFileDataset(self.root, names, labels, self.image_size, self.crop, seed=self.seed)
+        options = {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
+        return ImageFileDataset(self.root, names, labels, self.image_size, self.crop, **options)
 
     def _verify_images(self, listings: dict[str, Listing]) -> None:
         """Checks all files quickly; raises UserError for bad files, or removes them from the listings."""

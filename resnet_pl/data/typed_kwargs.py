@@ -39,6 +39,7 @@ class ImageFolderArgs(ImageDataModuleArgs, total=False):
     batch_transforms: list[BatchTransform] | None
     val_split: int | float
     test_split: int | float
+    scaled_decoding: bool
     verify_images: bool
     cache: bool
     cache_side: PositiveInt | None

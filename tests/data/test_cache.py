@@ -63,6 +63,7 @@ def open_all(root: Path, cache_dir: Path, side: int | None = None) -> list[torch
 
 def data(root: Path, cache_dir: Path | None = None, stage: str = "fit", **kwargs: Any) -> ImageFolder:
     settings = {"image_size": 16, "batch_size": 4, "num_workers": 0, "val_split": 0.2, "test_split": 0.2} | kwargs
+    settings = {"scaled_decoding": False} | settings  # the cache decodes in full
     if cache_dir:
         settings |= {"cache": True, "cache_dir": str(cache_dir)}
     module = ImageFolder(str(root), **settings)
@@ -284,6 +285,7 @@ def test_crops_of_downscaled_images_have_the_same_statistics(root: Path, cache_d
 def test_a_run_with_a_cache_has_the_same_weights(root: Path, cache_dir: Path, tmp_path: Path) -> None:
     model = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--trainer.max_epochs", "2"]
     folder = ["--data", "ImageFolder", "--data.root", root, "--data.image_size", "16", "--data.num_workers", "0"]
+    folder += ["--data.scaled_decoding", "false"]
     small = ["--data.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     for name, extra in {"plain": [], "cached": ["--data.cache", "true", "--data.cache_dir", cache_dir]}.items():
         where = ["--name", name, "--trainer.default_root_dir", tmp_path / "runs"]

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import decode
-from resnet_pl.data.decode import BadImage, jpeg_shape, list_images, read_image, verify_image
+from resnet_pl.data.decode import BadImage, list_images, read_image, verify_image
+from resnet_pl.data.jpeg import read_header
 from resnet_pl.data.workers import BatchReader
 from resnet_pl.utils import UserError
 
@@ -67,7 +69,7 @@ def test_both_jpeg_decoders_agree(options: dict[str, object], tmp_path: Path, mo
     fast = read_image(path)
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise RuntimeError
+        raise ValueError
 
     monkeypatch.setattr(decode, "decode_jpeg", refuse)
     slow = read_image(path)
@@ -83,7 +85,14 @@ def test_jpeg_uses_the_fast_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(read_image(path), black)
 
 
-def test_jpeg_shape_from_the_header() -> None:
+def test_jpegs_are_read_without_deprecated_functions(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded(noise(), "JPEG"))
+    with warnings.catch_warnings(action="error"):
+        read_image(path)
+
+
+def test_jpeg_header() -> None:
     for options in (
         {},
         {"progressive": True},
@@ -91,14 +100,14 @@ def test_jpeg_shape_from_the_header() -> None:
         {"exif": Image.Exif()},
         {"icc_profile": b"y" * 99},
     ):
-        assert jpeg_shape(encoded(noise(), "JPEG", **options)) == (64, 80, 3)
-    assert jpeg_shape(encoded(noise("L"), "JPEG")) == (64, 80, 1)
-    assert jpeg_shape(encoded(noise("CMYK"), "JPEG")) == (64, 80, 4)
+        assert read_header(encoded(noise(), "JPEG", **options)) == (64, 80, 3, 1)
+    assert read_header(encoded(noise("L"), "JPEG")) == (64, 80, 1, 1)
+    assert read_header(encoded(noise("CMYK"), "JPEG")) == (64, 80, 4, 1)
     data = encoded(noise(), "JPEG")
     frame = data.index(b"\xff\xc0")
     twelve_bits = data[: frame + 4] + b"\x0c" + data[frame + 5 :]
     for other in (b"", b"\xff\xd8", data[: frame + 8], data[2:], twelve_bits, encoded(noise(), "PNG")):
-        assert jpeg_shape(other) is None
+        assert read_header(other) is None
 
 
 def test_a_jpeg_header_with_too_many_pixels(tmp_path: Path) -> None:
