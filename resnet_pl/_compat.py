@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 # LightningCLI adds this entry to the hyperparameters that it saves. Without it `load_from_checkpoint` does not
 # instantiate the modules that the hyperparameters describe, and no argument requests that. Lightning 2.0 to 2.6.
@@ -22,3 +23,11 @@ def begin_next_epoch(trainer: Trainer) -> None:
         epochs.increment_completed()
         loop.reset_restart_stage()
         loop.epoch_loop.restarting = False
+
+
+def trains_in_copies(trainer: Trainer) -> bool:
+    """Whether a Trainer would train in forked or spawned copies of this process, as `ddp_fork` does in a notebook.
+
+    Strategies have no public attribute for it, and their names do not show it: in a notebook, `auto` is `ddp_fork`.
+    """
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)

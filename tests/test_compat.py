@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from resnet_pl import ImageClassifier
-from resnet_pl._compat import INSTANTIATOR, begin_next_epoch
+from resnet_pl._compat import INSTANTIATOR, begin_next_epoch, trains_in_copies
 from resnet_pl.models import ResNet
 from tests.tiny import Tiny, classifier, trainer
 
@@ -74,3 +74,13 @@ def test_lightning_does_not_begin_the_next_epoch_without_the_workaround(tmp_path
         resumes_exactly[with_workaround] = uninterrupted.batches[4:] == resumed.batches
     assert resumes_exactly[True]
     assert not resumes_exactly[False], "Lightning resumes at the end of an epoch: remove begin_next_epoch"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "copies"), [("ddp_fork", True), ("ddp_notebook", True), ("ddp_spawn", True), ("ddp", False)]
+)
+def test_strategies_do_not_show_in_public_whether_they_train_in_copies(strategy: str, copies: bool) -> None:
+    made = trainer(strategy=strategy, devices=2)
+    assert trains_in_copies(made) == copies
+    public = {name for name in vars(type(made.strategy)) if not name.startswith("_")}
+    assert not [name for name in public if "start_method" in name], "use it in trains_in_copies"

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from resnet_pl import fit
+from resnet_pl.utils import UserError
 from tests.cli.commands import SMALL, refused, rows, run
 
 RUN = Path("runs/digits/version_0")
@@ -47,6 +49,12 @@ REFUSED: dict[str, list[str]] = {
     "--trainer.log_every_n_steps -1": ["trainer.log_every_n_steps: ", "-1"],
     "--trainer.strategy fsdp2": ["trainer.strategy: ", "fsdp2", "fsdp"],
     "--trainer.strategy FSDPStrategy --trainer.accelerator cpu": ["FSDP", "accelerator"],
+    "--trainer.strategy ddp_fork --trainer.devices 2 --trainer.accelerator cpu": [
+        "trainer.strategy: ",
+        "forked",
+        "ddp",
+    ],
+    "--trainer.strategy ddp_spawn --trainer.accelerator cpu": ["trainer.strategy: ", "spawned", "--trainer.devices 1"],
     "--trainer.num_nodes 2 --trainer.accelerator cpu": ["trainer.num_nodes: ", "torchrun --nnodes 2"],
     "--trainer.sync_batchnorm true --trainer.accelerator cpu --trainer.devices 2": ["trainer.sync_batchnorm: "],
     "--trainer.logger WandLogger": ["trainer.logger: ", "did you mean WandbLogger?"],
@@ -189,3 +197,5 @@ def test_a_trainer_that_ignores_the_other_processes_is_refused(
         monkeypatch.setenv(name, value)
     message = refused(capsys, "fit", *TINY, "--trainer.accelerator", "cpu")
     assert f"{variables.get('WORLD_SIZE', '2')} processes" in message and message.endswith(fix)
+    with pytest.raises(UserError, match="processes were started"):
+        fit([*TINY, "--trainer.accelerator", "cpu"])

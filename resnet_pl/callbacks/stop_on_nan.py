@@ -34,11 +34,15 @@ class StopOnNaN(Callback):
     def __init__(self) -> None:
         # Loss, step, learning rate and batch since the last logging step; the losses stay on the device.
         self.history: deque[tuple[Tensor, int, float, Batch]] = deque(maxlen=HISTORY)
-        self.folder = Path()
+        self.folder, self.lr = Path(), math.nan
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gets the run folder: `trainer.log_dir` is a collective operation, so not later when one process fails."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stores the learning rate of this step: after the step, the optimizer holds the next one."""
+        self.lr = current_lr(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,7 +52,7 @@ class StopOnNaN(Callback):
         # Without images and labels, which take memory.
         small = batch._replace(images=None, labels=None) if isinstance(batch, Batch) else batch
         if isinstance(outputs, dict) and "loss" in outputs:
-            self.history.append((outputs["loss"].detach(), step, current_lr(trainer), small))
+            self.history.append((outputs["loss"].detach(), step, self.lr, small))
         if is_optimizer_step(trainer, batch_idx) and is_logging_step(trainer):
             self.check(trainer, pl_module)
 

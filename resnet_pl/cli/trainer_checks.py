@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import StrategyRegistry
 
+from resnet_pl._compat import trains_in_copies
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.utils import UserError, as_list, prog_name, rank_zero_print, similar
 
@@ -116,8 +117,14 @@ def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:
         sync_batchnorm: whether BatchNorm statistics are synchronized.
 
     Raises:
-        UserError: each process would train the model on its own, or the Trainer would wait forever.
+        UserError: each process would train the model on its own, the Trainer would wait forever, or this process would
+            not know what the others have trained.
     """
+    if trains_in_copies(trainer):
+        raise UserError(
+            "trainer.strategy: forked and spawned processes do not return the state of the training\n"
+            "use --trainer.strategy ddp in a script, or one process: --trainer.devices 1 --trainer.strategy auto"
+        )
     started, per_node = _started_processes()
     used = trainer.num_devices * trainer.num_nodes
     if started > 1 and used != started:

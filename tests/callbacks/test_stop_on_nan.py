@@ -36,7 +36,9 @@ class NaNBatches(Tiny):
 
 
 def train(data: Tiny, *, folder: Path | None = None, **kwargs: Any) -> ImageClassifier:
-    module = classifier(optimizer=optimizer(lr=0.05, momentum=0.9, weight_decay=0.01), schedule=Schedule("constant"))
+    # The learning rate of step n is 0.005 × (n + 1).
+    schedule = Schedule("constant", "iterations", warmup=9)
+    module = classifier(optimizer=optimizer(lr=0.05, momentum=0.9, weight_decay=0.01), schedule=schedule)
     settings = {"max_epochs": 2, "limit_val_batches": 0, "default_root_dir": folder} | kwargs
     trainer(**settings).fit(module, datamodule=data)
     return module
@@ -68,7 +70,7 @@ def test_the_last_checkpoint_is_finite(tmp_path: Path, every: int | None, step: 
     # There is no logging step before a checkpoint is due.
     text = message(tmp_path, NaNBatches({(1, 2)}), every=every, log_every_n_steps=100)
     assert "loss is nan" in text and f"{tmp_path}/last.ckpt" in text
-    assert "learning rate 0.05" in text and len(text.splitlines()) == 2
+    assert "learning rate 0.035" in text and len(text.splitlines()) == 2
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == step and all(value.isfinite().all() for value in saved["state_dict"].values())
 
@@ -79,7 +81,7 @@ def test_the_message_names_the_first_step_and_its_images(tmp_path: Path) -> None
     batch = next(batch for batch in data.train_dataloader() if batch.batch_idx == 1)
     names = [data.splits["train"].names[i] for i in batch.indices]
     path = tmp_path / "bad_batches.csv"
-    assert all(word in text for word in ("step 1,", "learning rate 0.05", f"{names[0]} and 9 more", str(path)))
+    assert all(word in text for word in ("step 1,", "learning rate 0.01,", f"{names[0]} and 9 more", str(path)))
     assert "no checkpoint" in text
     with path.open(newline="") as file:
         (row,) = csv.DictReader(file)

@@ -6,6 +6,7 @@ They are listed here, so that a config that you add, which may need data or weig
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ import yaml
 from PIL import Image
 
 from resnet_pl.data import CIFAR10, CIFAR100
+from resnet_pl.optim import Schedule, ScheduledLR
 from resnet_pl.reports.results import read_results
 from resnet_pl.run_dir import class_name
-from tests.cli.commands import PROJECT, run
+from tests.cli.commands import PROJECT, printed, run
 
 CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
@@ -26,6 +28,11 @@ COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/c
 RARE = ["cifar100", "imagenet", "paper/imagenet", "recipes/cifar10-96"]
 # Recipes have no data: each is merged on top of a complete config.
 RECIPES = ["adam", "cutmix", "ema", "head-only", "mixup", "plateau", "random-resized-crop", "trivial-augment"]
+# The configs that a recipe is for, if not all.
+FOR = {
+    "head-only": ["folder", "flowers"],
+    "random-resized-crop": ["folder", "flowers", "flowers-scratch", "imagenet", "paper/imagenet"],
+}
 # File names of torchvision's weights by backbone.
 WEIGHTS = {"resnet18": "resnet18-f37072fd.pth", "resnet34": "resnet34-b627a593.pth"}
 FEW = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
@@ -108,11 +115,38 @@ def test_recipe_is_merged_on_top_of_a_config(recipe: str, data: Path) -> None:
     base = "flowers-scratch"
     argv = ["fit", "--config", str(CONFIGS / f"{base}.yaml"), "--config", str(CONFIGS / "recipes" / f"{recipe}.yaml")]
     run(*argv, *overrides(base, data), "--trainer.logger", "false")
-    overlay = yaml.safe_load((CONFIGS / "recipes" / f"{recipe}.yaml").read_text())
-    resolved = yaml.safe_load((Path("runs") / base / "version_0" / "config.yaml").read_text())
-    # Every class that the recipe names is in the resolved config.
-    for name in [word for word in yaml.safe_dump(overlay).replace("'", " ").split() if word[0].isupper()]:
-        assert name in yaml.safe_dump(resolved), name
+    check_claims(recipe, yaml.safe_load((Path("runs") / base / "version_0" / "config.yaml").read_text()))
+
+
+def check_claims(recipe: str, config: dict[str, Any]) -> None:
+    """Checks that what the comment of a recipe says is true of a resolved configuration."""
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    callbacks = {class_name(each): each.get("init_args", {}) for each in config["trainer"]["callbacks"] or []}
+    schedule = ScheduledLR(torch.optim.SGD([torch.zeros(1)], lr=1), Schedule(**model["schedule"]), 1000, 10)
+    constant = {schedule.lr_factor(step) for step in range(1000)} == {1} and not model["lr_scheduler"]
+    optimizer = (class_name(model["optimizer"]), model["optimizer"]["init_args"]["lr"], model["base_batch_size"])
+    truth = {
+        "adam": constant and optimizer == ("Adam", 1e-4, None),
+        "cutmix": class_name(data.get("mix")) == "CutMix",
+        "ema": callbacks.get("EMA", {}).get("decay") == 0.999,
+        "head-only": callbacks.get("Freeze", {"last_frozen": ""})["last_frozen"] is None,
+        "mixup": class_name(data.get("mix")) == "MixUp",
+        "plateau": constant and (schedule.shape, schedule.factor, schedule.patience) == ("plateau", 0.1, 5),
+        "random-resized-crop": class_name(data.get("crop")) == "RandomResizedCrop",
+        "trivial-augment": [class_name(each) for each in data["transforms"] or []] == ["TrivialAugmentWide"],
+    }
+    assert truth[recipe], (recipe, config)
+
+
+# imagenet scales the learning rate, and has the most kinds of settings.
+@pytest.mark.parametrize(
+    "base", [pytest.param(name, marks=[] if name == "imagenet" else [pytest.mark.slow]) for name in COMPLETE]
+)
+def test_what_a_recipe_says_is_true_on_top_of_every_config(base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in RECIPES:
+        if base in FOR.get(recipe, COMPLETE):
+            files = [f"--config={CONFIGS}/{base}.yaml", f"--config={CONFIGS}/recipes/{recipe}.yaml"]
+            check_claims(recipe, yaml.safe_load(printed(capsys, "fit", *files, "--print_config")))
 
 
 def test_the_papers_resnet110_is_merged_on_top_of_its_cifar10(data: Path) -> None:
