@@ -32,8 +32,10 @@ from resnet_pl.evaluation.classify import Prediction, classify, image_size_of
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
+from resnet_pl.models.heads import find_classifier, reset_classifier, split_outputs, training_loss
 from resnet_pl.models.normalize import Normalize
-from resnet_pl.models.pretrained import fetch_weights, find_classifier, load_pretrained, reset_classifier
+from resnet_pl.models.pretrained import fetch_weights, load_pretrained
+from resnet_pl.models.published import load_published
 from resnet_pl.optim import Schedule, ScheduledLR, check_layout, make_optimizer, make_scheduler
 from resnet_pl.plain_types import to_plain_hparams
 from resnet_pl.types import PositiveInt, UnitInterval
@@ -97,6 +99,7 @@ class ImageClassifier(LightningModule):
         self.backbone, self.normalize = backbone, Normalize()
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         self.weights, self.optimizer = weights, optimizer
+        self.output_names, self.is_published = class_names, False  # see `load_published`
         self.lr: float | None = None  # in place of the optimizer's; Lightning's learning rate finder sets it
         # `load_from_checkpoint` passes the schedule as a dict.
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
@@ -130,17 +133,25 @@ class ImageClassifier(LightningModule):
     def configure_model(self) -> None:
         """Replaces the head if the number of classes differs, and loads pretrained weights.
 
-        Lightning calls this hook after the data module's `setup` and before it restores a checkpoint.
+        Weights that are evaluated without training keep their head. Lightning calls this hook after the data module's
+        `setup` and before it restores a checkpoint.
         """
         hparams = self.hparams
         no_checkpoint = self._has_trainer and self.trainer.ckpt_path is None
         # Classes of the data, else the given ones; without either, the backbone keeps its number of classes.
         rename = no_checkpoint and self.trainer.training
         data = get_datamodule(self.trainer) if self._has_trainer else None
-        hparams["class_names"], hparams["num_classes"] = resolve_classes(
-            data, hparams["class_names"], hparams["num_classes"], rename
-        )
-        if hasattr(self, "metrics"):  # configured by an earlier call
+        configured = hasattr(self, "metrics")  # by an earlier call
+        if no_checkpoint and not rename and self.weights is not None and (self.is_published or not configured):
+            published = load_published(self.backbone, self.weights, fetch_weights, data, self.output_names)
+            rank_zero_print(published.message)
+            hparams["class_names"], hparams["num_classes"] = published.class_names, published.num_classes
+            self.is_published = True
+        else:
+            hparams["class_names"], hparams["num_classes"] = resolve_classes(
+                data, hparams["class_names"], hparams["num_classes"], rename
+            )
+        if configured:
             return
         num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
         if hparams["num_classes"] is None and rename:
@@ -154,24 +165,33 @@ class ImageClassifier(LightningModule):
                 f"model.loss.weight: {len(weight)} weights for {num_classes} classes\ngive one for each class"
             )
         with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
-            reset_classifier(self.backbone, num_classes)
+            is_new = reset_classifier(self.backbone, num_classes)
+        if is_new and no_checkpoint and not rename:
+            raise UserError(
+                f"the network has no head for {num_classes} classes: a new one would be evaluated without training\n"
+                "train it first, or give a checkpoint"
+            )
         if hparams["channels_last"]:
             self.backbone.to(memory_format=torch.channels_last)
         self.metrics = ClassificationMetrics(num_classes, self.own_metrics)
-        if no_checkpoint and self.weights is not None:
-            rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights))
+        if rename and self.weights is not None:
+            rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights, hparams["class_names"]))
         if no_checkpoint and self.datamodule is not None:
             self.normalize.set(*self.datamodule.normalization())
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits `(N, num_classes)` of images `(N, 3, H, W)`, uint8 or float in [0, 1]."""
+        """Computes logits `(N, num_classes)` of images `(N, 3, H, W)`, uint8 or float in [0, 1].
+
+        In training mode a network with auxiliary heads returns a tuple, see `models/heads.py`.
+        """
         images = self.normalize(images)
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.compiled_forward is not None and self.training and self.compiled_shape in (None, images.shape):
             return self.compiled_forward(images)
-        return self.backbone(images)
+        outputs = self.backbone(images)
+        return outputs if self.training else split_outputs(outputs)[0]
 
     # ------------------------------------------------------------------------------------ training
     @override
@@ -196,8 +216,8 @@ class ImageClassifier(LightningModule):
         step would take longer than the step of a small model.
         """
         batch = self.as_batch(batch, batch_idx)
-        logits = self(batch.images)
-        return {"loss": self.criterion(logits, batch.labels), "logits": logits.detach()}
+        loss, logits = training_loss(self.criterion, self(batch.images), batch.labels)
+        return {"loss": loss, "logits": logits.detach()}
 
     def as_batch(self, batch: Any, batch_idx: int) -> Batch:
         """Returns the batch of any data as a `Batch`; of other data, the labels of the first one are checked."""

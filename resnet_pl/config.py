@@ -273,7 +273,7 @@ def default_arguments(name: str) -> dict[str, Any]:
     Args:
         name: name or import path of the class; an unknown one has no defaults, and is reported when it is parsed.
     """
-    cls = _find_data_module(name)
+    cls = find_data_module(name)
     if not isinstance(cls, type) or not (defaults := describe_defaults(cls)):
         return {}
     # A subclass may pass on a value of its own and not take the argument any longer, or have another default.
@@ -283,7 +283,8 @@ def default_arguments(name: str) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if arguments.get(key, defaults) is None}
 
 
-def _find_data_module(name: str) -> Any:
+def find_data_module(name: str) -> Any:
+    """Returns the class with a short name or an import path; something else, or None, if there is none."""
     if "." not in name:
         return next((cls for cls in _subclasses(ImageDataModule) if cls.__name__ == name), None)
     try:

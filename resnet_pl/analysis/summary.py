@@ -28,7 +28,7 @@ from resnet_pl import models
 from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
 from resnet_pl.command_line import read_config, split_option
 from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
-from resnet_pl.models.pretrained import reset_classifier
+from resnet_pl.models.heads import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
 from resnet_pl.run_dir import class_name, find_checkpoint, get_init_args
 from resnet_pl.types import PositiveInt

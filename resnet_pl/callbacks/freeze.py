@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DDPStrategy
@@ -9,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from resnet_pl.callbacks.access import as_classifier
-from resnet_pl.models.pretrained import find_classifier
+from resnet_pl.models.heads import find_heads
 from resnet_pl.types import NonNegativeInt
 from resnet_pl.utils import UserError
 
@@ -35,10 +37,10 @@ class Freeze(BaseFinetuning):
             raise UserError(
                 f"Freeze.last_frozen: {self.last_frozen} is not a stage of the backbone\nuse one of {', '.join(names)}"
             )
-        head = find_classifier(backbone)[1]
+        heads = list(find_heads(backbone).values())
         last = names.index(self.last_frozen) if self.last_frozen is not None else len(names)
         children = [child for _, child in backbone.named_children()][: last + 1]
-        return [module for child in children for module in _modules_except(child, head)]
+        return [module for child in children for module in _modules_except(child, heads)]
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         """Disables the gradients of the frozen parameters."""
@@ -74,10 +76,10 @@ class Freeze(BaseFinetuning):
                 module.eval()
 
 
-def _modules_except(module: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """Returns the largest submodules of `module` that do not contain `head`."""
-    if module is head:
+def _modules_except(module: nn.Module, heads: Sequence[nn.Module]) -> list[nn.Module]:
+    """Returns the largest submodules of `module` that do not contain a head."""
+    if any(module is head for head in heads):
         return []
-    if not any(submodule is head for submodule in module.modules()):
+    if not any(submodule is head for submodule in module.modules() for head in heads):
         return [module]
-    return [submodule for child in module.children() for submodule in _modules_except(child, head)]
+    return [submodule for child in module.children() for submodule in _modules_except(child, heads)]

@@ -30,7 +30,7 @@ from resnet_pl.evaluation.metrics import NAMES, per_class
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.load import load_run
 from resnet_pl.models.normalize import BatchNorm
-from resnet_pl.models.pretrained import save_weights
+from resnet_pl.models.weights_file import save_weights
 from resnet_pl.reports.plots import confusion_matrix, save_png
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import print_report, results_table

@@ -29,6 +29,7 @@ from resnet_pl.callbacks.finders import keep_found
 from resnet_pl.cli.arguments import TRAINER_DEFAULTS, add_shared_arguments, parser_kwargs
 from resnet_pl.cli.errors import silence_warnings, translate_exception
 from resnet_pl.cli.list_options import add_defaults, drop_repeated
+from resnet_pl.cli.published_weights import published_config
 from resnet_pl.cli.run_loggers import continued
 from resnet_pl.cli.trainer_arguments import trainer_arguments
 from resnet_pl.cli.trainer_checks import check_processes, check_trainer
@@ -145,6 +146,8 @@ class ProjectCLI(LightningCLI):
                 # The name of a function cannot be merged with arguments of the default class, from a file.
                 if isinstance(arguments.get(key), str) and self.command_line.get(f"model.{key}") is not None:
                     del arguments[key]
+        if self.checkpoint is None and self.command_line.subcommand != "fit" and self.command_line.get("model.weights"):
+            stored = published_config(self.command_line)
         first = add_defaults(stored, self.command_line)
         # As a file: only `--config` merges the arguments of classes. It comes first, so that the others override it.
         with config_file(first) as file:

@@ -1,7 +1,8 @@
 """Networks in plain torch, for `backbone` in YAML files, and pretrained weights."""
 
 from resnet_pl.models.cifar_nets import cifar_plain, cifar_resnet
-from resnet_pl.models.pretrained import find_classifier, load_pretrained, read_state_dict, reset_classifier
+from resnet_pl.models.heads import find_classifier, reset_classifier
+from resnet_pl.models.pretrained import load_pretrained
 from resnet_pl.models.resnet import (
     BasicBlock,
     Bottleneck,
@@ -14,6 +15,7 @@ from resnet_pl.models.resnet import (
     resnet101,
     resnet152,
 )
+from resnet_pl.models.weights_file import read_state_dict
 
 __all__ = [
     "BasicBlock",

@@ -1,12 +1,11 @@
 """Pretrained weights from torchvision, a URL or a file; the head is not loaded if the number of classes differs."""
 
-import pickle
+import hashlib
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -16,14 +15,14 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
 from resnet_pl.data.download import fetch
+from resnet_pl.models.class_rows import keep_rows, match_classes
+from resnet_pl.models.heads import find_classifier, find_heads
 from resnet_pl.models.resnet import ResNet
-from resnet_pl.utils import UserError, atomic_write, similar
+from resnet_pl.models.weights_file import read_weights
+from resnet_pl.utils import UserError, similar
 
-STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
-"""Keys under which training programs save the state dict of a model in a checkpoint."""
-
-WRAPPERS = r"(?:module\.|_orig_mod\.)*"
-"""Prefixes that DataParallel and `torch.compile` add to keys."""
+OPTIONAL = "num_batches_tracked"
+"""Suffix of keys that a file may lack: torch 0.4.1 added them to BatchNorm, and only cumulative averages use them."""
 
 RENAMES = (
     (r"^linear\.", "fc."),  # github.com/kuangliu/pytorch-cifar
@@ -41,78 +40,43 @@ TORCHVISION: dict[tuple[str, tuple[int, ...]], str] = {
 """torchvision's weights for a `ResNet`, by its `block` and `layers`."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads the state dict of a model from a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, on the CPU.
+@dataclass
+class Pretrained:
+    """Pretrained weights that fit a network, except for its heads.
 
-    No code from the file is executed. From a checkpoint of this project only the backbone is returned. Prefixes of
-    DataParallel and `torch.compile` are removed from the keys.
-
-    Raises:
-        UserError: the file is missing, damaged, has no weights, or cannot be read without executing code.
+    Attributes:
+        source: full name, path or URL.
+        path: the file.
+        state: state dict with the keys of the network.
+        outputs: number of outputs of the file's head; None if the file has no head for this network.
+        classes: name of each output; None if they are not known.
+        own: whether this project has written the names into the file.
+        left_out: what is in the file and not in the network, for messages.
     """
-    content = _read(path)
-    while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in STATE_DICT_KEYS):
-        content = next(content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict))
-    items = content.items() if isinstance(content, dict) else ()
-    state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
-        raise UserError(f"{path}: no weights found\nexpected a file written with torch.save(model.state_dict(), ...)")
-    prefix = WRAPPERS + r"backbone\." + WRAPPERS
-    if any(re.match(prefix, key) for key in state):
-        return {re.sub(f"^{prefix}", "", key): value for key, value in state.items() if re.match(prefix, key)}
-    return {re.sub(f"^{WRAPPERS}", "", key): value for key, value in state.items()}
+
+    source: str
+    path: Path
+    state: dict[str, Tensor]
+    outputs: int | None
+    classes: list[str] | None
+    own: bool
+    left_out: str
 
 
-def _read(path: Path) -> Any:
-    """Returns the content of a file."""
-    if not path.is_file():
-        raise UserError(f"weights file not found: {path}")
-    load = partial(torch.load, map_location="cpu", weights_only=True)
-    if path.suffix == ".safetensors":
-        load = _safetensors(path).load_file
-    try:
-        return load(path)
-    # For damaged files torch and safetensors raise a dozen types of exceptions.
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
-            raise UserError(
-                f"{path} is refused: loading this pickle could execute code\n"
-                "if you trust the file, load it and save its weights: torch.save(model.state_dict(), 'weights.pth')"
-            ) from error
-        raise UserError(
-            f"{path} is truncated or not a weights file ({type(error).__name__})\n"
-            "expected a file written by torch.save or safetensors; if you downloaded it, download it again"
-        ) from error
+def load_pretrained(
+    model: nn.Module, weights: str, fetch: Callable[[str], Path], class_names: Sequence[str] | None = None
+) -> str:
+    """Loads pretrained weights into a network that is trained next.
 
-
-def _safetensors(path: Path) -> ModuleType:
-    """Imports safetensors, an optional package."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise UserError(f"{path}: .safetensors files need the package safetensors\npip install safetensors") from error
-    return safetensors.torch
-
-
-def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes the weights of a model as `.safetensors`, with metadata in the file's header.
-
-    Raises:
-        UserError: safetensors is not installed, or `path` cannot be written.
-    """
-    save = _safetensors(path).save_file
-    with atomic_write(path) as partial:
-        save({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, partial, dict(metadata))
-
-
-def load_pretrained(model: nn.Module, weights: str, fetch: Callable[[str], Path]) -> str:
-    """Loads pretrained weights into a model; its head is unchanged if the number of classes differs.
+    Its heads are unchanged if the number of classes differs. From a file of this project, which has class names, each
+    class gets the row of its name, and only classes that the file does not know keep their initial weights.
 
     Args:
         model: classification network.
         weights: path, URL (http, https, file), or torchvision name: a full one (`ResNet34_Weights.IMAGENET1K_V1`) or,
             for this project's ResNets, a short one (`IMAGENET1K_V1`, `DEFAULT`).
         fetch: downloads a URL and returns the path of the file.
+        class_names: names of the network's classes.
 
     Returns:
         A message that describes the loaded weights.
@@ -120,31 +84,97 @@ def load_pretrained(model: nn.Module, weights: str, fetch: Callable[[str], Path]
     Raises:
         UserError: the weights do not exist, or belong to another network.
     """
-    source, path = _locate(model, weights, fetch)
-    expected = model.state_dict()
-    state = {_convert_key(key, expected): value for key, value in read_state_dict(path).items()}
-    head, layer = find_classifier(model)
-    file_head = state.get(f"{head}.weight", layer.weight)
-    message = ""
-    if file_head.shape != layer.weight.shape:
-        message = f"; new head for {len(layer.weight)} classes (the file has {len(file_head)})"
-        state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
-        expected = {key: value for key, value in expected.items() if not key.startswith(f"{head}.")}
-    _check_keys(state, expected, f"{path} does not match {_describe(model)}")
-    model.load_state_dict(state, strict=False)
-    return f"weights {source}: {len(state)} tensors loaded{message}"
+    found = open_pretrained(model, weights, fetch)
+    heads, initial = _head_keys(model), model.state_dict()
+    count, known = len(find_classifier(model)[1].weight), found.classes if found.own else None
+    note = ""
+    if known is not None and class_names is not None and found.outputs == len(known):
+        rows = match_classes([[name] for name in class_names], known)
+        note = _describe_rows(class_names, rows)
+        for key in heads & found.state.keys():
+            found.state[key] = keep_rows(found.state[key], initial[key], rows)
+    elif found.outputs != count:
+        note = f"; new head for {count} classes (the file has {found.outputs or 'none'})"
+        found.state = {key: value for key, value in found.state.items() if key not in heads}
+    return load_all(model, found, note, without=heads - found.state.keys() if note else set())
 
 
-def _locate(model: nn.Module, weights: str, fetch: Callable[[str], Path]) -> tuple[str, Path]:
-    """Returns the full name of the weights and their file."""
+def load_all(model: nn.Module, found: Pretrained, note: str = "", without: Set[str] = frozenset()) -> str:
+    """Loads all weights into a network and returns a message; raises UserError if others than `without` are missing."""
+    expected = {key: value for key, value in model.state_dict().items() if key not in without}
+    _check_keys(found.state, expected, f"{found.path} does not match {_describe(model)}")
+    model.load_state_dict(found.state, strict=False)
+    return f"weights {found.source}: {len(found.state)} tensors loaded{note}{found.left_out}"
+
+
+def open_pretrained(model: nn.Module, weights: str, fetch: Callable[[str], Path]) -> Pretrained:
+    """Finds and reads weights; raises UserError if they do not fit the network, except for its heads."""
+    source, path, categories = _locate(model, weights, fetch)
+    file, expected, heads = read_weights(path), model.state_dict(), _head_keys(model)
+    body = {key: value for key, value in expected.items() if key not in heads}
+    inside = _without_prefix(file.state, expected, body)
+    state = _convert(inside, expected)
+    main, layer = find_classifier(model)
+    weight = state.get(f"{main}.weight")
+    has_head = weight is not None and weight.shape[1:] == layer.weight.shape[1:]
+    # Layers of other heads: auxiliary ones, and the projection of a network trained without labels.
+    others = ("aux", "Aux") if has_head else ("aux", "Aux", f"{main}.")
+    used = {key: value for key, value in state.items() if key in expected or not key.startswith(others)}
+    if not has_head:
+        used = {key: value for key, value in used.items() if key not in heads}
+    problem = f"{path} does not match {_describe(model)}"
+    _check_keys({key: value for key, value in used.items() if key not in heads}, body, problem)
+    values = {id(value) for value in used.values()}
+    left_out = Counter(key.partition(".")[0] for key, value in file.state.items() if id(value) not in values)
+    note = ", ".join(f"{name} ({count})" for name, count in left_out.items())
+    return Pretrained(
+        source=source,
+        path=path,
+        state=used,
+        outputs=len(weight) if weight is not None and has_head else None,
+        classes=file.classes or categories,
+        own=file.classes is not None,
+        left_out=f"; not used: {note}" if note else "",
+    )
+
+
+def _head_keys(model: nn.Module) -> set[str]:
+    return {f"{name}.{key}" for name, head in find_heads(model).items() for key in head.state_dict()}
+
+
+def _without_prefix(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], body: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns the part of a file that is the network, such as `encoder.` of a network trained without labels."""
+    first = next(iter(body))
+    prefixes = ["", *(key.removesuffix(first) for key in state if key.endswith(f".{first}"))]
+    parts = [{key.removeprefix(each): state[key] for key in state if key.startswith(each)} for each in prefixes]
+    return min(parts, key=lambda part: len(body.keys() - _convert(part, expected).keys()))
+
+
+def _convert(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {_convert_key(key, expected): value for key, value in state.items()}
+
+
+def _describe_rows(class_names: Sequence[str], rows: Sequence[int | None]) -> str:
+    """Returns which classes have a row in the file's head, for the message."""
+    added = [name for name, row in zip(class_names, rows, strict=True) if row is None]
+    if not added:
+        return ""
+    shown = ", ".join(added[:6]) + (", …" if len(added) > 6 else "")
+    return f"; the head keeps {len(rows) - len(added)} of {len(rows)} classes, new: {shown}"
+
+
+def _locate(model: nn.Module, weights: str, fetch: Callable[[str], Path]) -> tuple[str, Path, list[str] | None]:
+    """Returns the full name of the weights, their file, and torchvision's names of their classes."""
     if re.match(r"(https?|file)://", weights):
-        return weights, fetch(weights)
+        return weights, fetch(weights), None
     path = Path(weights).expanduser()
     # File suffixes are lowercase; in a torchvision name the part after the dot is uppercase.
     if path.is_file() or re.search(r"[/\\]", weights) or path.suffix[1:2].islower():
-        return weights, path
+        return weights, path, None
     entry = _torchvision_weights(model, weights)
-    return str(entry), fetch(entry.url)
+    return str(entry), fetch(entry.url), entry.meta.get("categories")
 
 
 def _torchvision_weights(model: nn.Module, name: str) -> WeightsEnum:
@@ -190,8 +220,7 @@ def _convert_key(key: str, expected: Mapping[str, Tensor]) -> str:
 
 def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
     """Raises UserError if keys or shapes differ."""
-    # torch 0.4.1 added BatchNorm's `num_batches_tracked`; only cumulative averages use it.
-    missing = [f"missing {k}" for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    missing = [f"missing {k}" for k in expected if k not in state and not k.endswith(OPTIONAL)]
     unexpected = [f"unexpected {k}" for k in state if k not in expected]
     mismatched = [
         f"{key} is {tuple(value.shape)} in the file, {tuple(expected[key].shape)} in the model"
@@ -210,53 +239,27 @@ def _describe(model: nn.Module) -> str:
     return "ResNet({block}, {layers}, shortcut {shortcut}, {stem} stem, width {width})".format(**model.init_args)
 
 
-def find_classifier(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Returns the name and module of the classifier layer of any classification network.
-
-    It is the last `nn.Linear`, or in a network without one, such as SqueezeNet, the last 1×1 convolution with a bias.
-
-    Raises:
-        UserError: the network has no such layer.
-    """
-    modules = list(model.named_modules())
-    heads: list[tuple[str, nn.Linear | nn.Conv2d]]
-    heads = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
-    heads = heads or [
-        (name, module)
-        for name, module in modules
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.bias is not None
-    ]
-    if not heads:
-        raise UserError(f"{type(model).__name__}: no classifier layer found\nexpected an nn.Linear, or a 1×1 nn.Conv2d")
-    return heads[-1]
-
-
-def reset_classifier(model: nn.Module, num_classes: int) -> bool:
-    """Replaces the classifier layer if it has another number of classes; returns whether it did."""
-    name, head = find_classifier(model)
-    if len(head.weight) == num_classes:
-        return False
-    options = {"bias": head.bias is not None, "device": head.weight.device, "dtype": head.weight.dtype}
-    if isinstance(head, nn.Linear):
-        new = nn.Linear(head.in_features, num_classes, **options)
-    else:
-        new = nn.Conv2d(head.in_channels, num_classes, 1, cast("tuple[int, int]", head.stride), **options)
-    model.set_submodule(name, new)
-    if isinstance(model, ResNet):
-        model.init_args["num_classes"] = num_classes
-    return True
-
-
 def fetch_weights(url: str) -> Path:
     """Downloads a weights file to the cache of `torch.hub`, unless it exists there, and returns its path.
 
-    File names of torchvision end in the first digits of the SHA-256 checksum, which is verified. A number without a
-    letter is not a checksum: it can be a date.
+    File names of torchvision end in the first digits of the SHA-256 checksum, which is verified, also of a file that
+    was put there. A number without a letter is not a checksum: it can be a date.
+
+    Raises:
+        UserError: the file cannot be downloaded, or has another checksum than its name says.
     """
     path = Path(url2pathname(urlsplit(url).path))
     if url.startswith("file:"):
         return path
     digits = re.search(r"-(?=\d*[a-f])([a-f0-9]{8,})\.", path.name)
     path = Path(torch.hub.get_dir()) / "checkpoints" / path.name
+    if digits and path.is_file():
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(digits[1]):
+            raise UserError(
+                f"{path} is damaged or another file: its SHA-256 begins with {found[: len(digits[1])]}\n"
+                "delete it to download it again, or give your own file by its path: --model.weights PATH"
+            )
     hint = "or train from scratch with --model.weights null"
     return fetch([url], path, f"sha256-prefix:{digits[1]}" if digits else None, what="weights", hint=hint)

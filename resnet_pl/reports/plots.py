@@ -78,6 +78,8 @@ def render(figure: Figure) -> np.ndarray:
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     """Plots a confusion matrix: correct in blue, wrong in red, darker for a larger fraction of the row.
 
+    Of many classes only those are shown that occur, as label or as prediction.
+
     Args:
         counts: number of images `(K, K)`; rows are true classes, columns predicted classes.
         class_names: K names.
@@ -85,6 +87,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarr
     Returns:
         The plot `(H, W, 3)` uint8, with sides of at most about 1,800 pixels.
     """
+    if len(class_names) > MAX_CELLS_WITH_COUNTS:
+        occurs = np.flatnonzero(counts.sum(0) + counts.sum(1)) if counts.any() else np.arange(len(counts))
+        counts, class_names = counts[np.ix_(occurs, occurs)], [class_names[index] for index in occurs.tolist()]
     classes = len(class_names)
     counted = classes <= MAX_CELLS_WITH_COUNTS
     side = 2.2 + max(3.0, 0.45 * classes) if counted else 12.0

@@ -17,7 +17,7 @@ from resnet_pl.cli.main import main
 from resnet_pl.data import Digits
 from resnet_pl.load import load_run
 from resnet_pl.models import cifar_resnet
-from resnet_pl.models.pretrained import read_state_dict
+from resnet_pl.models.weights_file import read_state_dict
 from resnet_pl.reports.results import read_results
 from tests.cli.commands import SMALL, refused, rows, run
 

@@ -90,6 +90,14 @@ def test_a_wrong_checksum_is_refused(server, cache):
     assert not (cache / "net-0123abcd.pth").exists()
 
 
+def test_a_file_in_the_cache_is_checked(server, cache):
+    cache.mkdir(parents=True)
+    (cache / f"net-{DIGITS[:8]}.pth").write_bytes(BODY[:-1])
+    with pytest.raises(UserError, match=r"another file: its SHA-256 begins with.*\ndelete it") as error:
+        fetch_weights(server.url(f"net-{DIGITS[:8]}.pth"))
+    assert str(cache / f"net-{DIGITS[:8]}.pth") in str(error.value) and not server.requests
+
+
 @pytest.mark.parametrize("name", ["net.pth", "net-20231105.pth", "net-v2.pth", "net-abc.pth"])
 def test_a_name_without_a_checksum(server, cache, name):
     assert fetch_weights(server.url(name)) == cache / name

@@ -1,13 +1,15 @@
-"""Pretrained weights: sources, errors and key conversion; classifier heads of any model."""
+"""Pretrained weights: sources, errors, key conversion, and the classes of files of this project."""
 
 import os
 import pickle
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -15,15 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resnet_pl import models
-from resnet_pl.models import (
-    ResNet,
-    cifar_resnet,
-    find_classifier,
-    load_pretrained,
-    read_state_dict,
-    reset_classifier,
-    resnet18,
-)
+from resnet_pl.models import ResNet, cifar_resnet, load_pretrained, read_state_dict, resnet18
+from resnet_pl.models.weights_file import save_weights
 from resnet_pl.utils import UserError
 
 
@@ -349,10 +344,6 @@ def break_shape(state: dict[str, Tensor]) -> None:
     state["conv1.weight"] = torch.ones(4, 1, 3, 3)
 
 
-def break_headless(state: dict[str, Tensor]) -> None:
-    del state["fc.weight"], state["fc.bias"]
-
-
 @pytest.mark.parametrize(
     ("damage", "counts", "first"),
     [
@@ -363,7 +354,6 @@ def break_headless(state: dict[str, Tensor]) -> None:
             "0 keys missing, 0 unexpected, 1 with another shape",
             "conv1.weight is (4, 1, 3, 3) in the file, (4, 3, 3, 3) in the model",
         ),
-        (break_headless, "2 keys missing, 0 unexpected, 0 with another shape", "missing fc.weight"),
     ],
 )
 @pytest.mark.parametrize("classes", [5, 7])
@@ -380,56 +370,78 @@ def test_weights_of_another_model(tmp_path, damage, counts, first, classes):
     assert equal_states(target.state_dict(), before), "a refused file must not change the model"
 
 
-# ---------------------------------------------------------------- heads
-
-HEADS = {
-    "resnet18": "fc",
-    "alexnet": "classifier.6",
-    "convnext_tiny": "classifier.2",
-    "densenet121": "classifier",
-    "efficientnet_b0": "classifier.1",
-    "googlenet": "fc",
-    "inception_v3": "fc",
-    "mobilenet_v2": "classifier.1",
-    "mobilenet_v3_small": "classifier.3",
-    "regnet_y_400mf": "fc",
-    "shufflenet_v2_x0_5": "fc",
-    "squeezenet1_1": "classifier.1",
-    "swin_t": "head",
-    "vgg11_bn": "classifier.6",
-    "vit_b_32": "heads.head",
-}
+@pytest.mark.parametrize("prefix", ["", "net.", "model.", "encoder.", "module.encoder_q."])
+def test_a_network_trained_without_labels(tmp_path, prefix):
+    source, target = small_resnet(), small_resnet(7)
+    head = target.fc.weight.clone()
+    state = {prefix + key: value for key, value in source.state_dict().items() if not key.startswith("fc.")}
+    others = {f"{prefix}fc.0.weight": torch.ones(3, 3), "predictor.weight": torch.ones(2)} if prefix else {}
+    torch.save({"state_dict": state | others, "epoch": 3}, tmp_path / "x.pth")
+    message = load_pretrained(target, str(tmp_path / "x.pth"), no_download)
+    assert equal_states(target.state_dict(), source.state_dict(), except_prefix="fc.")
+    assert torch.equal(target.fc.weight, head)
+    assert "36 tensors loaded" in message and "new head for 7 classes (the file has none)" in message
+    assert ("predictor (1)" in message) == bool(prefix)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_heads_of_torchvision_models(name):
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("cpu" if "regnet" in name else "meta"):
-        model = torchvision.models.get_model(name, weights=None, **options).eval()
-        head, old = find_classifier(model)
-        assert head == HEADS[name] and len(old.weight) == 1000
-        assert not reset_classifier(model, 1000)
-        assert model.get_submodule(head) is old
-        assert reset_classifier(model, 7)
-        new = model.get_submodule(head)
-        size = 299 if name == "inception_v3" else 224
-        with torch.no_grad():
-            assert model(torch.empty(1, 3, size, size)).shape == (1, 7)
-    assert type(new) is type(old) and (new.bias is None) == (old.bias is None)
-    assert new.weight.device == old.weight.device
-
-
-def test_reset_classifier_updates_init_args():
-    model = small_resnet(5).half()
-    assert reset_classifier(model, 9)
-    assert model.init_args["num_classes"] == 9
-    assert model.fc.weight.dtype == torch.half
-    ResNet(**model.init_args).load_state_dict(model.state_dict(), strict=True)
-
-
-def test_a_model_without_a_head():
-    model = small_resnet()
-    model.fc = nn.Identity()
-    with pytest.raises(UserError, match="ResNet: no classifier layer") as error:
-        find_classifier(model)
+def test_what_is_missing_behind_a_prefix_is_named(tmp_path):
+    state = {f"trunk.{key}": value for key, value in small_resnet().state_dict().items() if key != "bn1.weight"}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"does not match.*: 1 keys missing.*\nthe first: missing bn1\.weight") as error:
+        load_pretrained(small_resnet(), str(tmp_path / "x.pth"), no_download)
     message_of(error)
+
+
+def test_options_and_metrics_of_other_programs(tmp_path):
+    options = Namespace(lr=0.1, arch="resnet18", output=tmp_path)
+    content = {"model": small_resnet().state_dict(), "args": options, "best": np.float64(76.5), "n": np.int64(3)}
+    torch.save(content, tmp_path / "x.pth")
+    assert equal_states(read_state_dict(tmp_path / "x.pth"), content["model"])
+
+
+def test_another_object_in_a_file_is_named(tmp_path):
+    torch.save({"model": small_resnet().state_dict(), "timer": Timer()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"refused: it contains tests\.models\.test_pretrained\.Timer,") as error:
+        read_state_dict(tmp_path / "x.pth")
+    message_of(error)
+
+
+class Timer:
+    """An object of a training program."""
+
+
+def own_file(path: Path, names: list[str] | None, state: dict[str, Tensor]) -> str:
+    """Writes the part of a checkpoint of this project that holds the weights and the class names."""
+    backbone = {f"backbone.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": backbone, "hyper_parameters": {"class_names": names}}, path)
+    return str(path)
+
+
+def test_known_classes_keep_their_rows(tmp_path):
+    source, target = small_resnet(3), small_resnet(4)
+    initial = target.fc.weight.clone()
+    file = own_file(tmp_path / "best.ckpt", ["ant", "bee", "cat"], source.state_dict())
+    message = load_pretrained(target, file, no_download, ["bee", "cat", "lynx", "ant"])
+    assert torch.equal(target.fc.weight[[3, 0, 1]], source.fc.weight)
+    assert torch.equal(target.fc.bias[[3, 0, 1]], source.fc.bias)
+    assert torch.equal(target.fc.weight[2], initial[2])
+    assert equal_states(target.state_dict(), source.state_dict(), except_prefix="fc.")
+    assert "the head keeps 3 of 4 classes, new: lynx" in message
+
+
+def test_classes_in_another_order_are_found_by_name(tmp_path):
+    source, target = small_resnet(3), small_resnet(3)
+    file = own_file(tmp_path / "best.ckpt", ["ant", "bee", "cat"], source.state_dict())
+    load_pretrained(target, file, no_download, ["cat", "bee", "ant"])
+    assert torch.equal(target.fc.weight[[2, 1, 0]], source.fc.weight)
+    # Without names nothing is known about the order.
+    load_pretrained(target, own_file(tmp_path / "x.ckpt", None, source.state_dict()), no_download, ["c", "b", "a"])
+    assert torch.equal(target.fc.weight, source.fc.weight)
+
+
+def test_class_names_of_safetensors(tmp_path):
+    pytest.importorskip("safetensors")
+    source, target = small_resnet(2), small_resnet(2)
+    save_weights(source, tmp_path / "x.safetensors", {"classes": '["ant", "bee"]'})
+    load_pretrained(target, str(tmp_path / "x.safetensors"), no_download, ["bee", "ant"])
+    assert torch.equal(target.fc.weight[[1, 0]], source.fc.weight)
