@@ -1,8 +1,9 @@
 """Check an image folder: corrupt files, duplicates, number of images per class, and image sizes.
 
-The folder has the layout for training: FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*. Only the header and the end
-of each image are checked unless --decode is given. Duplicates are files with equal content. The exit code is 1 if a
-file is corrupt, if the same image is in two splits or two classes, or if train lacks a class of another split.
+The folder has the layout for training: FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*. The report says what it is
+read as. Only the header and the end of each image are checked unless --decode is given. Duplicates are files with equal
+content. The exit code is 1 if a file is corrupt, if the same image is in two splits or two classes, or if train lacks a
+class of another split.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_pl.data import ImageFolder
-from resnet_pl.data.decode import IMAGE_EXTENSIONS, BadImage, printable_path, read_image, verify_image
+from resnet_pl.data.decode import BadImage, printable_path, read_image, verify_image
 from resnet_pl.data.digests import content_digest
 from resnet_pl.data.loader import default_num_workers
 from resnet_pl.reports.tables import print_report
@@ -87,8 +88,12 @@ def run(settings: Namespace) -> int:
     table, balance = _table(files, list(listed))
     print_report(table)
     print(balance)
-    for line in [*_sizes(files, duplicates), *_unused_files(root, {file.name for file in files})]:
+    for line in _sizes(files, duplicates):
         print(line)
+    if data.layout:
+        print(f" read as: {data.layout.description}{_held_out(listed)}")
+        for note in data.layout.notes:
+            print(f" note: {note}")
     problems = _problems(files, duplicates)
     for title, lines in problems.items():
         _print_list(title, lines, settings.output)
@@ -188,6 +193,13 @@ def _cells(count: Counter[str], splits: Sequence[str]) -> list[str]:
     return [f"{count[split]:,}" for split in splits] + total
 
 
+def _held_out(listed: Mapping[str, object]) -> str:
+    """What training does about splits that the folder does not have."""
+    if "val" in listed:
+        return "" if "test" in listed else "; no test set: `test` reports on val"
+    return f"; training holds out {'val' if 'test' in listed else 'val and test'}"
+
+
 def _sizes(files: Sequence[File], duplicates: Sequence[Sequence[File]]) -> Iterable[str]:
     sizes = sorted((file.size for file in files if not file.error), key=lambda size: (size[0] * size[1], size))
     if sizes:
@@ -196,17 +208,6 @@ def _sizes(files: Sequence[File], duplicates: Sequence[Sequence[File]]) -> Itera
         yield f" image sizes in pixels: smallest {smallest}, median {median}, largest {largest}; {megabytes:,.1f} MB"
     if duplicates:
         yield f" exact duplicates: {sum(map(len, duplicates)) - len(duplicates):,} of {len(files):,} files"
-
-
-def _unused_files(root: Path, known: set[str]) -> Iterable[str]:
-    """A line on the files in the folder that training does not use."""
-    paths = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).as_posix() not in known)
-    kinds = Counter(path.suffix.lower() or path.name for path in paths)
-    if kinds:
-        most = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))[:8]
-        listed = ", ".join(f"{count:,} {kind}" for kind, count in most)
-        reason = "not images, hidden, or outside a class folder" if IMAGE_EXTENSIONS & kinds.keys() else "not images"
-        yield f" ignored: {kinds.total():,} other files ({listed}), {reason}"
 
 
 def _write(path: Path, files: Sequence[File]) -> None:

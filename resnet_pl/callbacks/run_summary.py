@@ -52,6 +52,8 @@ class RunSummary(Callback):
             "run": f"{self.run}" + (f", resuming from step {trainer.global_step:,}" if trainer.global_step else ""),
             "model": _model(pl_module),
             "data": _data(trainer),
+            "classes": None if data is None else _classes(data.class_names),
+            "layout": getattr(data, "layout_note", None),
             "splits": None if data is None else data.split_note,
             "batch": None if data is None else _batch(trainer, data),
             "training": _training(trainer, pl_module),
@@ -65,7 +67,7 @@ class RunSummary(Callback):
         if batches < every and not type(pl_module).__module__.startswith("resnet_pl."):
             print(f"note: self.log writes every {every} steps, and an epoch has {batches}: --trainer.log_every_n_steps")
         if data is not None:
-            write_splits(self.run, data.provenance())
+            write_splits(self.run, {key: value for key, value in data.provenance().items() if key != "digests"})
         write_session(self.run, _session(trainer, self.args))
 
     @rank_zero_only
@@ -112,8 +114,15 @@ def _data(trainer: Trainer) -> str:
         batches = trainer.num_training_batches
         counts = "no fixed length" if math.isinf(batches) else f"{batches:,} batches"
         return f"{describe(get_datamodule(trainer) or trainer.train_dataloader)}: {counts}"
-    counts = " + ".join(f"{len(images):,} {split}" for split, images in data.splits.items())
+    # Without a test set, test is val.
+    splits = {split: images for split, images in data.splits.items() if split not in data.split_labels}
+    counts = " + ".join(f"{len(images):,} {split}" for split, images in splits.items())
     return f"{data.describe()}: {counts} images, {len(data.classes)} classes"
+
+
+def _classes(names: Sequence[str]) -> str:
+    """The class names; of many the first and the last, which show what a folder was read as."""
+    return ", ".join(names if len(names) <= 10 else [*names[:4], "…", *names[-3:]])
 
 
 def _batch(trainer: Trainer, data: ImageDataModule) -> str:

@@ -96,7 +96,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
         "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
         "per_class": {} if confusion is None else per_class(confusion, class_names(model, len(confusion))),
         "protocol": _protocol(cli, known["images"], available, [name for name, *_ in members[1:]]),
-        "split": split,
+        "split": data.split_labels.get(split, split) if isinstance(data, ImageDataModule) else split,
         "data": describe(data),
         "tested_on": data.describe_split(split) if isinstance(data, ImageDataModule) else describe(data),
         "checkpoint": checkpoint_label(cli),
@@ -230,7 +230,7 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
 
 
 def _report_results(folder: Path, results: dict[str, Any], confusion: Tensor | None) -> None:
-    suffix = "" if results["split"] == "test" else "-val"
+    suffix = {"test": "", "val": "-val"}.get(results["split"], "-val-no-test")
     place, plot = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
     print_report(results_table(results))
     write_results(results, place)

@@ -104,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.classes: list[str] = []
         self.splits: dict[str, Any] = {}
         self.split_sources: dict[str, str] = {}  # description of a split, if it is not "the NAME split"
+        self.split_labels: dict[str, str] = {}  # name of a split in results, if it is not NAME
         self.split_note: str | None = None  # where the splits are from, for the start of a run
         self.restored_provenance: Provenance | None = None  # of the checkpoint that is resumed or evaluated
         self.bad_images_dir: Path | None = None  # folder of bad_images.txt
@@ -309,7 +310,11 @@ class ImageDataModule(LightningDataModule):
 
     def describe_split(self, name: str) -> str:
         """Returns a short description of a split's images, for messages and reports."""
-        return f"{self.split_sources.get(name, f'the {name} split')}, {self.describe()}"
+        return f"{self.describe_source(name)}, {self.describe()}"
+
+    def describe_source(self, name: str) -> str:
+        """Returns where the images of a split are from, in a few words."""
+        return self.split_sources.get(name, f"the {name} split")
 
     def provenance(self) -> dict[str, Any]:
         """Returns the fields of `Provenance` as plain types, for the checkpoint."""

@@ -1,8 +1,9 @@
 """Content hashes of image files, to detect duplicates."""
 
+import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -44,3 +45,45 @@ def content_digest(path: Path) -> str:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         raise BadImage(path, error.strerror or str(error)) from error
+
+
+# Of a fingerprint: bytes, characters in base64, and those of a file that cannot be read. They equal no other.
+_BYTES, CHARACTERS, _UNREADABLE = 6, 8, "-" * 8
+_BLOCK = 4096
+
+
+def fingerprints(paths: Sequence[Path]) -> str:
+    """Returns a short hash of each file, 8 characters, in one string: small enough for a checkpoint.
+
+    It depends on the size of the file and on 4 KiB at its start, middle and end, so that a large data set is read fast.
+    Equal files have equal fingerprints. Two different photos have the same one with a probability of 2^-48.
+    """
+    with ThreadPool(8) as pool, progress("comparing images", len(paths)) as advance:
+        found = []
+        for fingerprint in pool.imap(_fingerprint, paths, chunksize=32):
+            found.append(fingerprint)
+            advance(1)
+    return "".join(found)
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.blake2b(size.to_bytes(8, "big"), digest_size=_BYTES)
+            for start in (0, size // 2, max(0, size - _BLOCK)):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    except OSError:
+        return _UNREADABLE
+    return base64.b64encode(digest.digest()).decode()
+
+
+def split_fingerprints(text: str) -> list[str]:
+    """Returns the fingerprints in a string of `fingerprints`, in order."""
+    return [text[at : at + CHARACTERS] for at in range(0, len(text), CHARACTERS)]
+
+
+def readable(found: Iterable[str]) -> set[str]:
+    """Returns the fingerprints of files that could be read."""
+    return set(found) - {_UNREADABLE}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from resnet_pl.data.batch_transforms import BatchTransform, PCAColor, RandomFlip
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import Crop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.decode import BadImage, check_bad_fraction, list_images, log_bad_image, verify_image
+from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, verify_image
 from resnet_pl.data.defaults import build_default
-from resnet_pl.data.digests import content_digests
+from resnet_pl.data.digests import content_digests, fingerprints
 from resnet_pl.data.group_splits import describe_groups, match_groups
+from resnet_pl.data.layout import Layout, Listing, read_layout
 from resnet_pl.data.provenance import Provenance
+from resnet_pl.data.restored_splits import RestoredSplits, total_bytes
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.typed_kwargs import ImageDataModuleArgs
 from resnet_pl.types import PositiveInt, Unpack
@@ -26,13 +28,15 @@ from resnet_pl.utils import UserError, progress, rank_zero_print, run_on_rank_ze
 # RGB statistics of ImageNet, images in [0, 1]; torchvision's pretrained weights use them.
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
-# Usual folder names of data that is already split.
-SPLIT_FOLDERS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
-Listing = dict[str, str]  # image path relative to the root -> class
+# The checkpoint holds fingerprints of all images, unless there are more. To read a part of each takes too long then.
+MAX_FINGERPRINTS = 200_000
+NO_TEST_SET = "val (no test set)"
 
 
 class ImageFolder(ImageDataModule):
     """Images in folders named after their classes: root/CLASS/*, or root/{train,val,test}/CLASS/*.
+
+    Split folders can have other usual names, such as Training or valid, and can be inside the class folders.
 
     Args:
         root: folder of the class folders.
@@ -92,15 +96,25 @@ class ImageFolder(ImageDataModule):
         self.scaled_decoding = scaled_decoding
         self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir
         self.group_pattern = group_pattern
+        self.layout: Layout | None = None
+        self._stage = "fit"
         self._test_bytes: int | None = None
+        self._digests: dict[str, str] | None = None
 
     def setup(self, stage: str) -> None:
-        """Finds the splits; for training, also opens the cache."""
+        """Finds the splits; for training, also computes the fingerprints of the images and opens the cache."""
+        self._stage = stage
         super().setup(stage)
-        if stage != "fit" or not self.cache:
+        if stage != "fit":
             return
-        # All images of the folder, so that runs with other splits find the same cache.
-        names = sorted({name for listing in self.list_splits().values() for name in listing})
+        self._digests = self._find_digests()
+        if self.cache:
+            self._open_cache()
+
+    def _open_cache(self) -> None:
+        # All images of the folder, so that runs with other splits find the same cache, and missing ones too.
+        listings = [*self.list_splits().values(), *(images.names for images in self.splits.values())]
+        names = sorted({name for listing in listings for name in listing})
         images = open_cache(self.root, names, self.cache_side, self.cache_dir)
         position = {name: index for index, name in enumerate(names)}
         # Evaluation uses the cache only if every pixel stays the same.
@@ -118,6 +132,8 @@ class ImageFolder(ImageDataModule):
                 fix = "the checkpoint was trained on it; pass the new location with --data.root"
             raise UserError(f"data.root: folder {self.root} not found\n{fix}")
         listings = self.list_splits()
+        for note in self.layout.notes if self.layout else ():
+            rank_zero_print(f"note: {note}")
         if self.restored_provenance:
             self.classes = list(self.restored_provenance.classes)
             listings = self._restore_splits(listings, self.restored_provenance)
@@ -128,42 +144,32 @@ class ImageFolder(ImageDataModule):
         if self.verify_images:
             self._verify_images(listings)
         # Measured now: a file may be missing when a checkpoint is written.
-        self._test_bytes = self._total_bytes(listings.get("test", ()))
+        self._test_bytes = total_bytes(self.root, listings.get("test", ()))
         return {split: self._make_dataset(split, listing) for split, listing in listings.items() if listing}
 
     def download_hint(self) -> str:
         """Returns the fix for a missing root folder, in one line."""
         return "pass the folder that contains one folder per class with --data.root FOLDER"
 
-    def split_dir(self, split: str) -> Path | None:
-        """Returns the existing folder of a split in data that is already split, or None."""
-        return next((self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name).is_dir()), None)
-
     def list_splits(self) -> dict[str, Listing]:
         """Lists the images of the train, val and test folders; of `all`, if the root has no such folders."""
-        folders = {split: folder for split in SPLIT_FOLDERS if (folder := self.split_dir(split))}
-        others = set(class_folders(self.root)) - set(folders.values())
-        # A class may be called train or test, but the folder of a split contains class folders.
-        if not folders or (others and not any(class_folders(folder) for folder in folders.values())):
-            return {"all": self._list_classes(self.root)}
-        return {split: self._list_classes(folder) for split, folder in folders.items()}
+        self.layout = read_layout(self.root, self.restored_provenance.classes if self.restored_provenance else ())
+        return self.layout.splits
+
+    @property
+    def layout_note(self) -> str | None:
+        """What the folder was read as and which splits were held out, for the start of a run."""
+        if self.layout is None:
+            return None
+        held_out = [split for split in ("val", "test") if split in self.splits and split not in self.layout.splits]
+        note = f"; {' and '.join(held_out)} held out" if held_out and not self.split_labels else ""
+        if self.split_labels:
+            note = "; no test set: val chooses best.ckpt and `test` reports on val, which is optimistic"
+        return self.layout.description + note
 
     def groups(self, names: Sequence[str]) -> list[str] | None:
         """Returns the group of each image, "" for a group of its own; None if the data has no groups."""
         return None if self.group_pattern is None else match_groups(self.group_pattern, names)
-
-    def _list_classes(self, folder: Path) -> Listing:
-        """Lists all images below the class folders of a folder; raises UserError if a class has none."""
-        classes = class_folders(folder)
-        if not classes:
-            raise UserError(f"{folder} has no class folders\nput the images of each class in their own folder there")
-        listing: Listing = {}
-        for path in classes:
-            images = list_images(path)
-            if not images and not self.restored_provenance:
-                raise UserError(f"class folder {path} has no images\nadd images or remove the folder")
-            listing |= {image.relative_to(self.root).as_posix(): path.name for image in images}
-        return listing
 
     def _find_classes(self, listings: dict[str, Listing]) -> list[str]:
         training = listings.get("train") or listings.get("all")
@@ -184,7 +190,7 @@ class ImageFolder(ImageDataModule):
             if "test" in listings:
                 return listings
             # Results on data that is published with train/ and val/ only are reported on val/.
-            self.split_sources = {"test": "val/ (no test/ found)"}
+            self.split_sources, self.split_labels = {"test": "val/ (no test/ found)"}, {"test": NO_TEST_SET}
             return listings | {"test": listings["val"]}
         training = listings.get("train") or listings["all"]
         names = list(training)
@@ -198,34 +204,43 @@ class ImageFolder(ImageDataModule):
 
     def _restore_splits(self, listings: dict[str, Listing], restored: Provenance) -> dict[str, Listing]:
         """Returns the checkpoint's splits if this is the data it was trained on; otherwise only images to test on."""
-        if restored.splits is None and {"train", "val"} <= set(listings):
-            return self._complete_splits(listings)
+        finder = RestoredSplits(restored, self.root, self._stage, self.on_bad_image == "skip")
         images = {name: class_name for listing in listings.values() for name, class_name in listing.items()}
-        if restored.splits and restored.splits_are_in(images, self.root) and self._same_test_images(restored):
-            self.split_sources = {split: f"the {split} split stored in the checkpoint" for split in restored.splits}
-            return {split: {name: images[name] for name in names} for split, names in restored.splits.items()}
-        # If the folder has a test split, only that one: the network may have been trained on the others.
-        split = next((split for split in ("test", "val") if split in listings), None)
-        source = f"{split}/" if split else "all images"
-        self.split_sources = dict.fromkeys(("val", "test"), f"{source} of a folder other than the training data")
-        chosen = listings[split] if split else images
-        return {"val": chosen, "test": chosen}
+        is_other = False
+        if restored.splits is None and {"train", "val"} <= set(listings):
+            splits = finder.check_split_folders(self._complete_splits(listings))
+        elif found := finder.find(images):
+            splits = found
+            self.split_sources = {split: f"the {split} split stored in the checkpoint" for split in splits}
+        else:
+            # If the folder has a test split, only that one: the network may have been trained on the others.
+            split = next((split for split in ("test", "val") if split in listings), None)
+            source = f"{split}/" if split else "all images"
+            self.split_sources = dict.fromkeys(("val", "test"), f"{source} of a folder other than the training data")
+            chosen = listings[split] if split else images
+            splits, is_other = {"val": chosen, "test": chosen}, True
+        for split in ("val", "test"):
+            splits[split], count = finder.without_trained(splits.get(split, {}), split, is_other)
+            if count:
+                self.split_sources[split] = f"{self.describe_source(split)} without {count:,} training images"
+        return splits
 
     @override
     def provenance(self) -> dict[str, Any]:
-        return super().provenance() | {"test_bytes": self._test_bytes}
+        return super().provenance() | {"test_bytes": self._test_bytes, "digests": self._digests}
 
-    def _total_bytes(self, names: Iterable[str]) -> int:
-        # A dangling link has no size; it is reported when it is read.
-        return sum(path.stat().st_size for name in names if (path := self.root / name).exists())
-
-    def _same_test_images(self, restored: Provenance) -> bool:
-        """Returns whether the files with the names of the stored test images are those images."""
-        return (
-            restored.test_bytes is None
-            or str(self.root.resolve()) == restored.root
-            or restored.test_bytes == self._total_bytes((restored.splits or {}).get("test", []))
-        )
+    def _find_digests(self) -> dict[str, str] | None:
+        """The fingerprints of the images of each split, on the process that writes the checkpoint."""
+        if self.trainer is not None and not self.trainer.is_global_zero:
+            return None
+        before = self.restored_provenance and self.restored_provenance.digests
+        if before and self.restored_provenance and self.restored_provenance.splits:
+            return before  # an image that has changed since was trained on too
+        if sum(map(len, self.splits.values())) > MAX_FINGERPRINTS:
+            return None
+        # Without a test set, test is val.
+        splits = {name: images for name, images in self.splits.items() if name not in self.split_labels}
+        return {name: fingerprints([self.root / each for each in images.names]) for name, images in splits.items()}
 
     def _make_dataset(self, split: str, listing: Listing) -> ImageFileDataset:
         index = {name: label for label, name in enumerate(self.classes)}
@@ -260,14 +275,6 @@ class ImageFolder(ImageDataModule):
             run_on_rank_zero(log_bad_image, self.bad_images_dir, error)
             for listing in listings.values():
                 listing.pop(Path(error.path).relative_to(self.root).as_posix(), None)
-
-
-def class_folders(folder: Path) -> list[Path]:
-    """Returns the sorted subfolders of a folder, without hidden ones."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"cannot list folder {folder}: {error.strerror}") from error
 
 
 def _bad_images_message(bad: Sequence[BadImage]) -> str:

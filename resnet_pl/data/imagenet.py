@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from typing_extensions import override
 
-from resnet_pl.data.folder import ImageFolder, class_folders
+from resnet_pl.data.folder import ImageFolder
 from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.types import PositiveInt, Unpack
 
@@ -31,11 +30,6 @@ class ImageNet(ImageFolder):
     @override
     def download_hint(self) -> str:
         return "download ILSVRC 2012 from image-net.org, unpack it to train/ and val/, and pass it with --data.root"
-
-    def split_dir(self, split: str) -> Path | None:
-        """Returns the folder of a split; not the official test/, a flat folder whose labels were never published."""
-        folder = super().split_dir(split)
-        return folder if split != "test" or (folder and class_folders(folder)) else None
 
     @property
     def class_names(self) -> list[str]:

@@ -22,6 +22,8 @@ class Provenance:
         class_names: readable class names in the same order.
         splits: image names of each split; None if the folders on disk define the splits.
         test_bytes: total size of the test images, to detect other images with the same names.
+        digests: fingerprints of the images of each split, see `digests.fingerprints`, to detect training images in
+            other folders; None if they were not computed.
     """
 
     root: str | None = None
@@ -29,6 +31,7 @@ class Provenance:
     class_names: list[str] = field(default_factory=list)
     splits: dict[str, list[str]] | None = None
     test_bytes: int | None = None
+    digests: dict[str, str] | None = None
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Provenance:

@@ -39,6 +39,7 @@ def test_a_folder_without_problems(photo_folder: Path, capsys: pytest.CaptureFix
     assert any("3 classes; the largest, bee, has 2.5 times" in line for line in lines)
     # Widths are 24 to 30 pixels and start again at 24 with the eighth image; of ant the last four images remain.
     assert any("smallest 24 × 24, median 26 × 24, largest 30 × 24" in line for line in lines)
+    assert " read as: class folders; training holds out val and test" in lines
     assert lines[-1] == "No problems found."
 
 
@@ -64,7 +65,8 @@ def test_problems_are_listed(tmp_path: Path, make_photos: MakePhotos, capsys: py
     assert leaked in several and "train/bee/0002.jpg = train/cat/other.jpg" in several
     assert below(lines, "classes missing from train: 1") == ["test/dog: 4 images"]
     assert " exact duplicates: 7 of 35 files" in lines
-    assert any(line.startswith(" ignored: 2 other files (1 .jpg, 1 .txt)") for line in lines)
+    assert " read as: train = train/, val = valid/, test = test/" in lines
+    assert " note: not read: 1 .txt in the class folders" in lines
     assert lines[-1] == "Problems found: 9"
     with report.open(newline="") as file:
         rows = {line["file"]: line for line in csv.DictReader(file)}

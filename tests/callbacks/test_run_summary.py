@@ -38,6 +38,7 @@ def test_all_lines(capsys):
         "run": RUN,
         "model": f"ResNet, {parameters:,} parameters",
         "data": "Tiny: 40 train + 20 val + 20 test images, 4 classes",
+        "classes": "class 0, class 1, class 2, class 3",
         "batch": "10 (paper: 256)",
         "training": "SGD, learning rate 0.05, cosine after 1 epoch of warm-up, 2 epochs, 6 iterations",
     }

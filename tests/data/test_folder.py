@@ -19,11 +19,11 @@ MakePhotos = Callable[..., Path]
 CLASSES = ["ant", "bee", "cat"]
 
 
-def folder(root: Path | str, stored: dict | None = None, **kwargs: object) -> ImageFolder:
+def folder(root: Path | str, stored: dict | None = None, stage: str = "fit", **kwargs: object) -> ImageFolder:
     data = ImageFolder(str(root), image_size=16, batch_size=4, num_workers=0, **kwargs)
     if stored:
         data.use_provenance(stored)
-    data.setup("fit")
+    data.setup(stage)
     return data
 
 
@@ -173,7 +173,8 @@ def no_train(root: Path) -> None:
 
 def val_without_classes(root: Path) -> None:
     shutil.copytree(root, root / "train")
-    shutil.copytree(root / "ant", root / "val")
+    shutil.copytree(root / "train", root / "val")
+    (root / "val/dog").mkdir()
 
 
 def splits_without_classes(root: Path) -> None:
@@ -192,7 +193,7 @@ def splits_without_classes(root: Path) -> None:
         (empty_class, "class folder .*dog"),
         (one_class, "one class .ant."),
         (no_train, "val/ and test/ but no train/"),
-        (val_without_classes, "val has no class folders"),
+        (val_without_classes, "class folder .*val/dog has no images"),
         (splits_without_classes, "train has no class folders"),
     ],
 )
@@ -267,13 +268,42 @@ def test_splits_are_restored_in_a_moved_folder(photo_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_missing_images_are_named(photo_folder: Path, tmp_path: Path, moved: bool) -> None:
-    stored = folder(photo_folder).provenance()
-    (photo_folder / "ant/0003.jpg").unlink()
-    (photo_folder / "bee/0004.jpg").unlink()
+def test_a_missing_training_image(
+    photo_folder: Path, tmp_path: Path, moved: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = folder(photo_folder)
+    stored, (lost, kept) = first.provenance(), first.splits["train"].names[:2]
+    (photo_folder / lost).unlink()
+    (photo_folder / kept).write_bytes((photo_folder / kept).read_bytes() + b"repaired")
     root = photo_folder.rename(tmp_path / "moved") if moved else photo_folder
-    with pytest.raises(UserError, match=r"2 of the 30 images .*(ant/0003|bee/0004)\.jpg\n.*--data\.root"):
+    # A test needs the test images alone, a resumed training all of them; `skip` keeps the order of each epoch.
+    tested = folder(root, stored, "test")
+    assert names(tested)["test"] == names(first)["test"] and "stored in the checkpoint" in tested.describe_split("test")
+    assert f"1 images of the checkpoint are missing, for example {lost}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"lacks 1 of the 24 train images .*{lost}\n.*on_bad_image skip"):
         folder(root, stored)
+    resumed = folder(root, stored, on_bad_image="skip")
+    assert names(resumed) == names(first) and resumed.splits["train"].labels == first.splits["train"].labels
+    read = {index for batch in resumed.train_dataloader() for index in batch.indices.tolist()}
+    assert read == set(range(24)) - {names(first)["train"].index(lost)}
+
+
+def test_a_missing_test_image(photo_folder: Path) -> None:
+    first = folder(photo_folder)
+    lost = first.splits["test"].names[0]
+    (photo_folder / lost).unlink()
+    with pytest.raises(UserError, match=rf"lacks 1 of the 3 test images .*{lost}\n.*on_bad_image skip"):
+        folder(photo_folder, first.provenance(), "test")
+    data = folder(photo_folder, first.provenance(), "test", on_bad_image="skip")
+    assert sum(len(batch.labels) for batch in data.test_dataloader()) == 2
+
+
+def test_the_cache_of_a_folder_with_missing_images(photo_folder: Path, tmp_path: Path) -> None:
+    first = folder(photo_folder)
+    (photo_folder / first.splits["train"].names[0]).unlink()
+    options = {"cache": True, "cache_dir": str(tmp_path / "cache"), "on_bad_image": "skip"}
+    data = folder(photo_folder, first.provenance(), **options)
+    assert sum(len(batch.labels) for batch in data.train_dataloader()) == 23
 
 
 @pytest.mark.parametrize("written", ["photos", "./photos/", "photos/../photos"])
@@ -282,8 +312,82 @@ def test_the_same_folder_with_another_path(photo_folder: Path, monkeypatch: pyte
     stored = folder(written).provenance()
     for path in photo_folder.glob("*/*"):
         path.rename(path.with_stem(f"renamed{path.stem}"))
-    with pytest.raises(UserError, match="30 of the 30 images"):
-        folder(photo_folder, stored)
+    with pytest.raises(UserError, match=r"3 of the 3 test images .*\n.*--data\.root"):
+        folder(photo_folder, stored, "test", on_bad_image="skip")
+
+
+def test_added_images_and_classes_are_noted(
+    photo_folder: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = folder(photo_folder).provenance()
+    make_photos(photo_folder, ["ant", "dog"], count=2, first=50)
+    folder(photo_folder, stored)
+    assert "note: 4 images, and the classes dog, that the checkpoint does not know" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------ copies of training images
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_copy_of_part_of_the_training_images(
+    photo_folder: Path, tmp_path: Path, renamed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = folder(photo_folder)
+    used = first.splits["train"].names + first.splits["val"].names
+    for name in [*used[:9], *first.splits["test"].names]:
+        target = tmp_path / "part" / (Path(name).with_stem(f"x{Path(name).stem}") if renamed else name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo_folder / name, target)
+    data = folder(tmp_path / "part", first.provenance(), "test")
+    assert contents(data, "test") == contents(first, "test")
+    assert "note: 9 of 12 images are excluded" in capsys.readouterr().out
+    assert "without 9 training images" in data.describe_split("test")
+    for name in first.splits["test"].names:
+        (tmp_path / "part" / (Path(name).with_stem(f"x{Path(name).stem}") if renamed else name)).unlink()
+    with pytest.raises(UserError, match=r"all 9 images in .*part were used in the training"):
+        folder(tmp_path / "part", first.provenance(), "test")
+
+
+def test_training_images_that_became_test_images(make_splits: Callable[..., Path], tmp_path: Path) -> None:
+    first = folder(make_splits(train=5, val=2, test=3))
+    root = tmp_path / "splits"
+    assert sizes(folder(root, first.provenance(), "test"))["test"] == 9
+    for number in (0, 1):
+        shutil.copy(root / f"train/ant/000{number}.jpg", root / f"test/ant/x{number}.jpg")
+    data = folder(root, first.provenance(), "test")
+    assert sizes(data)["test"] == 9 and "without 2 training images" in data.describe_split("test")
+
+
+def test_other_images_with_the_names_of_the_training_images(
+    photo_folder: Path, tmp_path: Path, make_photos: MakePhotos
+) -> None:
+    stored = folder(photo_folder).provenance()
+    make_photos(tmp_path / "mine", CLASSES, first=90)
+    for path in (tmp_path / "mine").glob("*/*"):
+        path.rename(path.with_stem(f"{int(path.stem) - 90:04d}"))
+    data = folder(tmp_path / "mine", stored, "test")
+    assert sizes(data)["test"] == 30 and "all images of a folder other" in data.describe_split("test")
+
+
+def test_a_checkpoint_without_fingerprints(
+    photo_folder: Path, tmp_path: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = folder(photo_folder).provenance() | {"digests": None}
+    assert sizes(folder(photo_folder, stored, "test"))["test"] == 3
+    assert "hashes" not in capsys.readouterr().out
+    folder(make_photos(tmp_path / "other", CLASSES[:2], first=500), stored, "test")
+    assert "note: the checkpoint has no hashes" in capsys.readouterr().out
+
+
+def test_a_split_folder_that_changed(
+    make_splits: Callable[..., Path], make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_splits(train=5, val=2)
+    stored = folder(root).provenance()
+    make_photos(root / "train", ["dog"], count=2, first=70)
+    (root / "train/ant/0000.jpg").unlink()
+    assert sizes(folder(root, stored)) == {"train": 14, "val": 6, "test": 6}
+    out = capsys.readouterr().out
+    assert "2 train images are not used: the network has no class dog" in out
+    assert "train split had 15 images when the checkpoint was saved and has 14 now" in out
 
 
 def test_all_images_of_another_folder_are_tested(photo_folder: Path, tmp_path: Path, make_photos: MakePhotos) -> None:
