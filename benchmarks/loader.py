@@ -9,46 +9,63 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
-from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.report import command, make_parser, report, run_in_subprocess, run_interleaved, table
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.decode import list_images
+from resnet_pl.data.decode import list_images, read_image
 from resnet_pl.data.loader import ImageFileLoader, ShardedEpochSampler
 
-SIZE, BATCH = 224, 32
+SIZE, BATCH = 224, 16
 PIL, IO = "torchvision `ImageFolder`, PIL", "torchvision `ImageFolder`, `torchvision.io` and v2 transforms"
 OURS, CACHED = "`ImageFileLoader`", "`ImageFileLoader`, `cache: true`"
+FULL = f"{OURS}, `scaled_decoding: false`"
 FLOAT, DECODING = "`ImageFileLoader`, converted to float32", "decoding only"
 REDUCED = f"{CACHED}, `cache_side: {round(SIZE * 256 / 224)}`"
 TIMM = "timm `create_loader`"
+# Height, width, number and detail (see `synthetic_photo`) of the images of each kind.
+KINDS = {
+    "500×375": (375, 500, 400, 1.3),
+    "4000×3000": (3000, 4000, 16, 1.3),
+    "4000×3000, soft": (3000, 4000, 16, 2.0),
+}
+TARGETS = {
+    ("500×375", OURS): "loader",
+    ("500×375", CACHED): "cached",
+    ("4000×3000", OURS): "large",
+    ("4000×3000, soft", OURS): "large, soft",
+}
 NOTE = """
 No workers, one thread; images per second of CPU time, medians of {rounds} interleaved rounds, each measurement in its
-own process, with the files in the page cache. {photos}. Each variant applies RandomResizedCrop to {size} pixels and
-makes batches of {batch}. Torchvision and timm return float32. `ImageFileLoader`, the loader of this project, returns
-uint8, because it leaves the conversion to the device. Decoding takes {fraction:.0%} of its time: at most {limit:.2f}
-times torchvision's speed is possible with this decoder (`torchvision.io`). {missing}"""
+own process, with the files in the page cache. In parentheses: relative to torchvision with PIL. {photos}. Each variant
+applies RandomResizedCrop to {size} pixels and makes batches of {batch}. Torchvision and timm return float32.
+`ImageFileLoader`, the loader of this project, returns uint8, because it leaves the conversion to the device. "Decoding
+only" is in full. {missing}"""
 
 
-def make_photos(folder: Path, count: int) -> str:
-    """Writes `count` JPEGs of 500×375 pixels and quality 90 in two class folders; returns a description."""
-    for number in range(count):
-        path = folder / str(number % 2) / f"{number:04}.jpg"
+def make_photos(folder: Path, kind: str, count: int | None = None) -> str:
+    """Writes JPEGs of a kind, with quality 90, in two class folders; returns a description."""
+    height, width, number, slope = KINDS[kind]
+    for seed in range(count or number):
+        path = folder / str(seed % 2) / f"{seed:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_jpeg(synthetic_photo(number), quality=90).numpy().tobytes())
+        pixels = synthetic_photo(seed, height, width, slope).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(path, quality=90)
     kilobytes = statistics.mean(path.stat().st_size for path in folder.glob("*/*")) / 1000
-    return f"{count} synthetic JPEGs, 500×375, quality 90, {kilobytes:.0f} kB each"
+    return f"{kind}: {count or number} synthetic JPEGs, quality 90, {kilobytes:,.0f} kB each"
 
 
 def synthetic_photo(
@@ -81,7 +98,8 @@ def synthetic_photo(
 
 def project_loader(root: Path, names: list[str], cache: str, variant: str) -> ImageFileLoader:
     """Returns the loader of this project, as the command line configures it on a CPU."""
-    photos = ImageFileDataset(root, names, [0] * len(names), SIZE, RandomResizedCrop())
+    scaled = variant != FULL
+    photos = ImageFileDataset(root, names, [0] * len(names), SIZE, RandomResizedCrop(), scaled_decoding=scaled)
     if variant in (CACHED, REDUCED):
         photos.cache = open_cache(root, names, round(SIZE * 256 / 224) if variant == REDUCED else None, cache)
     return ImageFileLoader(photos, ShardedEpochSampler(len(photos)), BATCH)
@@ -116,7 +134,7 @@ def images_per_second(variant: str, root: str, cache: str) -> float:
         start = time.process_time()
         if variant == DECODING:
             for path in paths:
-                decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
+                read_image(path)
         else:
             for batch in loader:
                 if variant == FLOAT:
@@ -130,47 +148,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--root", type=Path, help="folder with class folders of JPEGs; synthetic ones by default")
-    parser.add_argument("--count", type=int, default=400, help="number of synthetic images")
+    parser.add_argument("--count", type=int, help="number of synthetic images of each kind")
     parser.add_argument("--one", type=json.loads, help="a single measurement, printed as JSON")
     options = parser.parse_args(argv)
     if options.one:
         print(json.dumps(images_per_second(**options.one)))
         return
-    variants = [PIL, IO, OURS, FLOAT, CACHED, REDUCED, DECODING]
-    try:
-        import timm  # noqa: F401
-
+    variants = [PIL, IO, OURS, FULL, FLOAT, CACHED, REDUCED, DECODING]
+    if find_spec("timm"):
         variants.append(TIMM)
-    except ImportError:
-        pass
-    with tempfile.TemporaryDirectory() as scratch:
-        root = options.root or Path(scratch) / "photos"
-        photos = f"{len(list_images(root)):,} photos" if options.root else make_photos(root, options.count)
-        common = {"root": str(root), "cache": str(Path(scratch) / "cache")}
-        calls = {each: partial(run_in_subprocess, __file__, {"variant": each, **common}) for each in variants}
-        results = run_interleaved(calls, options.rounds)
-    speeds = {variant: statistics.median(each) for variant, each in results.items()}
-    rows = [[variant, f"{speed:,.0f}", f"{speed / speeds[PIL]:.2f}"] for variant, speed in speeds.items()]
-    note = NOTE.format(
-        rounds=options.rounds,
-        photos=photos,
-        size=SIZE,
-        batch=BATCH,
-        fraction=speeds[OURS] / speeds[DECODING],
-        limit=speeds[DECODING] / speeds[PIL],
-        missing="" if TIMM in variants else "timm is not installed.",
-    )
-    targets = {} if options.root else {"loader": OURS, "cached": CACHED}
-    measured = {name: f"{speeds[variant] / speeds[PIL]:.2f}" for name, variant in targets.items()}
-    if targets and speeds[OURS] / speeds[PIL] < 1.8:
-        measured["loader"] += f": {speeds[OURS] / speeds[DECODING]:.0%} of the time is JPEG decoding"
+    kinds = ["photos"] if options.root else list(KINDS)
+    speeds, photos = {}, []
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as scratch:
+            root = options.root or Path(scratch) / "photos"
+            photos.append(
+                f"{len(list_images(root)):,} photos" if options.root else make_photos(root, kind, options.count)
+            )
+            common = {"root": str(root), "cache": str(Path(scratch) / "cache")}
+            calls = {each: partial(run_in_subprocess, __file__, {"variant": each, **common}) for each in variants}
+            results = run_interleaved(calls, options.rounds)
+        speeds |= {(kind, variant): statistics.median(each) for variant, each in results.items()}
+    rows = [[name, *(_cell(speeds[kind, name], speeds[kind, PIL]) for kind in kinds)] for name in variants]
+    missing = "" if TIMM in variants else "timm is not installed."
+    note = NOTE.format(rounds=options.rounds, photos="; ".join(photos), size=SIZE, batch=BATCH, missing=missing)
+    measured = {
+        target: f"{speeds[key] / speeds[key[0], PIL]:.2f}" for key, target in TARGETS.items() if not options.root
+    }
     report(
         "Loader: " + ("JPEGs of a folder" if options.root else "synthetic JPEGs"),
         ["FOLDER" if word == str(options.root) else word for word in command(__file__, argv)],
-        table(["Loader", "Images/s per core", "Relative to torchvision with PIL"], rows) + "\n" + note.rstrip(),
+        table(["Loader: images/s per core", *kinds], rows) + "\n" + note.rstrip(),
         options.record,
         measured,
     )
+
+
+def _cell(speed: float, reference: float) -> str:
+    return f"{speed:,.{0 if speed >= 100 else 1}f} ({speed / reference:.2f})"
 
 
 if __name__ == "__main__":

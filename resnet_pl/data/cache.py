@@ -38,18 +38,24 @@ class DecodedImageCache:
 
     def __init__(self, path: Path, index: np.ndarray) -> None:
         self.path, self.index = path, index
-        self._pixels = np.memmap(path, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+        # Copy-on-write, because torch takes only arrays that can be written to. The file never changes.
+        self._pixels = np.memmap(path, mode="c") if path.stat().st_size else np.empty(0, np.uint8)
 
     def __reduce__(self) -> tuple[type[DecodedImageCache], tuple[Path, np.ndarray]]:
         return type(self), (self.path, self.index)
 
     def __getitem__(self, position: int) -> Tensor | None:
         """Returns the same `(3, H, W)` uint8 as `read_image`; None for an image that could not be read."""
+        pixels = self.view(position)
+        # A copy: an in-place transform must not change what is read later.
+        return None if pixels is None else pixels.clone()
+
+    def view(self, position: int) -> Tensor | None:
+        """Returns an image as above, in the memory of the cache: for code that only reads a part of it."""
         start, height, width = self.index[position].tolist()
         if not height:
             return None
-        # A copy: an in-place transform must not change the file.
-        pixels = np.array(self._pixels[start : start + 3 * height * width])
+        pixels = self._pixels[start : start + 3 * height * width]
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def select(self, positions: Sequence[int]) -> DecodedImageCache:

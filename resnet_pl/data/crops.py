@@ -47,6 +47,11 @@ class Crop:
         """Crops `(3, H, W)` uint8 to the box, then resizes it to `(3, size, size)` uint8."""
         return self._resize(image, self._draw_box(image.shape[-2], image.shape[-1], size), size)
 
+    @property
+    def reads_only_its_box(self) -> bool:
+        """Whether the crop is defined by `get_params` alone; False for a subclass with its own `__call__`."""
+        return type(self).__call__ is Crop.__call__
+
     def read(self, encoded: EncodedImage, size: int) -> Tensor:
         """Decodes and crops a file; decodes a JPEG at a half, quarter or eighth if the box still has `size` pixels.
 
@@ -60,7 +65,7 @@ class Crop:
         Returns:
             `(3, size, size)` uint8.
         """
-        if encoded.jpeg_size is None or type(self).__call__ is not Crop.__call__:
+        if encoded.jpeg_size is None or not self.reads_only_its_box:
             return self(encoded.decode(), size)
         box = self._draw_box(*encoded.jpeg_size, size)
         reduction = next((each for each in REDUCTIONS if min(box[2:]) >= each * size), 1)

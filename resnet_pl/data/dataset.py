@@ -99,9 +99,11 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
 
     def _read(self, index: int) -> Any:
         """Returns the cropped image; raises BadImage if its file is unreadable."""
-        cached = self.cache[index] if self.cache else None
-        if cached is not None:
-            return self.crop(cached, self.image_size)
+        if self.cache:
+            reads_only_its_box = isinstance(self.crop, Crop) and self.crop.reads_only_its_box
+            cached = self.cache.view(index) if reads_only_its_box else self.cache[index]
+            if cached is not None:
+                return self.crop(cached, self.image_size)
         encoded = EncodedImage(self.root / self.names[index])
         if self.scaled_decoding and isinstance(self.crop, Crop):
             return self.crop.read(encoded, self.image_size)

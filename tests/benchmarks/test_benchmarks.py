@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, depth, epoch, gpu, growth, loader, overhead, report, startup
+from benchmarks import accuracy, depth, epoch, gpu, growth, loader, overhead, report, scaled_decoding, startup
 from benchmarks.steps import (
     LinearModel,
     Stopwatch,
@@ -193,10 +193,33 @@ def test_loader(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loader, "run_in_subprocess", lambda script, one: loader.images_per_second(**one))
     loader.main(["--root", str(photo_folder), "--rounds", "1"])
     out = capsys.readouterr().out
-    rows = [row for row in table_rows(out, "| ") if len(row) == 3][2:]
-    expected = [loader.PIL, loader.IO, loader.OURS, loader.FLOAT, loader.CACHED, loader.REDUCED, loader.DECODING]
+    rows = [row for row in table_rows(out, "| ") if len(row) == 2][2:]
+    expected = [
+        loader.PIL,
+        loader.IO,
+        loader.OURS,
+        loader.FULL,
+        loader.FLOAT,
+        loader.CACHED,
+        loader.REDUCED,
+        loader.DECODING,
+    ]
     assert [row[0] for row in rows if row[0] != loader.TIMM] == expected
-    assert rows[0][2] == "1.00" and "loader.py --root FOLDER --rounds 1" in out
+    assert rows[0][1].endswith("(1.00)") and "loader.py --root FOLDER --rounds 1" in out
+
+
+def test_scaled_decoding(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(config: str, seed: int, tta: str, extra: list[str]) -> list[float]:
+        return [0.5 + 0.01 * seed + 0.02 * (extra[-1] == "true"), 1.0]
+
+    monkeypatch.setattr(scaled_decoding, "measure", measure)
+    scaled_decoding.main(["--seeds", "2"])
+    rows = [row for row in table_rows(capsys.readouterr().out, "| ") if len(row) == 4][2:]
+    assert rows == [
+        ["0", "50.00%", "52.00%", "+2.00"],
+        ["1", "51.00%", "53.00%", "+2.00"],
+        ["mean", "", "", "+2.00 ± 0.00"],
+    ]
 
 
 @pytest.mark.process
