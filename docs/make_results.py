@@ -23,8 +23,9 @@ sys.path.insert(0, str(DOCS.parent))
 from resnet_pl.analysis.curves import training_curves
 from resnet_pl.reports.comparison import markdown
 from resnet_pl.reports.comparison_plot import plot_comparison
+from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_groups import group_runs, label_groups
-from resnet_pl.reports.run_reader import PAPER_ITERATIONS, duration, read_run, read_runs
+from resnet_pl.reports.run_reader import PAPER_ITERATIONS, duration, read_run
 from resnet_pl.utils import UserError
 
 HEAD = """# Results

@@ -1,8 +1,9 @@
 """Compare runs: validation and test accuracy, and the options in which the runs differ.
 
 Runs that differ only in the seed are one row: mean ± standard deviation. The best validation top-1 comes first. The
-column `paper` has the result of the ResNet paper for the same model and dataset. The table is also written as
-comparison.csv and comparison.md, and a plot as comparison.png.
+column `paper` has the result of the ResNet paper for the same model and dataset. Runs that are skipped, not tested or
+interrupted are named below the table. The table is also written as comparison.csv and comparison.md, and a plot as
+comparison.png.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from resnet_pl.reports.comparison import comparison_table, markdown
 from resnet_pl.reports.comparison_plot import plot_comparison
+from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_groups import group_runs
-from resnet_pl.reports.run_reader import read_runs
+from resnet_pl.reports.run_reader import Run
 from resnet_pl.reports.tables import print_report, write_csv
 from resnet_pl.utils import atomic_write
 
@@ -33,22 +35,35 @@ def run(settings: Namespace) -> None:
     compare([Path(path) for path in settings.runs], Path(settings.output) if settings.output else None)
 
 
-def compare(paths: Sequence[Path], output: Path | None = None) -> None:
+def compare(paths: Sequence[Path], output: Path | None = None, notes: Sequence[str] = ()) -> None:
     """Prints the comparison of all runs among and below the paths, and writes it to a folder as CSV, Markdown and PNG.
 
     Args:
         paths: run folders or parent folders.
         output: folder to write to; the common parent folder of the runs if not given.
+        notes: lines below the table, for example about runs that are not among the paths.
     """
     runs, skipped = read_runs(paths, require_test=False)
     groups = group_runs(runs)
     output = output or Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
-    print_report(comparison_table(groups))
-    for message in skipped:
-        print(message)
+    lines = [*skipped, *_notes(runs), *notes]
     rows = [group.row() for group in groups]
     write_csv(output / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
     with atomic_write(output / "comparison.md") as partial:
-        partial.write_text(markdown(groups), encoding="utf-8")
+        text = "".join(f"\n{line}\n" for line in lines)
+        partial.write_text(markdown(groups) + text, encoding="utf-8", errors="backslashreplace")
     plot_comparison(groups, output / "comparison.png")
+    print_report(comparison_table(groups))
+    for line in lines:
+        print(line)
     print(f"Saved comparison.csv, comparison.md and comparison.png to {output}")
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """Runs whose results in the table are not complete."""
+    reasons = {
+        "Not tested": [run.path for run in runs if not run.results],
+        "Tested without a test set": [run.path for run in runs if run.results and run.results.get("split") != "test"],
+        "Interrupted or still training": [run.path for run in runs if run.unfinished],
+    }
+    return [f"{reason}: {', '.join(map(str, found))}" for reason, found in reasons.items() if found]

@@ -17,8 +17,9 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from resnet_pl.reports.plots import MUTED, add_legend, new_figure, plot_label, render, save_png, style_axes
+from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_groups import group_runs, label_groups
-from resnet_pl.reports.run_reader import Run, Series, read_runs
+from resnet_pl.reports.run_reader import Run, Series
 from resnet_pl.reports.tables import write_csv
 from resnet_pl.utils import UserError
 
@@ -42,6 +43,11 @@ def run(settings: Namespace) -> None:
     if path.suffix != ".png":
         raise UserError(f"--output: {path} does not end in .png\ngive a PNG file, for example curves.png")
     runs, skipped = read_runs(map(Path, settings.runs), require_test=False)
+    drawn = [run for run in runs if {"train/top1", "val/top1"} & run.metrics.keys()]
+    if drawn:  # else `training_curves` raises an error
+        others = [run.path / "metrics.csv" for run in runs if run.path not in {run.path for run in drawn}]
+        skipped += [f"Skipped: {path} has neither train/top1 nor val/top1" for path in others]
+        runs = drawn
     training_curves(label_groups(group_runs(runs)), path)
     write_curves(runs, path.with_suffix(".csv"))
     for message in skipped:

@@ -50,6 +50,15 @@ class SweepRun:
                 return read_run(path)
         return None
 
+    def problem(self) -> str:
+        """Returns why there is no finished run, as text."""
+        for path in self._started():
+            try:
+                read_run(path)
+            except UserError as error:
+                return str(error).splitlines()[0]
+        return f"{self.root / self.name} has no run with these options"
+
     def steps(self) -> list[list[str]]:
         """Returns the arguments of the commands to run: `fit`, which resumes an interrupted run, then `test`."""
         for path in self._started():

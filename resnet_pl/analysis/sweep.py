@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(settings: Namespace) -> int:
-    """Runs the command; returns 1 if a run failed."""
+    """Runs the command; returns 1 if a run failed or is missing in the table."""
     folder = Path("runs") / settings.name
     sweep_runs = grid_runs(settings.grid, settings.config, settings.options, folder)
     for sweep_run in sweep_runs:
@@ -68,12 +68,17 @@ def run(settings: Namespace) -> int:
     skipped = f", {len(sweep_runs) - len(remaining)} already completed" if len(remaining) < len(sweep_runs) else ""
     sweep.log(f"{len(sweep_runs)} runs{skipped}, {settings.jobs} in parallel; {sweep.estimate()}")
     failed = sweep.run()
-    if runs := [finished.path for sweep_run in sweep_runs if (finished := sweep_run.finished_run())]:
-        compare(runs, folder)
+    states = [(sweep_run, sweep_run.finished_run()) for sweep_run in sweep_runs]
+    lost = [each.problem() for each, finished in states if finished is None and each.name not in failed]
+    notes = [f"Skipped: {problem}" for problem in lost] + ([f"Failed: {', '.join(failed)}"] if failed else [])
+    if runs := [finished.path for _, finished in states if finished]:
+        compare(runs, folder, notes)
+    else:
+        print(*notes, sep="\n")
     if failed:
         print(f"{len(failed)} of {len(sweep_runs)} runs failed: {', '.join(failed)}")
         print("Rerun the same command to retry them.")
-    return int(bool(failed))
+    return int(bool(failed or lost))
 
 
 class Sweep:

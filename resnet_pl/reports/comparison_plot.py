@@ -31,7 +31,7 @@ def plot_comparison(groups: Sequence[Group], path: Path) -> None:
 
 def _top1_by_run(groups: Sequence[Group], path: Path) -> None:
     """One row per group, in the order of the table."""
-    groups = groups[:MAX_RUNS]
+    groups, count = groups[:MAX_RUNS], len(groups)
     names = [f"{group.name}, {group.data}" if _several_datasets(groups) else group.name for group in groups]
     names = [plot_label(name, MAX_NAME) for name in names]
     figure = new_figure(5.2 + 0.08 * max(map(len, names)), 1.3 + 0.34 * len(groups))
@@ -51,6 +51,8 @@ def _top1_by_run(groups: Sequence[Group], path: Path) -> None:
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.margins(x=0.08)
     style_axes(axes, "top-1 (%)")
+    if count > MAX_RUNS:
+        axes.set_title(f"the first {MAX_RUNS} of {count} rows of the table", loc="left", fontsize=10, color=MUTED)
     axes.tick_params(axis="y", labelcolor=INK)
     _add_legend_below(figure, handles, 80)
     save_png(render(figure), path)

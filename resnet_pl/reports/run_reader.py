@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,8 @@ import numpy as np
 import yaml
 
 from resnet_pl._renamed import RENAMED_METRICS
-from resnet_pl.reports.results import read_results
-from resnet_pl.run_dir import TOP1, class_name, get_init_args, is_complete_row, metrics_reader, score_sign, versions
+from resnet_pl.reports.results import SINGLE_VIEW, read_results
+from resnet_pl.run_dir import TOP1, class_name, get_init_args, is_complete_row, metrics_reader, score_sign
 from resnet_pl.utils import UserError, prog_name
 
 # Test error (%) of residual networks with shortcut A on CIFAR-10 after 64,000 iterations, by depth (§4.2, Table 6).
@@ -106,16 +105,19 @@ class Run:
 
     @property
     def test_score(self) -> float:
-        """Value of the monitored metric in the single-view test; NaN if it was not logged there."""
-        results = self.results | (self.results.get("metrics") or {})
-        value = results.get(self.monitor.removeprefix("val/"), results.get(self.monitor.replace("val", "test", 1)))
+        """Value of the monitored metric in the single-view test; NaN as for `test_top1`, or if it was not logged."""
+        value = self._tested(self.monitor.removeprefix("val/"), self.monitor.replace("val", "test", 1))
         return float(value) if isinstance(value, int | float) else math.nan
 
     @property
     def test_top1(self) -> float:
-        """Single-view test top-1, a fraction; NaN if the run was not tested."""
-        top1 = self.results.get("top1")
+        """Single-view test top-1, a fraction; NaN if the run was not tested, or if its data has no test set."""
+        top1 = self._tested("top1")
         return math.nan if top1 is None else float(top1)
+
+    def _tested(self, *names: str) -> Any:
+        results = self.results | (self.results.get("metrics") or {}) if self.results.get("split") == "test" else {}
+        return next((results[name] for name in names if name in results), None)
 
     @cached_property
     def train_top1(self) -> float:
@@ -125,6 +127,12 @@ class Run:
         (steps, top1), (logged, epochs) = self.metrics["train/top1"], self.metrics["epoch"]
         last = steps > steps[-1] - (1 + logged[epochs == epochs[0]][-1])
         return float(np.average(top1[last], weights=np.diff(steps, prepend=-1)[last]))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the training was interrupted or is still running."""
+        last = self.sessions[-1] if self.sessions else {}
+        return "launch" in last and "ended" not in last  # earlier versions have neither
 
     @property
     def iterations(self) -> int:
@@ -241,44 +249,8 @@ def find_single_view_test(path: Path) -> dict[str, Any] | None:
         return None
     results = read_results(path / "results.json")
     tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "protocol" in test]
-    protocols = [(str(test.get("protocol")), test) for test in tests if test.get("split") == "test"]
-    single_view = [test for protocol, test in protocols if protocol.startswith("single view")]
-    return min(single_view, key=lambda test: len(test["protocol"]), default=None)
-
-
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Returns the run folders among and below the paths, by name and version; raises UserError if a path has none."""
-    runs: list[Path] = []
-    for path in paths:
-        if (path / "config.yaml").is_file() or path.name.startswith("version_"):
-            below = [path]
-        else:
-            names = sorted({version.parent for version in path.rglob("version_*")})
-            below = [run for name in names for _, run in versions(name.parent, name.name)]
-        if not below:
-            raise UserError(f"there are no runs in {path}\ngive runs/NAME/version_N, or a folder above it")
-        runs += below
-    return list(dict.fromkeys(runs))
-
-
-def read_runs(paths: Iterable[Path], require_test: bool = True) -> tuple[list[Run], list[str]]:
-    """Reads all runs among and below the paths.
-
-    Returns:
-        The complete runs, as `read_run` returns them, and a message for each skipped run.
-
-    Raises:
-        UserError: no run is complete.
-    """
-    runs, skipped = [], []
-    for path in find_runs(paths):
-        try:
-            runs.append(read_run(path, require_test))
-        except UserError as error:
-            skipped.append(str(error).splitlines()[0])
-    if not runs:
-        raise UserError(f"no complete runs\n{skipped[0]}")
-    return runs, [f"Skipped: {message}" for message in skipped]
+    single_view = [test for test in tests if str(test["protocol"]).startswith(SINGLE_VIEW)]
+    return min(single_view, key=lambda test: (test.get("split") != "test", len(test["protocol"])), default=None)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resnet_pl.cli.main import main
-from tests.reports.made import write_run
+from tests.reports.made import write_run, write_test
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -57,8 +57,39 @@ def test_seeds_are_aggregated_and_files_are_written(
     assert (plain["model"], plain["test_top1_std"], residual["model"]) == ("cifar_plain 56", "", "cifar_resnet 20 (A)")
     # Not rounded.
     assert float(residual["test_top1_std"]) == pytest.approx(0.01 * 8**0.5)
-    assert Path("runs/comparison.md").read_text(encoding="utf-8").count("\n") == 4
+    lines = Path("runs/comparison.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 6 and lines[5].startswith("Skipped: runs/c/version_0/metrics.csv")
     assert Image.open("runs/comparison.png").size[0] > 500
+
+
+def test_incomplete_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "done" / "version_0")
+    untested = write_run(tmp_path / "untested" / "version_0", lr=0.2, tested=False)
+    no_test_set = write_run(tmp_path / "photos" / "version_0", lr=0.3, tested=False)
+    write_test(no_test_set, 0.97, split="val (no test set)")
+    interrupted = write_run(tmp_path / "interrupted" / "version_0", seed=1)
+    (interrupted / "sessions.json").write_text('[{"commit": "abc", "launch": null}]')
+    renamed = write_run(tmp_path / "my best run", lr=0.4)
+    (renamed / "results.json").write_text("{")
+    (write_run(tmp_path / "old" / "version_0_backup") / "config.yaml").unlink()
+    assert main(["compare", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"Not tested: {untested}\n" in out
+    assert f"Tested without a test set: {no_test_set}\n" in out and "97.00" not in out
+    assert f"Interrupted or still training: {interrupted}\n" in out
+    assert f"Skipped: {renamed / 'results.json'} is not valid JSON" in out
+    assert f"Skipped: {tmp_path / 'old/version_0_backup/config.yaml'} cannot be read" in out
+    notes = [line for line in out.splitlines() if line.startswith(("Not", "Tested", "Interrupted", "Skipped"))]
+    assert all(line in (tmp_path / "comparison.md").read_text(encoding="utf-8").splitlines() for line in notes)
+
+
+def test_a_run_that_is_given_twice_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "runs" / "a" / "version_0")
+    assert main(["compare", "runs", str(run)]) == 0
+    assert [cells[0] for cells in table(capsys.readouterr().out)] == ["a/version_0"]
 
 
 def test_the_output_folder_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,8 +137,11 @@ def test_runs_are_plotted_and_saved_as_csv(tmp_path: Path, capsys: pytest.Captur
     plain = write_run(tmp_path / "runs/a/version_0", "cifar_plain", tested=False)
     residual = write_run(tmp_path / "runs/b/version_0", train_top1=0.75)
     (tmp_path / "runs/c/version_0").mkdir(parents=True)
+    other = write_run(tmp_path / "runs/other/version_0", tested=False) / "metrics.csv"
+    other.write_text("epoch,step,val/iou\n0,9,0.5\n")
     assert main(["paper", "curves", str(tmp_path / "runs"), "--output", str(tmp_path / "out.png")]) == 0
-    assert "Skipped: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Skipped: " in out and f"Skipped: {other} has neither train/top1 nor val/top1" in out
     assert Image.open(tmp_path / "out.png").size == (1740, 720)
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -169,6 +169,26 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried(
     assert processes.started == commands(NAMES[1])
 
 
+def test_runs_that_are_missing_in_the_table_are_named(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with `--trainer.logger false`: the processes succeed, but a file is missing."""
+    work = processes.work
+
+    def without_metrics(args: list[str], log: Any) -> int:
+        code, folder = work(args, log), Path("runs/s") / NAMES[0] / "version_0/metrics.csv"
+        folder.unlink(missing_ok=True)
+        return code
+
+    monkeypatch.setattr(processes, "work", without_metrics)
+    processes.fails = {NAMES[1]}
+    assert main(["sweep", *GRID, "--name", "s"]) == 1
+    reason = f"Skipped: runs/s/{NAMES[0]}/version_0/metrics.csv cannot be read: No such file or directory"
+    page = Path("runs/s/comparison.md").read_text(encoding="utf-8").splitlines()
+    for lines in (capsys.readouterr().out.splitlines(), page):
+        assert reason in lines and f"Failed: {NAMES[1]}" in lines
+
+
 def test_after_a_failed_test_the_run_is_resumed_and_tested(processes: Processes) -> None:
     processes.fails = {f"{NAMES[0]}/version_0"}
     assert main(["sweep", *GRID, "--name", "s"]) == 1

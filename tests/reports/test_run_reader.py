@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from resnet_pl.reports.run_reader import duration, find_runs, find_single_view_test, read_metrics, read_run, read_runs
+from resnet_pl.reports.run_finder import find_runs, read_runs
+from resnet_pl.reports.run_reader import duration, find_single_view_test, read_metrics, read_run
 from resnet_pl.utils import UserError
 from tests.reports.made import METRICS as HEADER
 from tests.reports.made import NAMES, write_metrics, write_run, write_test
