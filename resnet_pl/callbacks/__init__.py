@@ -11,6 +11,7 @@ from resnet_pl.callbacks.graceful_stop import GracefulStop
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.predictions import PredictionWriter
 from resnet_pl.callbacks.progress import EpochSummary, ProgressBar
+from resnet_pl.callbacks.resources import Estimate, OutOfMemory
 from resnet_pl.callbacks.run_summary import RunSummary
 from resnet_pl.callbacks.save_config import SaveConfig
 from resnet_pl.callbacks.stop_on_nan import StopOnNaN
@@ -26,11 +27,13 @@ __all__ = [
     "EpochSeed",
     "EpochSummary",
     "ErrorWarmup",
+    "Estimate",
     "FinderResults",
     "Freeze",
     "GracefulStop",
     "LastCheckpoint",
     "MetricsCSV",
+    "OutOfMemory",
     "PredictionWriter",
     "ProgressBar",
     "RunSummary",

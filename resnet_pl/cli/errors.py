@@ -15,13 +15,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from resnet_pl.callbacks.loggers import first_line
+from resnet_pl.callbacks.resources import OUT_OF_MEMORY
 
 # Files of Python itself and of packages, also of those that a user or another environment has installed.
 STANDARD_LIBRARY = "|".join(re.escape(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
 LIBRARIES = re.compile(rf"<|{STANDARD_LIBRARY}|.*[/\\](?:site|dist)-packages[/\\]")
 # Pattern of an exception's type and message, and the message that replaces it.
 MESSAGES = {
-    r"out of memory|can't allocate memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED":
+    OUT_OF_MEMORY:
         "out of memory\nlower --data.batch_size and raise --trainer.accumulate_grad_batches by the same factor;"
         " in evaluation lower --data.eval_batch_size",
     r"No supported \w+ backend found|`(?:CUDA|MPS)Accelerator` can not run on your system":
@@ -72,7 +73,10 @@ IGNORED_WARNINGS = [
 
 def translate_exception(error: Exception) -> str | None:
     """Returns the message for a known exception of torch or Lightning, None for any other."""
-    place = getattr(error, "filename", None) or next(iter(getattr(error, "__notes__", [])), None)
+    notes: list[str] = getattr(error, "__notes__", [])
+    if notes and notes[-1].startswith("out of memory"):  # of the callback `OutOfMemory`
+        return notes[-1]
+    place = getattr(error, "filename", None) or next(iter(notes), None)
     for pattern, message in MESSAGES.items():
         if re.search(pattern, f"{type(error).__name__}: {error}", re.DOTALL):
             return message.format(place=f": {place} cannot be written" if place else "", error=error)

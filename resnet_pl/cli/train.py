@@ -19,8 +19,10 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import (
     BestCheckpoint,
     Dashboard,
+    Estimate,
     FinderResults,
     GracefulStop,
+    OutOfMemory,
     RunSummary,
     SaveConfig,
     StopOnNaN,
@@ -54,7 +56,7 @@ def loggers(cli: ProjectCLI, given: Any) -> list[Logger] | bool:
 def callbacks(cli: ProjectCLI) -> list[Callback]:
     """Returns the callbacks of every run, without those of the model."""
     found: list[Callback] = [SaveConfig(cli.run_folder, cli.plain_config), FinderResults()]
-    found += [RunSummary(cli.run_folder, cli.command_line.args), Throughput(), StopOnNaN()]
+    found += [RunSummary(cli.run_folder, cli.command_line.args), Throughput(), StopOnNaN(), Estimate(), OutOfMemory()]
     if cli.config_init["trainer"]["enable_checkpointing"] is not False:
         folder = cli.run_folder / "checkpoints"
         found += [*checkpoint_callbacks(folder, **cli.config_init["checkpoint"]), GracefulStop(folder)]
