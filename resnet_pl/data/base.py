@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.batch_transforms import BatchTransform, check_transforms
+from resnet_pl.data.batch_transforms import BatchTransform, check_range, check_transforms
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.loader import (
@@ -45,7 +45,8 @@ class ImageDataModule(LightningDataModule):
         std: standard deviation that images are divided by: one value per channel, measured on the training split
             (`channel`), or null for no division.
         transforms: augmentation of single training images, applied in order in the worker processes: modules that take
-            and return `(3, H, W)` uint8, such as torchvision.transforms.v2.TrivialAugmentWide.
+            and return `(3, H, W)` uint8, such as torchvision.transforms.v2.TrivialAugmentWide. They may also return
+            float in [0, 1], but keep the size.
         batch_transforms: augmentation of training batches on the device, applied in order; the default of the class if
             null, none if empty.
         mix: MixUp or CutMix, applied after the batch transforms.
@@ -240,14 +241,13 @@ class ImageDataModule(LightningDataModule):
         return self.augment(batch)
 
     def augment(self, batch: Batch) -> Batch:
-        """Applies `batch_transforms`; images `(N, C, H, W)` uint8 become float in [0, 1]."""
+        """Applies `batch_transforms`; images `(N, C, H, W)`, uint8 or float in [0, 1], become float in [0, 1]."""
         assert isinstance(batch.images, Tensor), "training batches have one view per image"
-        if batch.images.dtype != torch.uint8:
-            raise UserError(
-                f"data.transforms: the images are {str(batch.images.dtype).removeprefix('torch.')}, not uint8\n"
-                "remove the conversion to float and the normalization: both follow the transforms"
-            )
-        images, labels = batch.images.to(torch.float32, copy=True).div_(255), batch.labels
+        if batch.batch_idx == 0:  # the loaders of this project check every image; others may not
+            check_range(batch.images, "data: the training images are")
+        images, labels = batch.images.to(torch.float32, copy=True), batch.labels
+        if batch.images.dtype == torch.uint8:
+            images.div_(255)
         rng = BatchRNG(self.seed, batch.epoch, batch.batch_idx, batch.indices)
         for transform in self.batch_transforms:
             images, labels = transform(images, labels, rng)

@@ -57,6 +57,44 @@ def check_transforms(transforms: Sequence[object], batch_transforms: Sequence[ob
             raise UserError(f"data.batch_transforms: {name} transforms single images\nmove it to data.transforms")
 
 
+def apply_transforms(image: Tensor, transforms: Sequence[nn.Module]) -> Tensor:
+    """Applies transforms to a single image and checks each result.
+
+    Args:
+        image: `(C, H, W)` uint8.
+        transforms: modules that take and return such an image; the last ones may return float in [0, 1].
+
+    Raises:
+        UserError: a transform changes the shape of the image, or the last result is not uint8 or float in [0, 1].
+    """
+    name, shape = "", image.shape
+    for transform in transforms:
+        name, image = type(transform).__name__, transform(image)
+        if not isinstance(image, Tensor) or image.shape != shape:
+            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise UserError(
+                f"data.transforms: {name} makes {found} of an image {tuple(shape)}\n"
+                "remove it: data.image_size and data.crop set the size, and the network takes tensors with its channels"
+            )
+    check_range(image, f"data.transforms: after {name} the images are")
+    return image
+
+
+def check_range(images: Tensor, what: str) -> None:
+    """Raises UserError, with a message that starts with `what`, if images are not uint8 or float in [0, 1]."""
+    if images.dtype == torch.uint8:
+        return
+    name = str(images.dtype).removeprefix("torch.")
+    if not images.is_floating_point():
+        raise UserError(f"{what} {name}, not uint8 or float in [0, 1]\nremove the conversion")
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
+        raise UserError(
+            f"{what} {name} from {low:.3g} to {high:.3g}, not uint8 or float in [0, 1]\n"
+            "remove the normalization, which the model does itself; ToDtype to a float type needs scale=True"
+        )
+
+
 def check_probability(transform: BatchTransform, probability: float) -> float:
     """Returns the probability; raises ValueError if it is not between 0 and 1."""
     if not 0 <= probability <= 1:

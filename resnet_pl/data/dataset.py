@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
 from resnet_pl.data.crops import Crop, ResizeCenterCrop
 from resnet_pl.data.decode import BadImage, EncodedImage, read_image
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
+from resnet_pl.utils import UserError
 
 
 class ImageFileDataset(torch.utils.data.Dataset[Any]):
@@ -79,8 +81,11 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         dataset.transforms, dataset.seed = [*self.transforms, *transforms], seed
         return dataset
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | list[Tensor], int, int] | BadImage:
-        """Returns an image, `(3, S, S)` uint8, its label and its index; or the error if its file is unreadable.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | list[Tensor], int, int] | UserError:
+        """Returns an image, `(3, S, S)` uint8 (float in [0, 1] if a transform makes it so), its label and its index.
+
+        Returns the error if its file is unreadable, or if a transform returns something else: an exception in a worker
+        process loses its type.
 
         Args:
             key: (epoch, index). Random crops and transforms are a function of the seed, the epoch and the index.
@@ -91,10 +96,9 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         with seeded_rng(self.seed, epoch, index, torch_only=torch_only):
             try:
                 sample = self._read(index)
-            except BadImage as bad:
-                return bad
-            for transform in self.transforms:
-                sample = transform(sample)
+                sample = apply_transforms(sample, self.transforms) if self.transforms else sample
+            except UserError as error:
+                return error
         return sample, self.labels[index], index
 
     def _read(self, index: int) -> Any:

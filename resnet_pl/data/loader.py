@@ -159,9 +159,7 @@ class ImageFileLoader(ResumableLoader):
         bad: list[BadImage] = []
         keys = [[(epoch, index) for index in batch.tolist()] for batch in plan]
         for images, labels, indices, bad_in_batch in self._timed(keys):
-            for image in bad_in_batch:
-                self._report(image)
-            bad += bad_in_batch
+            bad += [self._report(error) for error in bad_in_batch]
             check_bad_fraction(bad, len(self.sampler))
             # Training needs all its batches: Lightning counts them to validate, and all processes run the same number.
             yield (
@@ -181,7 +179,10 @@ class ImageFileLoader(ResumableLoader):
             yield batch
             start = time.perf_counter()
 
-    def _report(self, image: BadImage) -> None:
+    def _report(self, image: UserError) -> BadImage:
+        """Reports a skipped file; raises UserError if it must not be skipped, or for an error of another kind."""
+        if not isinstance(image, BadImage):
+            raise image
         if self.on_bad_image == "error":
             raise UserError(
                 f"cannot read image {printable_path(image.path)}: {image.reason}\n"
@@ -192,11 +193,12 @@ class ImageFileLoader(ResumableLoader):
             # Not `rank_zero_print`: each process reads other files.
             print(f"skipped ({len(self.skipped)} so far): {printable_path(image.path)}: {image.reason}", flush=True)
             log_bad_image(self.bad_images_dir, image)
+        return image
 
     def _replacement_batch(self, epoch: int) -> tuple[Tensor | list[View], Tensor, Tensor]:
         """Returns the first readable images of the epoch, to replace a batch without any."""
         samples = (self.images[epoch, index] for index in self.sampler.indices().tolist())
-        good = list(islice((sample for sample in samples if not isinstance(sample, BadImage)), self.batch_size))
+        good = list(islice((sample for sample in samples if not isinstance(sample, UserError)), self.batch_size))
         if not good:
             raise _none_left(len(self.images))
         return _collate(good)[:3]
@@ -206,10 +208,16 @@ def _none_left(count: int) -> UserError:
     return UserError(f"none of the {count} images can be read\nrepair them, or use other data with --data.root")
 
 
-def _collate(samples: list[tuple[Any, int, int] | BadImage]) -> tuple[Any, Tensor, Tensor, list[BadImage]]:
-    """Stacks the readable images; returns the others as a list, because an exception in a worker loses its type."""
-    good = [sample for sample in samples if not isinstance(sample, BadImage)]
-    bad = [sample for sample in samples if isinstance(sample, BadImage)]
+def _collate(samples: list[tuple[Any, int, int] | UserError]) -> tuple[Any, Tensor, Tensor, list[UserError]]:
+    """Stacks the images; returns errors as a list, because an exception in a worker process loses its type."""
+    good = [sample for sample in samples if not isinstance(sample, UserError)]
+    bad = [sample for sample in samples if isinstance(sample, UserError)]
+    types = sorted({str(image.dtype)[6:] for image, *_ in good if isinstance(image, Tensor)})
+    if len(types) > 1:  # torch.stack would convert uint8, where 255 is white, to float, where 1 is
+        error = UserError(
+            f"data.transforms: some images are {types[0]}, others {types[1]}\nconvert all of them, or none"
+        )
+        good, bad = [], [*bad, error]
     if good and isinstance(good[0][0], list):
         images: Any = group_by_size([views for views, _, _ in good])
     else:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from resnet_pl.data.base import ImageDataModule
+from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import short_hash
 from resnet_pl.data.loader import ResumableLoader, ShardedEpochSampler
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.statistics import Statistics
 from resnet_pl.data.views import View, Views
+from resnet_pl.utils import UserError
 
 
 @dataclass
@@ -71,8 +73,8 @@ class TransformedImages(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
-        """Returns an image, `(3, H, W)` uint8, its label and its index.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | UserError:
+        """Returns what `ImageFileDataset` does: a transformed image, its label and its index, or an error.
 
         Args:
             key: (epoch, index). Random transforms are a function of the seed, the epoch and the index.
@@ -81,8 +83,10 @@ class TransformedImages(torch.utils.data.Dataset[Any]):
         # A copy: a transform may write to its input.
         image = self.images.images[index].clone()
         with seeded_rng(self.seed, epoch, index):
-            for transform in self.transforms:
-                image = transform(image)
+            try:
+                image = apply_transforms(image, self.transforms)
+            except UserError as error:
+                return error
         return image, int(self.images.labels[index]), index
 
 
