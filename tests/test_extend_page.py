@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +24,9 @@ FEW_STEPS += ["--dashboard.graph", "false"]
 def prepare() -> None:
     """Writes images, and a CSV file of their names and labels."""
     write_images(Path("my/photos"))
+    Path("my/named").mkdir()
+    for path in Path("my/photos").glob("*/*"):
+        shutil.copy(path, f"my/named/{path.parent.name}_{path.name}")
     paths = sorted(Path("my").rglob("*.jpg"))
     with Path("my/labels.csv").open("w", newline="") as file:
         rows = [(path.relative_to("my").as_posix(), path.parent.name) for path in paths]

@@ -48,7 +48,8 @@ EPILOG = (
     " --model.backbone.help resnet50, --model.optimizer.help Adam or --trainer.callbacks.help Freeze."
 )
 # Classes and functions that each option accepts: those of this project, and a library's module with more.
-DATA_MODULES = [data.CIFAR10, data.CIFAR100, data.Digits, data.Flowers, data.ImageFolder, data.ImageNet]
+DATA_MODULES = [data.CIFAR10, data.CIFAR100, data.Digits, data.Flowers, data.ImageFolder]
+DATA_MODULES += [data.ImageNet, data.ImageTable]
 CHOICES: dict[str, tuple[list[Any], str]] = {
     "data": (DATA_MODULES, ""),
     "data.crop": ([data.RandomResizedCrop, data.ResizeCenterCrop, data.ScaleCrop], ""),

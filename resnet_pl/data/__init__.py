@@ -7,6 +7,7 @@ from resnet_pl.data.crops import Crop, RandomResizedCrop, ResizeCenterCrop, Scal
 from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
+from resnet_pl.data.image_table import ImageTable
 from resnet_pl.data.imagenet import ImageNet
 from resnet_pl.data.mixup import CutMix, MixUp
 from resnet_pl.data.tensors import TensorDataModule
@@ -23,6 +24,7 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
+    "ImageTable",
     "MixUp",
     "PCAColor",
     "PadCrop",

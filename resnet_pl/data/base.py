@@ -65,6 +65,8 @@ class ImageDataModule(LightningDataModule):
     defaults: ClassVar[dict[str, Any]] = {}
     # The paper's batch size for this kind of data, printed at the start of a run.
     paper_batch_size: ClassVar[int] = 256
+    # Whether an image can have several labels, or none; its label is then `(K,)` float, 1 for each of its classes.
+    multi_label = False
     # Whether checkpoints store the image names of each split; not needed if the folders on disk define the splits.
     store_split_names = True
     root: Path | None = None  # folder of the images, if there is one
@@ -261,7 +263,7 @@ class ImageDataModule(LightningDataModule):
 
     def measure(self, images: Any) -> Statistics:
         """Measures the statistics of a split, with the crop of evaluation."""
-        center_crops = ImageFileDataset(images.root, images.names, images.labels, self.image_size)
+        center_crops = ImageFileDataset(images.root, images.names, [-1] * len(images), self.image_size)
         loader = self.loader(center_crops, ShardedEpochSampler(len(center_crops)), self.eval_batch_size)
         return Statistics.of(batch.images for batch in loader if isinstance(batch.images, Tensor))
 

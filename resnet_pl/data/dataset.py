@@ -26,7 +26,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
     Args:
         root: folder that the names are relative to.
         names: path of each image relative to `root`.
-        labels: class index of each image, -1 if unknown.
+        labels: class index of each image, -1 if unknown; a tuple of class indices with `num_classes`.
         image_size: height and width of the network's input, pixels.
         crop: crops an image to the network's input; `ResizeCenterCrop` by default.
         transforms: transforms of the cropped uint8 image, applied in order.
@@ -35,15 +35,17 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
 
     Attributes:
         cache: the decoded images, used instead of the files; None without a cache.
+        num_classes: the number of classes, if an image can have several.
     """
 
     cache: DecodedImageCache | None = None
+    num_classes: int | None = None
 
     def __init__(
         self,
         root: Path,
         names: Sequence[str],
-        labels: Sequence[int],
+        labels: Sequence[Any],
         image_size: int,
         crop: Callable[[Tensor, int], Tensor] | None = None,
         transforms: Sequence[nn.Module] = (),
@@ -81,11 +83,13 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         dataset.transforms, dataset.seed = [*self.transforms, *transforms], seed
         return dataset
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | list[Tensor], int, int] | UserError:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | list[Tensor], Any, int] | UserError:
         """Returns an image, `(3, S, S)` uint8 (float in [0, 1] if a transform makes it so), its label and its index.
 
         Returns the error if its file is unreadable, or if a transform returns something else: an exception in a worker
         process loses its type.
+
+        With `num_classes`, the label is `(K,)` float32, 1 for each of its classes and 0 for the others.
 
         Args:
             key: (epoch, index). Random crops and transforms are a function of the seed, the epoch and the index.
@@ -99,7 +103,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
                 sample = apply_transforms(sample, self.transforms) if self.transforms else sample
             except UserError as error:
                 return error
-        return sample, self.labels[index], index
+        return sample, self._label(index), index
 
     def _read(self, index: int) -> Any:
         """Returns the cropped image; raises BadImage if its file is unreadable."""
@@ -112,3 +116,10 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         if self.scaled_decoding and isinstance(self.crop, Crop):
             return self.crop.read(encoded, self.image_size)
         return self.crop(encoded.decode(), self.image_size)
+
+    def _label(self, index: int) -> Any:
+        if self.num_classes is None:
+            return self.labels[index]
+        label = torch.zeros(self.num_classes)
+        label[list(self.labels[index])] = 1
+        return label

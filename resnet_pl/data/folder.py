@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, v
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.digests import content_digests, fingerprints
 from resnet_pl.data.group_splits import describe_groups, match_groups
-from resnet_pl.data.layout import Layout, Listing, read_layout
+from resnet_pl.data.layout import Layout, Listing, label_names, read_layout
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.restored_splits import RestoredSplits, total_bytes
 from resnet_pl.data.statistics import Mean, Std
@@ -151,6 +151,11 @@ class ImageFolder(ImageDataModule):
         """Returns the fix for a missing root folder, in one line."""
         return "pass the folder that contains one folder per class with --data.root FOLDER"
 
+    @property
+    def source(self) -> Path:
+        """What defines images and labels, by which a checkpoint recognizes its data: the folder."""
+        return self.root
+
     def list_splits(self) -> dict[str, Listing]:
         """Lists the images of the train, val and test folders; of `all`, if the root has no such folders."""
         self.layout = read_layout(self.root, self.restored_provenance.classes if self.restored_provenance else ())
@@ -175,10 +180,10 @@ class ImageFolder(ImageDataModule):
         training = listings.get("train") or listings.get("all")
         if training is None:
             found = " and ".join(f"{split}/" for split in listings)
-            raise UserError(f"{self.root} has {found} but no train/\nput training images in train/")
-        classes = sorted(set(training.values()))
+            raise UserError(f"{self.source} has {found} but no train/\nput training images in train/")
+        classes = sorted({name for label in training.values() for name in label_names(label)})
         if len(classes) < 2:
-            raise UserError(f"{self.root} has only one class ({classes[0]})\na classifier needs two or more")
+            raise UserError(f"{self.source} has only one class ({', '.join(classes)})\na classifier needs two or more")
         return classes
 
     def _complete_splits(self, listings: dict[str, Listing]) -> dict[str, Listing]:
@@ -194,7 +199,7 @@ class ImageFolder(ImageDataModule):
             return listings | {"test": listings["val"]}
         training = listings.get("train") or listings["all"]
         names = list(training)
-        labels = [self.classes.index(name) for name in training.values()]
+        labels = self._encode(training.values())
         digests = content_digests([self.root / name for name in names], skip=self.on_bad_image == "skip")
         indices = self.split_indices(
             digests, labels, names, test=0 if "test" in listings else self.test_split, groups=self.groups(names)
@@ -204,7 +209,7 @@ class ImageFolder(ImageDataModule):
 
     def _restore_splits(self, listings: dict[str, Listing], restored: Provenance) -> dict[str, Listing]:
         """Returns the checkpoint's splits if this is the data it was trained on; otherwise only images to test on."""
-        finder = RestoredSplits(restored, self.root, self._stage, self.on_bad_image == "skip")
+        finder = RestoredSplits(restored, self.root, self.source, self._stage, self.on_bad_image == "skip")
         images = {name: class_name for listing in listings.values() for name, class_name in listing.items()}
         is_other = False
         if restored.splits is None and {"train", "val"} <= set(listings):
@@ -227,7 +232,8 @@ class ImageFolder(ImageDataModule):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        return super().provenance() | {"test_bytes": self._test_bytes, "digests": self._digests}
+        own = {"root": str(self.source.resolve()), "test_bytes": self._test_bytes, "digests": self._digests}
+        return super().provenance() | own
 
     def _find_digests(self) -> dict[str, str] | None:
         """The fingerprints of the images of each split, on the process that writes the checkpoint."""
@@ -243,18 +249,23 @@ class ImageFolder(ImageDataModule):
         return {name: fingerprints([self.root / each for each in images.names]) for name, images in splits.items()}
 
     def _make_dataset(self, split: str, listing: Listing) -> ImageFileDataset:
-        index = {name: label for label, name in enumerate(self.classes)}
-        if unknown := sorted(set(listing.values()) - set(index)):
+        if unknown := sorted({name for label in listing.values() for name in label_names(label)} - {*self.classes}):
             raise UserError(
-                f"{split} images in {self.root} have the class {unknown[0]}, which the training images do not have\n"
-                f"the {len(index)} known classes are {', '.join(self.classes[:10])}{' …' if len(index) > 10 else ''}"
+                f"{split} images in {self.source} have the class {unknown[0]}, which the training images do not have\n"
+                f"the {len(self.classes)} known classes are {', '.join(self.classes[:10])}"
+                f"{' …' if len(self.classes) > 10 else ''}"
             )
-        labels = [index[name] for name in listing.values()]
-        names = list(listing)
-        if split != "train":
-            return ImageFileDataset(self.root, names, labels, self.image_size)
-        options = {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
-        return ImageFileDataset(self.root, names, labels, self.image_size, self.crop, **options)
+        names, labels = list(listing), self._encode(listing.values())
+        options: dict[str, Any] = {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
+        training = {"crop": self.crop, **options} if split == "train" else {}
+        images = ImageFileDataset(self.root, names, labels, self.image_size, **training)
+        images.num_classes = len(self.classes) if self.multi_label else None
+        return images
+
+    def _encode(self, labels: Iterable[Any]) -> list[Any]:
+        """Returns the class index of each label, or a tuple of class indices."""
+        index = {name: label for label, name in enumerate(self.classes)}
+        return [index[label] if isinstance(label, str) else tuple(index[name] for name in label) for label in labels]
 
     def _verify_images(self, listings: dict[str, Listing]) -> None:
         """Checks all files quickly; raises UserError for bad files, or removes them from the listings."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from resnet_pl.data.decode import NEEDS_PLUGIN, is_image_name, walk_files
 from resnet_pl.utils import UserError
@@ -27,7 +28,12 @@ _OUTPUT = ("sessions.json", "results.json", "results-val.json", "predictions.csv
 _SYSTEM_FOLDERS, _SYSTEM_FILES = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}, {"thumbs.db", "desktop.ini"}
 _MAX_DEPTH, _MAX_KINDS = 3, 6
 
-Listing = dict[str, str]  # image path relative to the root -> class
+Listing = dict[str, Any]  # image path relative to the root -> class, or a tuple of classes
+
+
+def label_names(label: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the class names of a label."""
+    return (label,) if isinstance(label, str) else label
 
 
 @dataclass

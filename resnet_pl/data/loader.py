@@ -208,7 +208,7 @@ def _none_left(count: int) -> UserError:
     return UserError(f"none of the {count} images can be read\nrepair them, or use other data with --data.root")
 
 
-def _collate(samples: list[tuple[Any, int, int] | UserError]) -> tuple[Any, Tensor, Tensor, list[UserError]]:
+def _collate(samples: list[tuple[Any, Any, int] | UserError]) -> tuple[Any, Tensor, Tensor, list[UserError]]:
     """Stacks the images; returns errors as a list, because an exception in a worker process loses its type."""
     good = [sample for sample in samples if not isinstance(sample, UserError)]
     bad = [sample for sample in samples if isinstance(sample, UserError)]
@@ -222,7 +222,10 @@ def _collate(samples: list[tuple[Any, int, int] | UserError]) -> tuple[Any, Tens
         images: Any = group_by_size([views for views, _, _ in good])
     else:
         images = _stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
+    if good and isinstance(good[0][1], Tensor):  # several labels per image
+        labels = torch.stack([label for _, label, _ in good])
+    else:
+        labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl.data.digests import fingerprints, readable, split_fingerprints
-from resnet_pl.data.layout import Listing
+from resnet_pl.data.layout import Listing, label_names
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.utils import UserError, rank_zero_print
 
@@ -21,12 +21,13 @@ class RestoredSplits:
     Args:
         restored: what the checkpoint knows of its data.
         root: the folder.
+        source: what defines the images, see `ImageFolder.source`.
         stage: `fit`, `validate`, `test` or `predict`; only its splits have to be complete.
         skip: whether missing images are skipped, as unreadable ones are.
     """
 
-    def __init__(self, restored: Provenance, root: Path, stage: str, skip: bool) -> None:
-        self.restored, self.root, self.skip = restored, root, skip
+    def __init__(self, restored: Provenance, root: Path, source: Path, stage: str, skip: bool) -> None:
+        self.restored, self.root, self.source, self.skip = restored, root, source, skip
         self.needed = NEEDED.get(stage, ())
         self.is_evaluation = stage != "fit"
 
@@ -56,7 +57,7 @@ class RestoredSplits:
 
     def _is_training_folder(self) -> bool:
         root = self.restored.root
-        return root is not None and Path(root).resolve() == self.root.resolve()
+        return root is not None and Path(root).resolve() == self.source.resolve()
 
     def _has_the_images(self, images: Mapping[str, str], missing: Mapping[str, list[str]]) -> bool:
         """Whether most of the names exist and are the same images: cameras number the photos of all users alike."""
@@ -123,7 +124,7 @@ class RestoredSplits:
 
         Args:
             listing: the images.
-            split: the split that they are evaluated as. An unchanged split of the checkpoint is returned as it is.
+            split: the split that they are evaluated as. The same split of the checkpoint is returned unchanged.
             also_val: whether the validation images of the training are excluded too.
 
         Raises:
@@ -164,7 +165,7 @@ class RestoredSplits:
 
 def _classes_of(labels: Iterable[Any]) -> set[str]:
     """The class names of labels; the label of an image with several classes is a tuple."""
-    return {name for label in labels for name in ([label] if isinstance(label, str) else label)}
+    return {name for label in labels for name in label_names(label)}
 
 
 def total_bytes(root: Path, names: Collection[str]) -> int:
