@@ -22,6 +22,7 @@ COMMANDS = {
     "summary": "layers, parameters, multiply-adds and activation memory of a model",
     "compare": "table and plot of several runs, mean ± standard deviation over seeds",
     "sweep": "train and test every combination of option values",
+    "cross-validate": "train a model per fold and predict every image with the model that has not seen it",
     "check-data": "corrupt files, duplicates, class balance and image sizes of an image folder",
     "paper": "list the commands for the experiments of the ResNet paper",
     "paper responses": "per-layer response standard deviation (paper, Fig. 7)",
@@ -82,7 +83,7 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
     except ArgumentError as error:
         message = " ".join(line.strip() for line in str(error).splitlines()[:2])
         fix = f"run {prog_name()} {name} --help for its options"
-        if name == "sweep":
+        if name in ("sweep", "cross-validate"):
             fix += "; options of fit follow after --"
         raise UserError(f"{name}: {message}\n{fix}") from error
     settings.command_line = shell_command(args)

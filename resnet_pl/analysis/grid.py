@@ -33,7 +33,7 @@ class SweepRun:
     args: list[str]
     root: Path
 
-    def _started(self) -> list[Path]:
+    def started(self) -> list[Path]:
         """The run folders that were started with exactly these arguments, newest first."""
         command = f" {shlex.join(self.args)}"
         started = []
@@ -45,14 +45,14 @@ class SweepRun:
 
     def finished_run(self) -> Run | None:
         """Returns the run if it was trained and tested, else None."""
-        for path in self._started():
+        for path in self.started():
             with suppress(UserError):
                 return read_run(path)
         return None
 
     def problem(self) -> str:
         """Returns why there is no finished run, as text."""
-        for path in self._started():
+        for path in self.started():
             try:
                 read_run(path)
             except UserError as error:
@@ -61,7 +61,7 @@ class SweepRun:
 
     def steps(self) -> list[list[str]]:
         """Returns the arguments of the commands to run: `fit`, which resumes an interrupted run, then `test`."""
-        for path in self._started():
+        for path in self.started():
             if (last := path / "checkpoints" / "last.ckpt").is_file():
                 return [["fit", "--ckpt_path", str(last)], ["test", "--ckpt_path", str(path)]]
         version = max((number for number, _ in runs.versions(self.root, self.name)), default=-1) + 1

@@ -1,0 +1,141 @@
+"""Train one model per fold, each in its own process, and predict every image with the model that was not trained on it.
+
+The images outside the test split are divided into folds; --data.test_split 0 uses all. The model of a fold is that of
+its last epoch: best.ckpt would be chosen on the images that it predicts. Writes runs/NAME/out_of_fold.csv and
+runs/NAME/cross_validation.json. Completed folds are skipped, and interrupted ones resume.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import restricted_number_type
+from typing_extensions import override
+
+from resnet_pl.analysis.grid import SweepRun, grid_runs
+from resnet_pl.analysis.sweep import Sweep
+from resnet_pl.api import load_run
+from resnet_pl.command_line import CommandLine
+from resnet_pl.data import ImageDataModule
+from resnet_pl.reports.tables import number, numbers_table, print_report, write_csv
+from resnet_pl.run_dir import read_sessions
+from resnet_pl.types import PositiveInt
+from resnet_pl.utils import UserError, atomic_write
+
+NumFolds = restricted_number_type("NumFolds", int, (">=", 2), docstring="Integer from 2")
+# Probability from which an image with several labels has a class.
+THRESHOLD = 0.5
+
+
+class Fold(SweepRun):
+    """A run of one fold; it is complete after the training."""
+
+    @override
+    def steps(self) -> list[list[str]]:
+        return super().steps()[:1]
+
+    def finished(self) -> Path | None:
+        """Returns the run folder if the training has ended, else None."""
+        for path in self.started():
+            with suppress(OSError, ValueError):
+                if "ended" in read_sessions(path)[-1] and (path / "checkpoints" / "last.ckpt").is_file():
+                    return path
+        return None
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options of `cross-validate`."""
+    listed = {"action": "append", "type": str, "default": []}
+    parser.add_argument("--config", **listed, help="configuration file; later files override earlier ones")
+    parser.add_argument("--folds", type=NumFolds, default=5, help="number of folds")
+    parser.add_argument("--name", type=str, default="folds", help="name of the runs; they are in runs/NAME/")
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="number of folds in parallel")
+    parser.add_argument("options", nargs="*", type=str, help="after --: options of fit for every fold")
+
+
+def run(settings: Namespace) -> int:
+    """Runs the command; returns 1 if a fold failed."""
+    folder = Path("runs") / settings.name
+    grid = [f"data.fold={','.join(map(str, range(settings.folds)))}"]
+    made = grid_runs(grid, settings.config, [*settings.options, "--data.num_folds", str(settings.folds)], folder)
+    folds = [Fold(each.name, "fold", each.args, each.root) for each in made]
+    for fold in folds:
+        # Reports a wrong command line before anything starts.
+        CommandLine(fold.args)
+    remaining = [fold for fold in folds if fold.finished() is None]
+    sweep = Sweep(list(remaining), folder / "logs", settings.jobs)
+    sweep.log(f"$ {settings.command_line}", to_stdout=False)
+    sweep.log(f"{len(folds)} folds, {len(folds) - len(remaining)} already completed, {settings.jobs} in parallel")
+    if failed := sweep.run():
+        print(f"{len(failed)} of {len(folds)} folds failed: {', '.join(failed)}")
+        print("Rerun the same command to retry them.")
+        return 1
+    # A run that was interrupted after its last step has nothing left to record.
+    report([fold.finished() or fold.started()[0] for fold in folds], folder)
+    return 0
+
+
+def report(paths: list[Path], folder: Path) -> None:
+    """Predicts the images of each fold, and writes and prints the results.
+
+    Args:
+        paths: run folder of each fold, in order.
+        folder: receives out_of_fold.csv and cross_validation.json.
+
+    Raises:
+        UserError: the data has no folds.
+    """
+    rows: list[list[Any]] = []
+    results: list[dict[str, Any]] = []
+    names: list[str] = []
+    for fold, path in enumerate(paths):
+        model, data = load_run(path / "checkpoints" / "last.ckpt")
+        if not isinstance(data, ImageDataModule):
+            raise UserError(f"cross-validate: {type(data).__name__} has no folds\nderive it from ImageFolder")
+        names = model.class_names
+        rows += [[file, fold, *columns] for file, *columns in predict(model, data)]
+        metrics = {name: value for name, value in model.metrics.compute().items() if isinstance(value, int | float)}
+        results.append({"fold": fold, "run": str(path), **metrics})
+    head = ["file", "fold", "truth", "prediction", *(f"probability_{name}" for name in names)]
+    write_csv(folder / "out_of_fold.csv", head, sorted(rows, key=lambda row: row[0]))
+    keys = [key for key in results[0] if key not in ("fold", "run", "images")]
+    values = {key: [result[key] for result in results] for key in keys}
+    summary = {key: {"mean": fmean(each), "std": stdev(each)} for key, each in values.items()}
+    with atomic_write(folder / "cross_validation.json") as partial:
+        partial.write_text(json.dumps({"folds": results, "summary": summary}, indent=1), encoding="utf-8")
+    table = numbers_table("fold", numbers=["images", *keys])
+    for result in results:
+        table.add_row(str(result["fold"]), f"{result['images']:,}", *(number(result[key], ".4f") for key in keys))
+    spread = [f"{number(each['mean'], '.4f')} ± {number(each['std'], '.4f')}" for each in summary.values()]
+    table.add_row("mean ± std", f"{len(rows):,}", *spread)
+    print_report(table)
+    print(f"Saved to {folder / 'out_of_fold.csv'} and {folder / 'cross_validation.json'}")
+
+
+def predict(model: Any, data: ImageDataModule) -> Iterator[list[Any]]:
+    """Yields file, truth, prediction and probabilities of each validation image; updates the metrics of the model."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    files, names = data.split("val").names, model.class_names
+    with torch.inference_mode():
+        for batch in data.val_dataloader():
+            batch = batch.to(device)
+            probabilities = model.probabilities(batch)
+            model.metrics.update(probabilities, batch.labels)
+            several = batch.labels.ndim == 2
+            guesses = probabilities >= THRESHOLD if several else probabilities.argmax(1)
+            columns = (each.tolist() for each in (batch.indices, batch.labels, guesses, probabilities))
+            for index, label, guess, row in zip(*columns, strict=True):
+                words = [_classes(each, names) if several else names[each] for each in (label, guess)]
+                yield [files[index], *words, *(f"{value:.6f}" for value in row)]
+
+
+def _classes(chosen: list[float], names: list[str]) -> str:
+    return ";".join(name for name, value in zip(names, chosen, strict=True) if value)
