@@ -21,9 +21,9 @@ from typing_extensions import override
 
 from resnet_pl.analysis.grid import SweepRun, grid_runs
 from resnet_pl.analysis.sweep import Sweep
-from resnet_pl.api import load_run
 from resnet_pl.command_line import CommandLine
 from resnet_pl.data import ImageDataModule
+from resnet_pl.load import load_run
 from resnet_pl.reports.tables import number, numbers_table, print_report, write_csv
 from resnet_pl.run_dir import read_sessions
 from resnet_pl.types import PositiveInt
