@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_pl import run_dir
+from resnet_pl import code_version
 
 PROJECT = Path(__file__).parent.parent
 PAGE = PROJECT / "docs" / "benchmarks.md"
@@ -91,10 +91,10 @@ def report(
 
 
 def git_commit() -> str | None:
-    """The commit as `run_dir.git_commit` returns it, except that changes of the page do not make it dirty."""
+    """The commit as `code_version.git_commit` returns it, except that changes of the page do not make it dirty."""
     own = [f":!{PAGE.relative_to(PROJECT)}"] if PAGE.is_relative_to(PROJECT) else []
     words = ["git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no", "--", ".", *own]
-    name = run_dir.git_commit()
+    name = code_version.git_commit()
     # Without a commit there may be no git either.
     if name is None or subprocess.run(words, capture_output=True, check=False).stdout:
         return name

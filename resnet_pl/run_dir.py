@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -232,18 +231,6 @@ def write_splits(run: Path, provenance: dict[str, Any]) -> None:
     with atomic_write(run / "splits.json") as partial:
         # ASCII escapes can represent file names in any encoding.
         partial.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-
-
-def git_commit() -> str | None:
-    """Returns the git commit of this project, with `-dirty` if files were changed; None outside a checkout."""
-    folder = Path(__file__).parent.parent
-    if not (folder / ".git").exists():
-        return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def metrics_reader(path: Path) -> csv.DictReader[str]:

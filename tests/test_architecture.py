@@ -32,7 +32,7 @@ LEVELS = [
     ["optim", "command_line"],
     ["checkpoint"],
     ["import_paths", "plain_types"],
-    ["run_dir", "_compat", "_renamed"],
+    ["run_dir", "code_version", "_compat", "_renamed"],
     ["utils", "types"],
 ]
 KNOWN = {part for level in LEVELS for part in level} | {"__init__"}

@@ -26,10 +26,11 @@ from resnet_pl.callbacks.access import (
 from resnet_pl.callbacks.loggers import logger_versions
 from resnet_pl.callbacks.tensorboard import backbone_name
 from resnet_pl.checkpoint import versions
+from resnet_pl.code_version import code_version
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.provenance import describe
 from resnet_pl.optim import ScheduledLR
-from resnet_pl.run_dir import git_commit, job_id, write_session, write_splits
+from resnet_pl.run_dir import job_id, write_session, write_splits
 from resnet_pl.utils import shell_command
 
 
@@ -39,10 +40,11 @@ class RunSummary(Callback):
     Args:
         run: run folder; splits.json and sessions.json are written there.
         args: arguments of the command line, for sessions.json.
+        files: its configuration files: a commit without them is not all that the run uses.
     """
 
-    def __init__(self, run: Path, args: Sequence[str] = ()) -> None:
-        self.run, self.args = run, args
+    def __init__(self, run: Path, args: Sequence[str] = (), files: Sequence[Path] = ()) -> None:
+        self.run, self.args, self.files = run, args, files
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +70,7 @@ class RunSummary(Callback):
             print(f"note: self.log writes every {every} steps, and an epoch has {batches}: --trainer.log_every_n_steps")
         if data is not None:
             write_splits(self.run, {key: value for key, value in data.provenance().items() if key != "digests"})
-        write_session(self.run, _session(trainer, self.args))
+        write_session(self.run, _session(trainer, self.args, self.files))
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,13 +82,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _session(trainer: Trainer, args: Sequence[str]) -> dict[str, Any]:
+def _session(trainer: Trainer, args: Sequence[str], files: Sequence[Path]) -> dict[str, Any]:
     """Returns what sessions.json records about this start of the run."""
     data = get_image_data(trainer)
     splits = {} if data is None else data.splits
     return {
         "command": shell_command(args),
-        "commit": git_commit(),
+        "commit": code_version(files),
         "launch": job_id(),
         "started": _now(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import sysconfig
 import traceback
 import warnings
 from pathlib import Path
@@ -16,10 +15,8 @@ from typing_extensions import override
 
 from resnet_pl.callbacks.loggers import first_line
 from resnet_pl.callbacks.resources import OUT_OF_MEMORY
+from resnet_pl.code_version import LIBRARIES
 
-# Files of Python itself and of packages, also of those that a user or another environment has installed.
-STANDARD_LIBRARY = "|".join(re.escape(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
-LIBRARIES = re.compile(rf"<|{STANDARD_LIBRARY}|.*[/\\](?:site|dist)-packages[/\\]")
 # Pattern of an exception's type and message, and the message that replaces it.
 MESSAGES = {
     OUT_OF_MEMORY:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
@@ -56,7 +57,8 @@ def loggers(cli: ProjectCLI, given: Any) -> list[Logger] | bool:
 def callbacks(cli: ProjectCLI) -> list[Callback]:
     """Returns the callbacks of every run, without those of the model."""
     found: list[Callback] = [SaveConfig(cli.run_folder, cli.plain_config), FinderResults()]
-    found += [RunSummary(cli.run_folder, cli.command_line.args), Throughput(), StopOnNaN(), Estimate(), OutOfMemory()]
+    summary = RunSummary(cli.run_folder, cli.command_line.args, [Path(file) for file in cli.command_line.files])
+    found += [summary, Throughput(), StopOnNaN(), Estimate(), OutOfMemory()]
     if cli.config_init["trainer"]["enable_checkpointing"] is not False:
         folder = cli.run_folder / "checkpoints"
         found += [*checkpoint_callbacks(folder, **cli.config_init["checkpoint"]), GracefulStop(folder)]

@@ -25,7 +25,7 @@ sys.path.insert(0, str(PROJECT))
 # Before torch is imported: a process that forks must not have threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from resnet_pl import run_dir  # noqa: E402
+from resnet_pl.code_version import git_commit  # noqa: E402
 from resnet_pl.utils import progress  # noqa: E402
 
 PAGE = PROJECT / "docs" / "reliability.md"
@@ -136,9 +136,7 @@ def format_section(section: ModuleType, name: str, rows: Sequence[dict[str, Any]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     command = f"python tests/faults/campaign.py {name}={len(rows)} --seed {seed} --record"
     head = ["", f"## {TITLES[name]}", "", "```bash", command, "```", "", result, ""]
-    return (
-        "\n".join([*head, *section.summary(rows), *failures, "", f"{machine}, commit {run_dir.git_commit()}."]) + "\n"
-    )
+    return "\n".join([*head, *section.summary(rows), *failures, "", f"{machine}, commit {git_commit()}."]) + "\n"
 
 
 def record(page: Path, name: str, section: str) -> None:
