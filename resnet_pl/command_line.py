@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +16,7 @@ import yaml
 
 from resnet_pl import run_dir
 from resnet_pl._renamed import upgrade_config
-from resnet_pl.utils import UserError, shell_command, similar
+from resnet_pl.utils import UserError, expand_values, expand_words, shell_command, similar
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
@@ -68,11 +71,11 @@ class CommandLine:
     """
 
     def __init__(self, args: Sequence[str], bare: bool = False) -> None:
-        self.args, self.subcommand = list(args), args[0]
+        self.args, self.subcommand = expand_words(args), args[0]
         self.checkpoint: Path | None = None
         self._settings: dict[str, Any] = {}
-        files, self.options = split_option(args[1:], "--config", "-c")
-        self.files = [_from_checkout(file) for file in files]
+        files, self.options = split_option(self.args[1:], "--config", "-c")
+        self.files = [self._from_pipe(_from_checkout(file)) for file in files]
         self.help = bool({"-h", "--help"} & set(args))
         self.class_help = _class_help(self.options)
         if self.help or self.class_help:
@@ -89,6 +92,21 @@ class CommandLine:
         self.checkpoint = self._find_checkpoint(self.get("ckpt_path") or self._given("ensemble"))
         if self.subcommand == "fit" and self.checkpoint is None and not self.files and not bare:
             _check_not_bare(self.options)
+
+    def _from_pipe(self, file: str) -> str:
+        """Copies a configuration that can be read only once, such as `<(…)` or /dev/stdin, to a temporary file."""
+        path = Path(file)
+        if not path.exists() or path.is_file() or path.is_dir():
+            return file
+        if not (text := path.read_text(encoding="utf-8")).strip():
+            raise UserError(
+                f"{file} is empty\na pipe is read once: for several processes, save the configuration in a file"
+            )
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        copy = folder / f"{path.name}.yaml"
+        copy.write_text(text, encoding="utf-8")
+        return str(copy)
 
     def _given(self, key: str) -> str | None:
         """The value of a dotted key on the command line, the last one if it is given several times."""
@@ -181,7 +199,7 @@ def read_config(path: Path) -> dict[str, Any]:
         # The parser would silently ignore it. A string is the name of a file.
         if not isinstance(section, dict | str) and not (key == "dashboard" and isinstance(section, bool)):
             raise UserError(f"{path}: {key} must hold keys and values\nremove it if there are none")
-    return upgrade_config(config or {}, str(path), hint=True)
+    return upgrade_config(expand_values(config or {}), str(path), hint=True)
 
 
 def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:

@@ -25,7 +25,7 @@ from resnet_pl._renamed import upgrade_config, upgrade_path, upgrade_value
 from resnet_pl.data import BatchTransform, Crop, ImageDataModule
 from resnet_pl.data.defaults import describe_defaults
 from resnet_pl.run_dir import to_yaml
-from resnet_pl.utils import UserError, similar
+from resnet_pl.utils import UserError, expand_values, similar
 
 # Name of the loader and dumper that are registered below.
 PARSER_MODE = "resnet_pl"
@@ -81,7 +81,7 @@ _load_yaml = get_loader("yaml")
 
 
 def _load(text: str) -> Any:
-    value = _load_yaml(text)
+    value = expand_values(_load_yaml(text))
     if isinstance(value, dict) and isinstance(enabled := value.get("dashboard"), bool):
         value["dashboard"] = {"enabled": enabled}
     return _expand(upgrade_config(value, "configuration") if isinstance(value, dict) else upgrade_value(value))

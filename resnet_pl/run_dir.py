@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from resnet_pl.utils import UserError, atomic_write
+from resnet_pl.utils import UserError, atomic_write, expand_path
 
 # Key of the names of sections and arguments that a configuration lacks, because they were built in Python.
 BUILT_IN_PYTHON = "built_in_python"
@@ -95,8 +95,9 @@ def find_checkpoint(
     Raises:
         UserError: no checkpoint was found.
     """
-    if str(path) in ("best", "last"):
-        return newest_checkpoint(root, name, str(path))
+    path = expand_path(str(path))
+    if path in ("best", "last"):
+        return newest_checkpoint(root, name, path)
     for which in order:
         if (inside := Path(path) / "checkpoints" / f"{which}.ckpt").is_file():
             return inside

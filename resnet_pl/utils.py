@@ -155,6 +155,30 @@ def import_from_working_folder() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
+def expand_path(path: str) -> str:
+    """Returns a path with ~ and $NAME replaced by the home folder and the environment variable.
+
+    A shell does not do this in `--data.root=~/photos`, and never in a YAML file.
+    """
+    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - Path would change other text, such as URLs
+
+
+def expand_values(value: Any) -> Any:
+    """Returns the value of a YAML file with `expand_path` applied to all text that can be a path."""
+    if isinstance(value, dict):
+        return {key: expand_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_values(item) for item in value]
+    # Not ~ alone, which can be a delimiter.
+    return expand_path(value) if isinstance(value, str) and ("$" in value or value.startswith("~/")) else value
+
+
+def expand_words(words: Iterable[str]) -> list[str]:
+    """Returns the words of a command line with `expand_path` applied to values that can be paths."""
+    pairs = (word.partition("=") if word.startswith("-") else ("", "", word) for word in words)
+    return [f"{key}{equals}{expand_values(value)}" for key, equals, value in pairs]
+
+
 def as_list(value: Any) -> list[Any]:
     """Returns a value, a list of values or None as a list."""
     if value is None:

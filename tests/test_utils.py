@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.utils import UserError, atomic_write, gc_paused, prog_name, progress, shell_command, similar
+from resnet_pl.utils import (
+    UserError,
+    atomic_write,
+    expand_path,
+    expand_values,
+    expand_words,
+    gc_paused,
+    prog_name,
+    progress,
+    shell_command,
+    similar,
+)
 
 PROJECT = Path(__file__).parent.parent
 
@@ -130,3 +141,23 @@ def test_nothing_changes_if_torch_has_been_imported() -> None:
     with gc_paused():
         assert gc.isenabled()
     assert (gc.get_freeze_count(), gc.isenabled()) == (before, True)
+
+
+def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DISK", "/disk")
+    monkeypatch.delenv("NONE", raising=False)
+    words = [
+        "fit",
+        "--data.root=~/x",
+        "--output",
+        "$DISK/y",
+        "--data.delimiter=~",
+        "--data.group_pattern=a$",
+        "$NONE/z",
+    ]
+    expanded = ["fit", "--data.root=/home/me/x", "--output", "/disk/y", *words[4:]]
+    assert expand_words(words) == expanded
+    values = {"data": {"root": "~/x", "list": ["${DISK}/a", "https://a.org//b", 3, None]}, "delimiter": "~"}
+    assert expand_values(values)["data"] == {"root": "/home/me/x", "list": ["/disk/a", "https://a.org//b", 3, None]}
+    assert expand_values(values)["delimiter"] == "~" and expand_path("~") == "/home/me"

@@ -12,7 +12,7 @@ from resnet_pl import __version__, analysis
 from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.analysis import COMMANDS
 from resnet_pl.command_line import CommandLine
-from resnet_pl.utils import UserError, gc_paused, import_from_working_folder, prog_name, similar
+from resnet_pl.utils import UserError, expand_words, gc_paused, import_from_working_folder, prog_name, similar
 
 SUBCOMMANDS = {
     "fit": "train a model",
@@ -104,7 +104,7 @@ def _dispatch(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
-    args = upgrade_arguments(args)
+    args = upgrade_arguments(expand_words(args))
     if args[0].split()[0] in COMMANDS:
         return analysis.run(args)
     if args[0] not in SUBCOMMANDS:

@@ -17,7 +17,7 @@ from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
 from resnet_pl.data.typed_kwargs import CIFARArgs, ImageDataModuleArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, expand_path
 
 PIXELS = 3 * 32 * 32
 
@@ -70,7 +70,7 @@ class _CIFAR(DownloadMixin, TensorDataModule):
             test_split=test_split,
             **kwargs,
         )
-        self.root: Path = Path(root)  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
+        self.root: Path = Path(expand_path(root))  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
         self.download = download
 
     def _binaries(self, split: str) -> list[Path] | None:

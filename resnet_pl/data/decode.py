@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnet_pl.data.jpeg import decode_jpeg, read_header
-from resnet_pl.utils import UserError, prog_name
+from resnet_pl.utils import UserError, expand_path, prog_name
 
 try:  # an extra: Pillow itself does not read the photos of iPhones
     from pillow_heif import register_heif_opener
@@ -135,7 +135,7 @@ def find_images(patterns: list[str], asked_by: str = "--images") -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern)
+        path = Path(expand_path(pattern))
         if not pattern:
             paths = []
         elif path.is_dir():
@@ -143,7 +143,7 @@ def find_images(patterns: list[str], asked_by: str = "--images") -> list[Path]:
         elif path.is_file():
             paths = [path]
         else:
-            matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob does not take an absolute pattern
+            matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob does not take an absolute pattern
             paths = [Path(match) for match in matches if Path(match).is_file()]
         if not paths:
             raise UserError(

@@ -23,7 +23,7 @@ from resnet_pl.data.restored_splits import RestoredSplits, total_bytes
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.typed_kwargs import ImageDataModuleArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, progress, rank_zero_print, run_on_rank_zero
+from resnet_pl.utils import UserError, expand_path, progress, rank_zero_print, run_on_rank_zero
 
 # RGB statistics of ImageNet, images in [0, 1]; torchvision's pretrained weights use them.
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -91,10 +91,10 @@ class ImageFolder(ImageDataModule):
             test_split=test_split,
             **kwargs,
         )
-        self.root: Path = Path(root)  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
+        self.root: Path = Path(expand_path(root))  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
         self.crop, self.verify_images = crop or build_default(type(self), "crop"), verify_images
         self.scaled_decoding = scaled_decoding
-        self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir
+        self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir and expand_path(cache_dir)
         self.group_pattern = group_pattern
         self.layout: Layout | None = None
         self._stage = "fit"

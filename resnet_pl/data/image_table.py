@@ -18,7 +18,7 @@ from resnet_pl.data.table import Table, read_table
 from resnet_pl.data.table_rows import Entry, RowReader
 from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, rank_zero_print
+from resnet_pl.utils import UserError, expand_path, rank_zero_print
 
 
 class ImageTable(ImageFolder):
@@ -62,7 +62,7 @@ class ImageTable(ImageFolder):
         **kwargs: Unpack[ImageFolderArgs],
     ) -> None:
         super().__init__(root=root or str(Path(labels).parent), batch_size=batch_size, **kwargs)
-        self.labels = Path(labels)
+        self.labels = Path(expand_path(labels))
         self.columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
         self.label_separator, self.label_columns = label_separator, label_columns
         self.column_names, self.delimiter, self.path_suffix = column_names, delimiter, path_suffix

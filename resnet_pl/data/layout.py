@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -74,12 +75,18 @@ def _has_results(folder: Path) -> bool:
     return False
 
 
-def _has_runs(folder: Path) -> bool:
-    """Whether run folders are below a folder: runs/NAME/version_0."""
-    for run in folder.glob("*/version_*"):
-        if run.name.removeprefix("version_").isdecimal() and run.is_dir():
-            return (run / "checkpoints").is_dir() or (run / "config.yaml").is_file() or not any(run.iterdir())
+def _has_runs(folder: Path, depth: int = 3) -> bool:
+    """Whether run folders are below a folder: runs/NAME/version_0; NAME can be two folders."""
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        subfolders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return any(_is_run(path) or (depth > 1 and _has_runs(path, depth - 1)) for path in subfolders)
     return False
+
+
+def _is_run(folder: Path) -> bool:
+    is_version = re.fullmatch(r"version_\d+", folder.name)
+    # A new run has no checkpoint yet, and no images.
+    return bool(is_version) and ((folder / "checkpoints").is_dir() or not any(map(_is_image, folder.iterdir())))
 
 
 def read_layout(root: Path, classes: Collection[str] = ()) -> Layout:

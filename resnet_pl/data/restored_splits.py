@@ -95,8 +95,10 @@ class RestoredSplits:
             new = f", and the classes {', '.join(classes[:5])}," if classes else ""
             rank_zero_print(f"note: {len(added):,} images{new} that the checkpoint does not know are not used")
 
-    def _class_of(self, name: str, fallback: str) -> str:
+    def _class_of(self, name: str, fallback: Any) -> Any:
         """The class of a missing image, from its path. It is not read, but keeps its place in the order of an epoch."""
+        if not isinstance(fallback, str):  # of data with several classes per image
+            return fallback
         return next((part for part in reversed(Path(name).parts[:-1]) if part in self.restored.classes), fallback)
 
     # ------------------------------------------------------------------------------------ split folders

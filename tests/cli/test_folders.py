@@ -1,8 +1,9 @@
-"""Folders of photos on the command line: what they are read as, and what a test reports on."""
+"""Folders of photos on the command line: what they are read as, what a test reports on, and how paths are written."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,42 +13,72 @@ from resnet_pl.reports.results import read_results
 from tests.cli.commands import PROJECT, printed, refused
 from tests.conftest import MakePhotos
 
-FIT = [
-    *["fit", "--config", str(PROJECT / "configs/folder.yaml"), "--model.weights", "null", "--data.image_size", "16"],
-    *["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--data.num_workers", "0"],
-    *["--trainer.max_epochs", "1", "--dashboard", "false"],
+CONFIG = PROJECT / "configs/folder.yaml"
+SMALL = [
+    *["--model.weights", "null", "--model.backbone", "cifar_resnet", "--model.backbone.depth", "8"],
+    *["--data.image_size", "16", "--data.num_workers", "0", "--trainer.max_epochs", "1", "--dashboard", "false"],
 ]
 BEST = ["--ckpt_path", "best", "--data.num_workers", "0"]
 
 
+def pipe(text: str) -> str:
+    """Returns the name of a pipe that contains a text, as a shell passes `<(…)`."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        file.write(text)
+    return f"/dev/fd/{reading}"
+
+
 def test_train_and_val_in_other_words_without_a_test_set(
-    place: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
+    place: Path, make_photos: MakePhotos, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_photos(Path("photos/Training"), count=4)
-    make_photos(Path("photos/Validation"), count=2, first=50)
-    out = printed(capsys, *FIT, "--data.root", "photos")
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("DISK", str(place / "disk"))
+    make_photos(Path("home/photos/Training"), count=4)
+    make_photos(Path("home/photos/Validation"), count=2, first=50)
+    config = pipe(CONFIG.read_text().replace("data/photos", "~/photos"))
+    out = printed(capsys, "fit", "--config", config, *SMALL, "--trainer.default_root_dir=$DISK/runs")
     assert "12 train + 6 val images, 3 classes" in out and "classes   ant, bee, cat" in out
     assert "train = Training/, val = Validation/; no test set: val chooses best.ckpt" in out
-    table = printed(capsys, "test", *BEST)
-    assert "val (no test set)" in table
-    run = Path("runs/folder/version_0")
-    assert read_results(run / "results-val-no-test.json")["split"] == "val (no test set)"
-    assert (run / "confusion-val-no-test.png").is_file() and not (run / "results.json").exists()
+    run = place / "disk/runs/folder/version_0"
+    table = printed(capsys, "test", "--ckpt_path", run, "--output=~/results")
+    assert "· val (no test set) ·" in " ".join(table.split())
+    results = place / "home/results"
+    assert read_results(results / "results-val-no-test.json")["split"] == "val (no test set)"
+    assert sorted(path.name for path in results.iterdir())[:1] == ["confusion-val-no-test.png"]
+    assert sorted(path.name for path in place.iterdir()) == ["disk", "home"]
 
 
 def test_a_test_on_training_images_is_not_reported(
-    photo_folder: Path, place: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
+    photo_folder: Path, make_photos: MakePhotos, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed(capsys, *FIT, "--data.root", photo_folder)
-    shutil.copytree(photo_folder / "ant", "mine/ant")
-    make_photos(Path("mine"), ["ant", "bee"], count=2, first=90)
-    out = printed(capsys, "test", *BEST, "--data.root", "mine")
+    # Runs in the folder of the photos are not a class.
+    monkeypatch.chdir(photo_folder)
+    assert "classes   ant, bee, cat" in printed(capsys, "fit", "--config", CONFIG, *SMALL, "--data.root", ".")
+    assert "3 classes" in printed(capsys, "check-data", ".")
+    other = photo_folder.with_name("other")
+    shutil.copytree(photo_folder / "ant", other / "ant")
+    make_photos(other, ["ant", "bee"], count=2, first=90)
+    out = printed(capsys, "test", *BEST, "--data.root", other)
     assert "of 14 images are excluded" in out
     results = read_results(Path("runs/folder/version_0/results.json"))
     # The network was not trained on its own test images.
-    assert 4 <= results["images"] <= 6 and "training images, ImageFolder at mine" in results["tested_on"]
+    assert 4 <= results["images"] <= 6 and f"training images, ImageFolder at {other}" in results["tested_on"]
     splits = json.loads(Path("runs/folder/version_0/splits.json").read_text())["splits"]
     for name in splits["train"]:
-        Path("all/x", name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(photo_folder / name, Path("all/x", name))
-    assert "were used in the training" in refused(capsys, "test", *BEST, "--data.root", "all")
+        (other / "all/x" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, other / "all/x" / name)
+    assert "were used in the training" in refused(capsys, "test", *BEST, "--data.root", other / "all")
+
+
+def test_an_empty_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is empty\na pipe is read once" in refused(capsys, "fit", "--config", pipe(""))
+
+
+def test_paths_of_analysis_commands(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(photo_folder.parent))
+    monkeypatch.setenv("NAME", "report")
+    assert "No problems found." in printed(capsys, "check-data", "~/photos", "--output=~/$NAME.csv")
+    assert photo_folder.with_name("report.csv").is_file()
