@@ -1,8 +1,9 @@
-"""Check an image folder: corrupt files, duplicates, number of images per class, and image sizes.
+"""Check an image folder or a table: corrupt files, duplicates, number of images per class, and image sizes.
 
 The folder has the layout for training: FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*. The report says what it is
 read as. Only the header and the end of each image are checked unless --decode is given. Duplicates are files with equal
-content. The exit code is 1 if a file is corrupt, if the same image is in two splits or two classes, or if train lacks a
+content. Images in several splits that are nearly the same, such as copies in another size, are found by a perceptual
+hash. The exit code is 1 if a file is corrupt, if the same image is in two splits or two classes, or if train lacks a
 class of another split.
 """
 
@@ -17,12 +18,14 @@ from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from resnet_pl.data import ImageFolder
+from resnet_pl.analysis.near_duplicates import find_near_duplicates, perceptual_hash
+from resnet_pl.data import ImageFolder, ImageTable
 from resnet_pl.data.decode import BadImage, printable_path, read_image, verify_image
 from resnet_pl.data.digests import content_digest
 from resnet_pl.data.loader import default_num_workers
@@ -47,6 +50,8 @@ class File:
         digest: hash of the content; empty if the file could not be read.
         error: why the file cannot be read; empty if it can.
         same_as: the first file with the same content; empty if it is unique.
+        similar_to: an earlier file with nearly the same image, in another split if there are several.
+        hash: perceptual hash, `(64,)` bool, if the image has one.
     """
 
     name: str
@@ -57,11 +62,13 @@ class File:
     digest: str = ""
     error: str = ""
     same_as: str = ""
+    similar_to: str = ""
+    hash: np.ndarray | None = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the options of `check-data`."""
-    parser.add_argument("folder", type=str, help="the image folder, as for --data.root")
+    parser.add_argument("folder", type=str, help="the image folder, or a table as for --data.labels")
     parser.add_argument("--decode", action="store_true", help="decode every image completely: slower, finds any damage")
     parser.add_argument("--output", type=str | None, default=None, help="CSV file to write, with one row per image")
     threads = "number of reader threads; default: the number of available CPU cores, at most 16"
@@ -70,10 +77,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(settings: Namespace) -> int:
     """Runs the command; returns 1 if there are problems."""
-    root = Path(settings.folder)
-    data = ImageFolder(str(root))
-    if not root.is_dir():
-        raise UserError(f"check-data: folder {root} not found\n{data.download_hint()}")
+    path = Path(settings.folder)
+    data = ImageTable(str(path)) if path.is_file() else ImageFolder(str(path))
+    if not data.root.is_dir():
+        raise UserError(f"check-data: folder {path} not found\n{data.download_hint()}")
+    root = data.root
     listed = data.list_splits()
     files = [File(name, split, label) for split, listing in listed.items() for name, label in listing.items()]
     inspect = partial(_inspect_file, root, settings.decode)
@@ -84,7 +92,7 @@ def run(settings: Namespace) -> int:
     ):
         for _ in pool.imap_unordered(inspect, files, chunksize=16):
             advance(1)
-    duplicates = _find_duplicates(files)
+    duplicates, near = _find_duplicates(files), _find_near_duplicates(files)
     table, balance = _table(files, list(listed))
     print_report(table)
     print(balance)
@@ -97,6 +105,9 @@ def run(settings: Namespace) -> int:
     problems = _problems(files, duplicates)
     for title, lines in problems.items():
         _print_list(title, lines, settings.output)
+    if near:
+        title = "nearly the same image" + (" in several splits" if len(listed) > 1 else "; it can be in two splits")
+        _print_list(title, near, settings.output)
     if settings.output:
         _write(Path(settings.output), files)
         print(f"Saved to {settings.output}")
@@ -112,6 +123,7 @@ def _inspect_file(root: Path, decode: bool, file: File) -> None:
         if decode:
             read_image(path)
         file.num_bytes, file.digest = path.stat().st_size, content_digest(path)
+        file.hash = perceptual_hash(path)
     except BadImage as error:
         file.error = error.reason
     except OSError as error:
@@ -128,6 +140,14 @@ def _find_duplicates(files: Sequence[File]) -> list[list[File]]:
     for file in chain.from_iterable(groups):
         file.same_as = same[file.digest][0].name
     return groups
+
+
+def _find_near_duplicates(files: Sequence[File]) -> list[str]:
+    """Descriptions of pairs of images that are nearly the same; sets their `similar_to`."""
+    pairs = find_near_duplicates([file.hash for file in files], [f.split for f in files], [f.digest for f in files])
+    for one, other in pairs:
+        files[other].similar_to = files[one].name
+    return [" ≈ ".join(printable_path(files[index].name) for index in pair) for pair in pairs]
 
 
 def _problems(files: Sequence[File], duplicates: Sequence[Sequence[File]]) -> dict[str, list[str]]:
@@ -216,6 +236,7 @@ def _write(path: Path, files: Sequence[File]) -> None:
         partial_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
     ):
         table = csv.writer(stream)
-        table.writerow(["file", "split", "class", "width", "height", "bytes", "error", "same_as"])
+        table.writerow(["file", "split", "class", "width", "height", "bytes", "error", "same_as", "similar_to"])
         for file in files:
-            table.writerow([file.name, file.split, file.label, *file.size, file.num_bytes, file.error, file.same_as])
+            row = [file.name, file.split, file.label, *file.size, file.num_bytes, file.error]
+            table.writerow([*row, file.same_as, file.similar_to])

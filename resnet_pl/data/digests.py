@@ -3,12 +3,12 @@
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from resnet_pl.data.decode import BadImage
-from resnet_pl.utils import progress
+from resnet_pl.data.decode import BadImage, printable_path
+from resnet_pl.utils import prog_name, progress
 
 
 def content_digests(paths: Sequence[Path], skip: bool = False) -> list[str]:
@@ -77,6 +77,28 @@ def _fingerprint(path: Path) -> str:
     except OSError:
         return _UNREADABLE
     return base64.b64encode(digest.digest()).decode()
+
+
+def describe_copies(root: Path, names: Mapping[str, Sequence[str]], found: Mapping[str, str]) -> str | None:
+    """Returns how many images are in several splits, with an example, in one line; None if there are none.
+
+    Args:
+        root: folder that the names are relative to.
+        names: the images of each split.
+        found: their `fingerprints`. Files with the same one are compared completely.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    copies = []
+    for split, images in names.items():
+        for name, fingerprint in zip(images, split_fingerprints(found[split]), strict=True):
+            other_split, other = first.setdefault(fingerprint, (split, name))
+            if other_split != split and fingerprint != _UNREADABLE:
+                copies.append((root / other, root / name))
+    copies = [(one, other) for one, other in copies if content_digest(one) == content_digest(other)]
+    if not copies:
+        return None
+    example = " = ".join(printable_path(path.relative_to(root)) for path in copies[0])
+    return f"{len(copies):,} images are in several splits, such as {example}; `{prog_name()} check-data` lists them"
 
 
 def split_fingerprints(text: str) -> list[str]:

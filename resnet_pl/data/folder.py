@@ -15,7 +15,7 @@ from resnet_pl.data.crops import Crop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, verify_image
 from resnet_pl.data.defaults import build_default
-from resnet_pl.data.digests import content_digests, fingerprints
+from resnet_pl.data.digests import content_digests, describe_copies, fingerprints
 from resnet_pl.data.group_splits import describe_groups, match_groups
 from resnet_pl.data.layout import Layout, Listing, label_names, read_layout
 from resnet_pl.data.provenance import Provenance
@@ -108,6 +108,10 @@ class ImageFolder(ImageDataModule):
         if stage != "fit":
             return
         self._digests = self._find_digests()
+        if self._digests and not self.restored_provenance:
+            names = {split: self.splits[split].names for split in self._digests}
+            if note := describe_copies(self.root, names, self._digests):
+                rank_zero_print(f"note: {note}")
         if self.cache:
             self._open_cache()
 

@@ -6,6 +6,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -99,7 +100,7 @@ def test_of_many_classes_the_largest_and_smallest_are_shown(
     make_photos(tmp_path, [f"kind{number:02d}" for number in range(45)], count=1)
     make_photos(tmp_path, ["kind07"], count=2, first=5)
     lines = check(capsys, tmp_path)
-    assert sum(line.startswith("  kind") for line in lines) == 40 and row(lines, "kind07") == ["3"]
+    assert sum(line.startswith("  kind") and "≈" not in line for line in lines) == 40 and row(lines, "kind07") == ["3"]
     assert any("5 classes of medium size are not shown" in line for line in lines)
 
 
@@ -120,3 +121,38 @@ def test_a_missing_folder_and_a_folder_without_classes(tmp_path: Path, capsys: p
         assert main(["check-data", *argv]) == 2
         out, err = capsys.readouterr()
         assert out == "" and message in err and len(err.strip().splitlines()) <= 2
+
+
+def photo(path: Path, seed: int, size: int = 96, quality: int = 95) -> None:
+    """Writes an image of smooth random blobs."""
+    blobs = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(blobs).resize((size, size), Image.Resampling.BICUBIC).save(path, quality=quality)
+
+
+def test_images_in_two_splits_that_are_nearly_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(40):
+        split, label = ("train", "train", "val", "test")[seed % 4], "ant" if seed < 20 else "bee"
+        photo(tmp_path / split / label / f"{seed}.jpg", seed)
+    photo(tmp_path / "train/ant/smaller.jpg", 0, size=70)  # in the same split
+    photo(tmp_path / "val/bee/compressed.jpg", 0, quality=30)
+    photo(tmp_path / "test/ant/larger.jpg", 1, size=250)
+    shutil.copy(tmp_path / "test/ant/3.jpg", tmp_path / "val/ant/copy.jpg")
+    for split in ("train", "test"):
+        Image.new("RGB", (64, 64), (0, 0, len(split))).save(tmp_path / split / "ant/blue.png")
+    lines = check(capsys, tmp_path, "--output", tmp_path / "report.csv", code=1)
+    assert below(lines, "nearly the same image in several splits: 2") == [
+        "train/ant/0.jpg ≈ val/bee/compressed.jpg",
+        "train/ant/1.jpg ≈ test/ant/larger.jpg",
+    ]
+    assert lines[-1] == "Problems found: 1"  # only the exact copy
+    with (tmp_path / "report.csv").open(newline="") as file:
+        similar = {line["file"]: line["similar_to"] for line in csv.DictReader(file)}
+    assert {name for name, other in similar.items() if other} == {"val/bee/compressed.jpg", "test/ant/larger.jpg"}
+
+
+def test_a_table(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"ant/000{number}.jpg,{'small' if number < 4 else 'large'},train" for number in range(8)]
+    (photo_folder / "labels.csv").write_text("\n".join(["path,label,split", *rows, "bee/0001.jpg,small,test"]))
+    lines = check(capsys, photo_folder / "labels.csv")
+    assert row(lines, "small") == ["4", "1", "5"] and row(lines, "large") == ["4", "0", "4"]

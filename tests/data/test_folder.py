@@ -492,3 +492,16 @@ def test_other_images_with_the_same_names_are_other_data(tmp_path: Path) -> None
     again.use_provenance(first.provenance())
     again.setup("test")
     assert len(again.splits["test"]) == 20 and "all images" in again.describe_split("test")
+
+
+def test_copies_in_several_split_folders_are_noted(
+    make_splits: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_splits(train=5, val=2, test=2)
+    folder(root)
+    assert "in several splits" not in capsys.readouterr().out
+    shutil.copy(root / "train/ant/0001.jpg", root / "test/ant/again.jpg")
+    folder(root)
+    assert "note: 1 images are in several splits, such as train/ant/0001.jpg = test/ant/again.jpg" in (
+        capsys.readouterr().out
+    )
