@@ -1,4 +1,4 @@
-"""Settings of jsonargparse: short names of networks, names of earlier versions, and short error messages."""
+"""Options and classes as jsonargparse takes them, and short error messages."""
 
 from __future__ import annotations
 
@@ -10,31 +10,22 @@ from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-import torch
 import torchvision
-import yaml
-from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
-from jsonargparse.typing import register_type
-from lightning.pytorch import Callback, strategies
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_pl import models
-from resnet_pl._renamed import upgrade_config, upgrade_path, upgrade_value
+from resnet_pl._renamed import upgrade_path, upgrade_value
 from resnet_pl.data import BatchTransform, Crop, ImageDataModule
 from resnet_pl.data.defaults import describe_defaults
-from resnet_pl.run_dir import to_yaml
-from resnet_pl.utils import UserError, expand_values, similar
-
-# Name of the loader and dumper that are registered below.
-PARSER_MODE = "resnet_pl"
+from resnet_pl.utils import UserError, similar
+from resnet_pl.yaml_forms import PARSER_MODE, STRATEGIES, expand_option
 
 # Classes that can be given by their name, without the module.
 NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer, LRScheduler)
-
-# Lightning's classes of strategies.
-STRATEGIES = [name for name in strategies.__all__ if name != "Strategy" and name.endswith("Strategy")]
 
 # Options that take something else than the name of a class, and what to use here.
 FORMS = {
@@ -58,39 +49,6 @@ OTHER_TRANSFORMS = {
 }
 CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-
-
-def full_name(name: Any) -> Any:
-    """Returns the import path of a network of this package; jsonargparse resolves short names of classes only."""
-    return f"resnet_pl.models.{name}" if isinstance(name, str) and name in models.NETWORKS else name
-
-
-def _expand(value: Any, key: str = "") -> Any:
-    """Replaces short names of networks by import paths, in `backbone` and `class_path`."""
-    if isinstance(value, dict):
-        return {name: _expand(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item) for item in value]
-    if key == "strategy" and value in STRATEGIES:
-        # The parser takes any text as one of Lightning's short names, such as ddp.
-        return {"class_path": f"lightning.pytorch.strategies.{value}"}
-    return full_name(value) if key in ("backbone", "class_path") else value
-
-
-_load_yaml = get_loader("yaml")
-
-
-def _load(text: str) -> Any:
-    value = expand_values(_load_yaml(text))
-    if isinstance(value, dict) and isinstance(enabled := value.get("dashboard"), bool):
-        value["dashboard"] = {"enabled": enabled}
-    return _expand(upgrade_config(value, "configuration") if isinstance(value, dict) else upgrade_value(value))
-
-
-set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
-set_dumper(PARSER_MODE, to_yaml)
-# The default of an argument of StochasticWeightAveraging.
-register_type(torch.device)
 
 
 def _classes_first(args: Sequence[str]) -> list[str]:
@@ -127,8 +85,7 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
             raise UserError(f"{named}: {value} is not accepted\nuse {FORMS[named].format(value)}")
         if named == "--trainer.strategy" and value in STRATEGIES:
             value = f"{{class_path: lightning.pytorch.strategies.{value}}}"
-        if named.endswith((".backbone", "--backbone", ".class_path")):
-            value = full_name(value)
+        value = expand_option(named, value)
         expanded.append(f"{key}{equals}{value}")
     return expanded
 
@@ -218,6 +175,9 @@ def _unknown_option(message: str, match: re.Match[str], options: list[str]) -> s
     else:
         known = {option.rpartition(".")[2]: option for option in reversed(options)}
         near = similar(name, options) or [known[word] for word in similar(name.rpartition(".")[2], known)]
+    last = name.rpartition(".")[2]
+    if near[:1] == [last]:  # of the class that the function returns
+        return f"unknown option {name}\nthe function passes it on: use dict_kwargs.{last}"
     dashes = "--" if after.startswith("unrecognized") and not owner else ""
     return f"unknown option {dashes}{name}" + (f", did you mean {dashes}{near[0]}?" if near else "")
 

@@ -18,12 +18,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl._renamed import upgrade_arguments
-from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
+from resnet_pl.config import expand_arguments, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loaders import as_data_module
+from resnet_pl.given_arguments import parse
 from resnet_pl.import_paths import check_objects
 from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
 from resnet_pl.utils import UserError, import_from_working_folder
+from resnet_pl.yaml_forms import PARSER_MODE
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def build(
         # hyperparameters of a module whose constructor calls this function.
         args = ["--config", file, *expand_arguments(upgrade_arguments(options))]
         try:
-            parsed = Context().run(lambda: parser.parse_args(args))
+            parsed = Context().run(lambda: parse(parser, args))
         except ArgumentError as error:
             raise UserError(parser_message(str(error))) from error
         if checkpoint is not None:

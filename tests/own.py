@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,3 +150,23 @@ class LogsInTest(ImageClassifier):
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
         self.log("test/answer", 42.0)
+
+
+leaky: Callable[[], nn.Module] = partial(nn.LeakyReLU, 0.2)
+
+
+class WidthNet(nn.Module):
+    """A network whose default activation has no form in YAML."""
+
+    def __init__(self, width: int = 4, act: Callable[[], nn.Module] = leaky) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, width, 3), act(), nn.Linear(width, 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.act(self.conv(images)).mean((2, 3)))
+
+
+def wide_net(**kwargs: Any) -> WidthNet:
+    """A function with another default than the class that it passes its arguments to."""
+    kwargs.setdefault("width", 12)
+    return WidthNet(**kwargs)

@@ -24,15 +24,16 @@ from rich.text import Text
 from torch import nn
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl import models
+from resnet_pl import given_arguments, models
 from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
 from resnet_pl.command_line import read_config, split_option
-from resnet_pl.config import PARSER_MODE, expand_arguments, parser_message
+from resnet_pl.config import expand_arguments, parser_message
 from resnet_pl.models.heads import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
 from resnet_pl.run_dir import class_name, find_checkpoint, get_init_args
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, similar
+from resnet_pl.yaml_forms import PARSER_MODE
 
 MAX_ROWS = 40
 NO_MODEL = "summary: no model given\ngive --backbone resnet50, --config configs/cifar10.yaml or --ckpt_path best"
@@ -60,7 +61,7 @@ def parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
     files, others = split_option(options, "--config", "--ckpt_path")
     words = [word for file in files for word in _model_options(file)]
     try:
-        return parser.parse_args(expand_arguments([*words, *others]))
+        return given_arguments.parse(parser, expand_arguments([*words, *others]))
     except ArgumentError as error:
         if not words and not any(re.match("--backbone(=|$)", word) for word in others):
             raise UserError(NO_MODEL) from error

@@ -11,8 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from resnet_pl.command_line import CommandLine
-from resnet_pl.config import PARSER_MODE
 from resnet_pl.utils import prog_name
+from resnet_pl.yaml_forms import PARSER_MODE
 
 # Defaults of the Trainer that differ from Lightning's.
 TRAINER_DEFAULTS: dict[str, Any] = {

@@ -36,6 +36,7 @@ from resnet_pl.cli.trainer_checks import check_processes, check_trainer
 from resnet_pl.command_line import CommandLine
 from resnet_pl.config import check_annotations, expand_arguments, keep_text, parser_message
 from resnet_pl.data import ImageDataModule
+from resnet_pl.given_arguments import parse
 from resnet_pl.import_paths import check_objects
 from resnet_pl.load import config_file
 from resnet_pl.utils import UserError, run_on_rank_zero
@@ -153,7 +154,7 @@ class ProjectCLI(LightningCLI):
         with config_file(first) as file:
             words = [word for name in (file, *self.command_line.files) for word in ("--config", name)]
             try:
-                self.config = parser.parse_args([*words, *expand_arguments(self.command_line.options)])
+                self.config = parse(parser, [*words, *expand_arguments(self.command_line.options)])
             except ArgumentError as error:
                 raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
         if self.checkpoint is not None and path is not None:

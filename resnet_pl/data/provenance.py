@@ -84,12 +84,14 @@ def resolve_classes(
         data: the training or test data, if any. Its attributes `class_names` or `classes`, and `num_classes`, are used.
         names: the network's class names, if known.
         number: the network's number of classes, if given.
-        rename: whether `names` may be other names for the data's classes.
+        rename: whether `names` may be other names for the data's classes, as at the start of a training.
 
     Raises:
         UserError: the data has other classes, or another number of classes.
     """
     if (data_names := classes_of(data)) is not None:
+        restored = getattr(data, "restored_provenance", None)
+        rename = rename or (restored is not None and data_names == restored.class_names)  # as in the training
         if names is not None and list(names) != data_names and not (rename and len(names) == len(data_names)):
             raise UserError(
                 f"{describe(data)} has the {len(data_names)} classes {_join(data_names)}, but the network was trained "
