@@ -11,7 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, depth, epoch, gpu, growth, loader, overhead, report, scaled_decoding, startup
+from benchmarks import (
+    accuracy,
+    depth,
+    epoch,
+    gpu,
+    growth,
+    loader,
+    overhead,
+    report,
+    scaled_decoding,
+    small_data,
+    startup,
+)
 from benchmarks.steps import (
     LinearModel,
     Stopwatch,
@@ -288,3 +300,26 @@ def test_gpu_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(gpu, "measure", lambda *args: pytest.fail("measured again"))
     gpu.main(line)
     assert capsys.readouterr().out.split("## GPU")[1] == out.split("## GPU")[1]
+
+
+@pytest.mark.slow
+def test_training_on_a_subset_of_photos(tmp_path: Path, photo_folder: Path) -> None:
+    line = ["--root", str(photo_folder), "--train", "12", "--val", "6", "--test", "9", "--epochs", "1", "--record"]
+    only = ["AdamW, lr 0.001", "SGD, lr 0.05"]
+    small = ["--data.image_size=32", "--dashboard.images=0", "--dashboard.graph=false", "--data.batch_size=6"]
+    small_data.main([*line, "--seeds", "2", "--only", *only, *small])
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "## Training from scratch on 12 photos of photos, 1 epochs" in page
+    assert [(row[0], row[2]) for row in table_rows(page, "% ±")] == [(name, "2") for name in only]
+
+
+def test_a_subset_has_other_images_in_each_split(tmp_path: Path, photo_folder: Path) -> None:
+    sizes = {"train": 12, "val": 6, "test": 9}
+    for name in ("one", "two"):
+        small_data.write_subset(photo_folder, tmp_path / name, sizes)
+    files = {split: sorted((tmp_path / "one" / split).rglob("*.jpg")) for split in sizes}
+    assert {split: len(found) for split, found in files.items()} == sizes
+    used = [f"{path.parent.name}/{path.name}" for found in files.values() for path in found]
+    assert len(set(used)) == len(used)
+    again = sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.jpg"))
+    assert again == sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.jpg"))
