@@ -94,9 +94,10 @@ def run(settings: Namespace) -> None:
         totals[other] = reduce(add, _count(other, build, size)[0])
     note = Text(f" Per image of {size} × {size} pixels. Activations are saved for the backward pass.", style="dim")
     tables = [_layer_table(rows, totals[name]), *([_model_table(totals)] if settings.compare else [])]
-    print_report(Group(Text(f" {name}", style="bold"), *tables, note))
     if settings.output:
         _write(Path(settings.output), name, rows, totals)
+    print_report(Group(Text(f" {name}", style="bold"), *tables, note))
+    if settings.output:
         print(f"Saved to {settings.output}")
 
 

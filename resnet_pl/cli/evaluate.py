@@ -232,13 +232,12 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
 def _report_results(folder: Path, results: dict[str, Any], confusion: Tensor | None) -> None:
     suffix = {"test": "", "val": "-val"}.get(results["split"], "-val-no-test")
     place, plot = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
-    print_report(results_table(results))
+    # Files first: a report that cannot be printed must not lose them.
     write_results(results, place)
-    if confusion is None:
-        print(f"Saved to {place}")
-        return
-    save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), plot)
-    print(f"Saved to {place} and {plot}")
+    if confusion is not None:
+        save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), plot)
+    print_report(results_table(results))
+    print(f"Saved to {place}" if confusion is None else f"Saved to {place} and {plot}")
 
 
 def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:

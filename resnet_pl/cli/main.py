@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,6 +10,7 @@ from io import TextIOWrapper
 from resnet_pl import __version__, analysis
 from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.analysis import COMMANDS
+from resnet_pl.cli.output import tolerant_output
 from resnet_pl.command_line import CommandLine
 from resnet_pl.utils import UserError, expand_words, gc_paused, import_from_working_folder, prog_name, similar
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 on success, 2 for an error the user can fix, 1 for any other error, 130 after Ctrl-C,
-        143 after SIGTERM, 141 if the reader of the output has closed it.
+        143 after SIGTERM, 141 if it has succeeded, but the reader has closed its output.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -68,14 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_from_working_folder()
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    with tolerant_output() as output:
+        code = _exit_code(args, debug)
+        output.flush()
+    return 141 if code == 0 and output.is_closed else code
+
+
+def _exit_code(args: list[str], debug: bool) -> int:
+    """Runs a command, reports its error and returns its exit code."""
     try:
-        code = _dispatch(args)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader has closed the pipe, as `| head` does. Python would report the same error again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _dispatch(args)
     except UserError as error:
         if debug:
             raise

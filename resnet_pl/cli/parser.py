@@ -39,7 +39,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.given_arguments import parse
 from resnet_pl.import_paths import check_objects
 from resnet_pl.load import config_file
-from resnet_pl.utils import UserError, run_on_rank_zero
+from resnet_pl.utils import UserError, missing_folders, remove_empty, run_on_rank_zero
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
 
@@ -99,6 +99,7 @@ class ProjectCLI(LightningCLI):
         self.command_line, self.module, self.run_folder = command_line, module, Path()
         self.checkpoint = ckpt.read(command_line.checkpoint) if command_line.checkpoint else None
         self._new_run: Path | None = None  # the run folder, if this command has created it
+        self._new_folders: list[Path] = []  # its parents that did not exist before
         try:
             super().__init__(
                 LightningModule,
@@ -222,7 +223,9 @@ class ProjectCLI(LightningCLI):
         path = None if self.fast_dev_run else self.command_line.checkpoint
         if path and (found := run_dir.run_dir_of(path)):
             return found
-        self._new_run = _new_run(Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"])
+        root, name = Path(self.config_init["trainer"]["default_root_dir"]), self.config_init["name"]
+        self._new_folders = missing_folders(root / name)
+        self._new_run = _new_run(root, name)
         return self._new_run
 
     @property
@@ -258,8 +261,14 @@ class ProjectCLI(LightningCLI):
             has_trained = getattr(getattr(self, "trainer", None), "global_step", 0) > start
             saved = self._new_run is not None and any(self._new_run.glob("checkpoints/*"))
             if self._new_run is not None and (self.fast_dev_run or not (has_trained or saved)):
-                run_on_rank_zero(shutil.rmtree, self._new_run)
+                self.remove_new_run()
             raise
+
+    def remove_new_run(self) -> None:
+        """Removes the run folder that this command has created, and its parents that did not exist before."""
+        if self._new_run is not None:
+            run_on_rank_zero(shutil.rmtree, self._new_run)
+            run_on_rank_zero(remove_empty, self._new_folders)
 
 
 def _new_run(root: Path, name: str) -> Path:

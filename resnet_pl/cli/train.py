@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Mapping
@@ -97,7 +96,7 @@ def run(cli: ProjectCLI) -> None:
             "raise --trainer.max_epochs or --trainer.max_steps"
         )
     if cli.fast_dev_run:
-        run_on_rank_zero(shutil.rmtree, cli.run_folder)
+        cli.remove_new_run()
         rank_zero_print("fast_dev_run: no files are saved")
     else:
         run_on_rank_zero(_report, cli)

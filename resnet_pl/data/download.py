@@ -9,18 +9,22 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
 from stat import S_IFDIR, S_IFMT, S_IFREG
+from threading import Thread
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, build_opener
 
 from filelock import FileLock, Timeout
 
-from resnet_pl.utils import UserError, atomic_write, progress
+from resnet_pl.utils import UserError, atomic_write, missing_folders, progress, remove_empty
 
-TIMEOUT = 20.0  # seconds to connect, and between two bytes
+ANSWER = 6.0  # seconds until a server must answer
+TIMEOUT = 20.0  # seconds between two bytes
 ATTEMPTS = 3  # per address
 PAUSE = 1.0  # seconds between two attempts, and between two checks of a lock
 
@@ -77,6 +81,7 @@ def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
 
     A process that has to wait prints once that another process `does` `what`.
     """
+    created = missing_folders(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(path).acquire(blocking=False)
@@ -89,6 +94,7 @@ def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
         finally:
             with suppress(OSError):  # Windows cannot remove an open file; filelock does it
                 path.unlink()  # before the release: after it, another process may hold the lock
+            remove_empty(created)
 
 
 def _download(url: str, path: Path, checksum: str | None, what: str) -> None:
@@ -113,7 +119,7 @@ def _download(url: str, path: Path, checksum: str | None, what: str) -> None:
 def _chunks(url: str, what: str) -> Iterator[bytes]:
     # Raises network errors only; disk errors are raised where the chunks are written.
     try:
-        with build_opener().open(Request(url, headers={"User-Agent": "resnet_pl"}), timeout=TIMEOUT) as response:
+        with _open(url) as response:
             if not re.match("https?:", response.url, re.IGNORECASE):  # urllib also opens file and ftp addresses
                 raise DownloadError(f"{response.url} is not an http or https address")
             remaining = int(response.headers.get("Content-Length", 0))
@@ -127,6 +133,23 @@ def _chunks(url: str, what: str) -> Iterator[bytes]:
     except (OSError, HTTPException, ValueError) as error:  # a lost connection is retried
         kind = DownloadError if isinstance(error, URLError | ValueError) else ConnectionError
         raise kind(str(error).partition("\n")[0].strip("<>")) from error
+
+
+def _open(url: str) -> Any:
+    """Opens an address. A thread limits the time: the lookup of a name and a host with many addresses have no limit."""
+    answer = Future[Any]()
+
+    def connect() -> None:
+        try:
+            request = Request(url, headers={"User-Agent": "resnet_pl"})
+            answer.set_result(build_opener().open(request, timeout=TIMEOUT))
+        except Exception as error:
+            answer.set_exception(error)
+
+    Thread(target=connect, daemon=True).start()
+    if not wait([answer], ANSWER).done:
+        raise URLError(f"no answer within {ANSWER:g} seconds")
+    return answer.result()
 
 
 def extract(archive: Path, folder: Path) -> None:

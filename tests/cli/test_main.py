@@ -14,6 +14,8 @@ import pytest
 from resnet_pl import __version__
 from resnet_pl.cli import main as entry
 from resnet_pl.cli.main import main
+from resnet_pl.data import CIFAR10
+from resnet_pl.reports.results import read_results
 from resnet_pl.utils import UserError
 from tests.cli.commands import BARE, PROJECT, SMALL, failed, refused
 
@@ -118,6 +120,28 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert done.returncode == 141 and not done.stderr
+
+
+def test_a_closed_pipe_loses_no_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, os.fdopen(os.dup(writer), "w") as closed_too:
+        monkeypatch.setattr(sys, "stdout", closed)
+        monkeypatch.setattr(sys, "stderr", closed_too)
+        code = main(["test", "--ckpt_path", str(copy)])
+    assert code == 141 and read_results(copy / "results.json")["images"] == 360
+    assert (copy / "confusion.png").is_file()
+
+
+def test_a_failed_start_leaves_no_file_and_no_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CIFAR10, "urls", ["http://127.0.0.1:9/images.tar.gz"])
+    message = refused(capsys, "fit", "--config", PROJECT / "configs/cifar10.yaml", "--name", "a/b")
+    assert "cannot download CIFAR10" in message and list(place.iterdir()) == []
+    (place / "runs").mkdir()
+    refused(capsys, "fit", "--config", PROJECT / "configs/cifar10.yaml", "--name", "a/b")
+    assert list(place.rglob("*")) == [place / "runs"]
 
 
 def test_a_class_in_the_working_folder_is_found(place: Path) -> None:

@@ -64,6 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "PAUSE", 0.01)
     monkeypatch.setattr(download, "TIMEOUT", 5.0)
+    monkeypatch.setattr(download, "ANSWER", 60.0)
 
 
 @pytest.fixture
@@ -318,6 +319,20 @@ def test_timeout(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             fetch([server.url("/file", silent)], tmp_path / "file")
     finally:
         over.set()
+
+
+def test_a_host_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "ANSWER", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT", 600.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and answers none
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
+        with pytest.raises(DownloadError, match=r"no answer within 0\.1 seconds"):
+            fetch([url], tmp_path / "data" / "images" / "file")
+        silent.accept()[0].close()
+        silent.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            silent.accept()
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------ several processes
