@@ -25,10 +25,10 @@ from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch, check_labels
-from resnet_pl.data.crops import ResizeCenterCrop
+from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size
 from resnet_pl.data.provenance import provenance_of, resolve_classes
 from resnet_pl.data.rng import seeded_rng
-from resnet_pl.evaluation.classify import Prediction, classify, image_size_of
+from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, image_size_of
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
@@ -106,7 +106,8 @@ class ImageClassifier(LightningModule):
         self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
         self.own_metrics = metrics or {}
         self.metrics: ClassificationMetrics  # created in configure_model, when the number of classes is known
-        self.image_size: int | None = None  # of the checkpoint that was loaded
+        self.image_size: Size | None = None  # of the checkpoint that was loaded
+        self.eval_crop: Crop | None = ResizeCenterCrop()  # None: the class of the checkpoint is not known
         self.results: dict[str, Any] = {}  # metrics of the last evaluation
         self.compiled_forward: Callable[[Tensor], Tensor] | None = None
         self.compiled_shape: tuple[int, ...] | None = None
@@ -291,16 +292,17 @@ class ImageClassifier(LightningModule):
         self,
         images: Any,
         batch_size: int = 64,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> list[Prediction]:
         """Classifies images with the preprocessing of the evaluation, in evaluation mode and without gradients.
 
         Args:
             images: one image or several: paths of files and folders, glob patterns, PIL images, arrays `(H, W, 3)` and
-                tensors `(3, H, W)`, both RGB and uint8, also as batches. All are resized and cropped at the center.
+                tensors `(3, H, W)`, both RGB and uint8, also as batches. All are cropped as in the evaluation.
             batch_size: images per forward pass.
-            image_size: height and width of the network's input, pixels; that of the training by default.
+            image_size: size of the network's input in pixels, the side of a square or height and width; that of the
+                training by default.
             transform: converts an image `(3, H, W)` uint8 to an input of this model, in place of resizing and cropping.
                 Needed if the model was trained on data that is not an `ImageDataModule`.
 
@@ -313,8 +315,15 @@ class ImageClassifier(LightningModule):
                 "predict: the training data was not an ImageDataModule, so its preprocessing is not known\n"
                 "pass transform=, a function from an image (3, H, W) uint8 to an input of the network"
             )
-        crop, size = ResizeCenterCrop(), int(image_size or known or 0)
-        return classify(self, images, transform or (lambda image: crop(image, size)), batch_size)
+        crop = self.eval_crop if self.datamodule is None else self.datamodule.eval_crop
+        if transform is None and crop is None:
+            raise UserError(
+                "predict: the training data has a crop of your own for the evaluation, which is not in the checkpoint\n"
+                "load the model with load_run, or pass transform="
+            )
+        size: Any = image_size or known
+        prepare = transform or (lambda image: crop(image, size) if crop else image)
+        return classify(self, images, prepare, batch_size)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -342,8 +351,8 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ checkpoints
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the image size, for `predict`."""
-        self.image_size = image_size_of(checkpoint)
+        """Restores the image size and the crop, for `predict`."""
+        self.image_size, self.eval_crop = image_size_of(checkpoint), eval_crop_of(checkpoint)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

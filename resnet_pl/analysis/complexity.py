@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from resnet_pl.data.crops import Size, height_width
+
 # BatchNorm needs more than one value per channel in training, and a small image has one in the last stage.
 BATCH_SIZE = 2
 
@@ -43,7 +45,7 @@ class ModuleCost:
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in counts})
 
 
-def count_costs(model: nn.Module, image_size: int) -> list[ModuleCost]:
+def count_costs(model: nn.Module, image_size: Size) -> list[ModuleCost]:
     """Returns per-module costs, excluding children, in the order of `model.named_modules()`.
 
     The model runs twice, in evaluation and in training mode, and stays in training mode. On the meta device this needs
@@ -51,11 +53,11 @@ def count_costs(model: nn.Module, image_size: int) -> list[ModuleCost]:
 
     Args:
         model: a model that takes images `(N, C, H, W)`.
-        image_size: height and width, pixels.
+        image_size: side of a square, or height and width, pixels.
     """
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images = torch.zeros(BATCH_SIZE, channels, image_size, image_size, device=device)
+    images = torch.zeros(BATCH_SIZE, channels, *height_width(image_size), device=device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with FlopCounterMode(display=False) as flops:

@@ -58,7 +58,7 @@ def _measure(loaded: LoadedRun, settings: Namespace) -> Measured:
 def _evenly(data: ImageDataModule, images: Any, count: int, name: str) -> Iterator[Tensor]:
     """Yields batches of `count` images with evaluation transforms, evenly spread: files may be sorted by class."""
     if isinstance(images, ImageFileDataset):
-        images = ImageFileDataset(images.root, images.names, images.labels, data.image_size)
+        images = images.for_evaluation(data.eval_crop)
     loader = data.loader(images, ShardedEpochSampler(len(images)), data.eval_batch_size)
     chosen = torch.arange(count) * len(images) // count
     with progress(name, count) as advance:

@@ -28,6 +28,7 @@ from resnet_pl import given_arguments, models
 from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
 from resnet_pl.command_line import read_config, split_option
 from resnet_pl.config import expand_arguments, parser_message
+from resnet_pl.data.crops import Size, height_width
 from resnet_pl.models.heads import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
 from resnet_pl.run_dir import class_name, find_checkpoint, get_init_args
@@ -47,8 +48,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     config = "configuration file or checkpoint to take the model from"
     parser.add_argument("--config", "--ckpt_path", type=str | None, help=config)
     parser.add_argument("--num_classes", type=PositiveInt | None, default=None, help="number of classes for the head")
-    size = "height and width, pixels; default: that of --config or --ckpt_path, else 224, or 32 for a CIFAR stem"
-    parser.add_argument("--image_size", type=PositiveInt | None, default=None, help=size)
+    size = "pixels, or [height,width]; default: that of --config or --ckpt_path, else 224, or 32 for a CIFAR stem"
+    parser.add_argument(
+        "--image_size", type=PositiveInt | tuple[PositiveInt, PositiveInt] | None, default=None, help=size
+    )
     depth = f"depth of the module tree to show, or all; default: as deep as fits in {MAX_ROWS} rows"
     parser.add_argument("--depth", type=PositiveInt | Literal["all"] | None, default=None, help=depth)
     compare = "models to compare with: names of this project or torchvision, for example vgg19 plain34"
@@ -92,7 +95,8 @@ def run(settings: Namespace) -> None:
     for other in settings.compare:
         build = partial(_build, _parse_model(other), settings.num_classes)
         totals[other] = reduce(add, _count(other, build, size)[0])
-    note = Text(f" Per image of {size} × {size} pixels. Activations are saved for the backward pass.", style="dim")
+    height, width = height_width(size)
+    note = Text(f" Per image of {height} × {width} pixels. Activations are saved for the backward pass.", style="dim")
     tables = [_layer_table(rows, totals[name]), *([_model_table(totals)] if settings.compare else [])]
     if settings.output:
         _write(Path(settings.output), name, rows, totals)
@@ -137,7 +141,7 @@ def _build(backbone: Namespace, num_classes: int | None) -> nn.Module:
     return model
 
 
-def _count(name: str, build: Callable[[], nn.Module], image_size: int | None) -> tuple[list[ModuleCost], int]:
+def _count(name: str, build: Callable[[], nn.Module], image_size: Size | None) -> tuple[list[ModuleCost], Size]:
     """The costs of all modules, and the image size."""
     try:
         with torch.device("meta"):

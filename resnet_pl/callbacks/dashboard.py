@@ -80,7 +80,7 @@ class Dashboard(Callback):
         self._has_hyperparameters = False
         data = get_image_data(trainer)
         if self.graph and data is not None and (logger := _tensorboard(trainer)) is not None:
-            _log_graph(logger, pl_module, data.image_size)
+            _log_graph(logger, pl_module, (1, *data.batch_shape[1:]))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Logs the first batch after all augmentation, before normalization."""
@@ -172,8 +172,8 @@ def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def _log_graph(logger: TensorBoardLogger, pl_module: LightningModule, size: int) -> None:
-    example = torch.zeros(1, 3, size, size, device=pl_module.device)
+def _log_graph(logger: TensorBoardLogger, pl_module: LightningModule, shape: tuple[int, ...]) -> None:
+    example = torch.zeros(shape, device=pl_module.device)
     # The writer traces in evaluation mode and then sets training mode on all modules, also on frozen ones.
     modes = [(module, module.training) for module in pl_module.modules()]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ from resnet_pl.callbacks.access import class_names
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
 from resnet_pl.data import ImageDataModule
+from resnet_pl.data.crops import ResizeCenterCrop, describe_crop
 from resnet_pl.data.provenance import describe
 from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
 from resnet_pl.evaluation.metrics import NAMES, per_class
@@ -160,8 +162,15 @@ def _apply_options(settings: Namespace, model: LightningModule, data: LightningD
         if used:
             raise UserError(f"{used[0]} needs an ImageClassifier and an ImageDataModule\nremove the option")
         return
-    size = data.image_size
-    if settings["tta"] == "multi-scale":
+    size, tta = data.image_size, settings["tta"]
+    if tta not in ("none", "flip") and not isinstance(data.eval_crop, ResizeCenterCrop):
+        name = type(data.eval_crop).__name__
+        raise UserError(f"--tta {tta}: the network was trained on {name} images, not on parts of them\nuse --tta flip")
+    if tta == "multi-scale" and not isinstance(size, int):
+        raise UserError(f"--tta multi-scale needs a square image size, this is {size}\nuse --tta 10-crop or flip")
+    if tta == "flip":
+        data.views = WithHorizontalFlip(partial(single, crop=data.eval_crop))
+    elif tta == "multi-scale":
         data.views = MultiScale(settings["scales"])
         if (least := min(data.views.scales_for(size))) < size:
             raise UserError(f"--scales: {least} is smaller than the image size {size}\ngive {size} or more")
@@ -213,6 +222,7 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     precision = settings["trainer"]["precision"]
     now = getattr(data, "image_size", None)
     size = run_dir.get_init_args(trained.get("data")).get("image_size", now)
+    size = tuple(size) if isinstance(size, list) else size
     words: str = {"none": "single view", "flip": "horizontal flip"}.get(settings["tta"]) or settings["tta"]
     if isinstance(data, ImageDataModule) and isinstance(data.views, MultiScale):
         words += " " + " ".join(str(scale) for scale in data.views.scales_for(data.image_size))
@@ -220,6 +230,9 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     parts += [f"precise BN over {settings['precise_bn']} images"] if settings["precise_bn"] else []
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
     parts += [f"image_size {now}"] if now not in (None, size) else []
+    stored = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("data") or {}
+    if isinstance(data, ImageDataModule) and stored and describe_crop(data.eval_crop) != stored.get("eval_crop"):
+        parts += [f"crop {type(data.eval_crop).__name__}"]
     if not isinstance(data, ImageDataModule) and trained.get("data"):
         before = run_dir.get_init_args(trained["data"])
         values = run_dir.get_init_args(cli.plain_config["data"]).items()

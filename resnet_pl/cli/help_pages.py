@@ -52,7 +52,7 @@ DATA_MODULES = [data.CIFAR10, data.CIFAR100, data.Digits, data.Flowers, data.Ima
 DATA_MODULES += [data.ImageNet, data.ImageTable]
 CHOICES: dict[str, tuple[list[Any], str]] = {
     "data": (DATA_MODULES, ""),
-    "data.crop": ([data.RandomResizedCrop, data.ResizeCenterCrop, data.ScaleCrop], ""),
+    "data.crop": ([data.Letterbox, data.RandomResizedCrop, data.ResizeCenterCrop, data.ScaleCrop], ""),
     "data.batch_transforms": ([data.Cutout, data.PadCrop, data.PCAColor, data.RandomFlip], ""),
     "data.mix": ([data.CutMix, data.MixUp], ""),
     "data.transforms": ([], "torchvision.transforms.v2"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.batch_transforms import BatchTransform, check_range, check_transforms
+from resnet_pl.data.crops import Crop, ResizeCenterCrop, describe_crop, height_width
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.loader import (
@@ -39,7 +40,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: training batch size per process.
         eval_batch_size: evaluation batch size per process; `batch_size` by default.
-        image_size: height and width of the network's input, pixels.
+        image_size: size of the network's input in pixels: one number for a square, or `[height, width]`.
         mean: mean that is subtracted from images in [0, 1]: one value per channel, or measured on the training split,
             per channel (`channel`) or per pixel (`pixel`) as in the paper.
         std: standard deviation that images are divided by: one value per channel, measured on the training split
@@ -75,7 +76,7 @@ class ImageDataModule(LightningDataModule):
         self,
         batch_size: PositiveInt = 64,
         eval_batch_size: PositiveInt | None = None,
-        image_size: PositiveInt = 224,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224,
         mean: Mean = "channel",
         std: Std = "channel",
         transforms: list[nn.Module] | None = None,
@@ -92,8 +93,9 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)  # of the subclass too; a checkpoint holds them
         to_plain_hparams(self.hparams)
-        check_input(image_size, mean, std)
-        self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size or batch_size, image_size
+        self.image_size: Any = check_input(image_size, mean, std)  # int, or (height, width) if not square
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.eval_crop: Crop = ResizeCenterCrop()
         self.mean: Mean = mean
         self.std: Std = std
         if batch_transforms is None:
@@ -211,7 +213,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
         """Shape of a full training batch, `(N, C, H, W)`."""
-        return self.batch_size, 3, self.image_size, self.image_size
+        return self.batch_size, 3, *height_width(self.image_size)
 
     @property
     def seed(self) -> int:
@@ -263,8 +265,8 @@ class ImageDataModule(LightningDataModule):
 
     def measure(self, images: Any) -> Statistics:
         """Measures the statistics of a split, with the crop of evaluation."""
-        center_crops = ImageFileDataset(images.root, images.names, [-1] * len(images), self.image_size)
-        loader = self.loader(center_crops, ShardedEpochSampler(len(center_crops)), self.eval_batch_size)
+        crops = images.for_evaluation(self.eval_crop)
+        loader = self.loader(crops, ShardedEpochSampler(len(crops)), self.eval_batch_size)
         return Statistics.of(batch.images for batch in loader if isinstance(batch.images, Tensor))
 
     def normalization(self) -> tuple[Tensor, Tensor]:
@@ -325,6 +327,7 @@ class ImageDataModule(LightningDataModule):
             "root": None if self.root is None else str(self.root.resolve()),
             "classes": list(self.classes),
             "class_names": list(self.class_names),
+            "eval_crop": describe_crop(self.eval_crop),
             "splits": names if self.store_split_names else None,
         }
 
@@ -344,4 +347,6 @@ class ImageDataModule(LightningDataModule):
         classes = self.restored_provenance.classes if self.restored_provenance else self.classes
         index = {name: label for label, name in enumerate(classes)}
         labels = [index.get(path.parent.name, -1) for path in self.predict_paths]
-        return ImageFileDataset(Path(), [str(path) for path in self.predict_paths], labels, self.image_size)
+        return ImageFileDataset(
+            Path(), [str(path) for path in self.predict_paths], labels, self.image_size, self.eval_crop
+        )

@@ -16,10 +16,19 @@ from resnet_pl.data.jpeg import REDUCTIONS
 
 # Top, left, height and width in pixels.
 Box = tuple[int, int, int, int]
+# Size of the network's input in pixels: the side of a square, or height and width.
+Size = int | tuple[int, int]
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """Returns height and width of a size."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class Crop:
-    """Base class of crops: chooses a box of the image and resizes it to a square. Name your own subclass in YAML.
+    """Base class of crops: chooses a box of the image and resizes it. Name your own subclass in YAML.
+
+    The size of the network's input is one number for a square, `(height, width)` if `image_size` has two numbers.
 
     Attributes:
         draws_from_torch_only: whether the crop draws from torch's global generator and no other. Then the generators of
@@ -33,18 +42,22 @@ class Crop:
         # Not inherited: a subclass of a crop that sets it may draw from any generator.
         cls.draws_from_torch_only = vars(cls).get("draws_from_torch_only", False)
 
-    def get_params(self, height: int, width: int, size: int) -> Box:
+    def get_params(self, height: int, width: int, size: Any) -> Box:
         """Returns the box (top, left, height, width) in pixels; random crops draw from torch's global generator.
 
         Args:
             height: height of the image, pixels.
             width: width of the image, pixels.
-            size: height and width of the network's input, pixels.
+            size: size of the network's input, pixels.
         """
         raise NotImplementedError
 
-    def __call__(self, image: Tensor, size: int) -> Tensor:
-        """Crops `(3, H, W)` uint8 to the box, then resizes it to `(3, size, size)` uint8."""
+    def for_evaluation(self) -> Crop:
+        """Returns the crop that evaluates a network that was trained with this one."""
+        return ResizeCenterCrop()
+
+    def __call__(self, image: Tensor, size: Any) -> Tensor:
+        """Crops `(C, H, W)` uint8 to the box, then resizes it to the size of the network's input."""
         return self._resize(image, self._draw_box(image.shape[-2], image.shape[-1], size), size)
 
     @property
@@ -52,7 +65,7 @@ class Crop:
         """Whether the crop is defined by `get_params` alone; False for a subclass with its own `__call__`."""
         return type(self).__call__ is Crop.__call__
 
-    def read(self, encoded: EncodedImage, size: int) -> Tensor:
+    def read(self, encoded: EncodedImage, size: Size) -> Tensor:
         """Decodes and crops a file; decodes a JPEG at a half, quarter or eighth if the box still has `size` pixels.
 
         The box is chosen in the full image, so that it is the same as without the reduction. A subclass with its own
@@ -60,20 +73,22 @@ class Crop:
 
         Args:
             encoded: the file.
-            size: height and width of the network's input, pixels.
+            size: size of the network's input, pixels.
 
         Returns:
-            `(3, size, size)` uint8.
+            `(C, H, W)` uint8 of this size.
         """
         if encoded.jpeg_size is None or not self.reads_only_its_box:
             return self(encoded.decode(), size)
         box = self._draw_box(*encoded.jpeg_size, size)
-        reduction = next((each for each in REDUCTIONS if min(box[2:]) >= each * size), 1)
+        least_height, least_width = height_width(size)
+        ratio = min(box[2] / least_height, box[3] / least_width)
+        reduction = next((each for each in REDUCTIONS if ratio >= each), 1)
         image = encoded.decode(reduction)
         # A file that only Pillow reads is decoded in full.
         return self._resize(image, box if image.shape[1:] == encoded.jpeg_size else reduce_box(box, reduction), size)
 
-    def _draw_box(self, height: int, width: int, size: int) -> Box:
+    def _draw_box(self, height: int, width: int, size: Size) -> Box:
         """Returns the box; raises ValueError if it is outside the image."""
         top, left, box_height, box_width = box = self.get_params(height, width, size)
         if min(top, left) < 0 or top + box_height > height or left + box_width > width:
@@ -82,13 +97,13 @@ class Crop:
             )
         return box
 
-    def _resize(self, image: Tensor, box: Box, size: int) -> Tensor:
+    def _resize(self, image: Tensor, box: Box, size: Size) -> Tensor:
         top, left, height, width = box
         cropped = image[None, :, top : top + height, left : left + width]
         # Decoders return channels_last; resizing it is a third faster than resizing contiguous channels.
         cropped = cropped.contiguous(memory_format=torch.channels_last)
         # The kernel of torchvision's resize, without its dispatch overhead (3 % of the loading time).
-        return F.interpolate(cropped, [size, size], mode="bilinear", antialias=True)[0]
+        return F.interpolate(cropped, list(height_width(size)), mode="bilinear", antialias=True)[0]
 
 
 def reduce_box(box: Box, reduction: int) -> Box:
@@ -105,6 +120,8 @@ def _randint(low: int, high: int) -> int:
 class ScaleCrop(Crop):
     """The paper's scale augmentation (§3.4): shorter side resized to a random length, then a random square crop.
 
+    If the network's input is not square, the image is resized in proportion to the largest box of that shape in it.
+
     Args:
         min_side: minimum length of the shorter side for a crop of 224 pixels; scaled in proportion for other sizes.
         max_side: maximum length of the shorter side for a crop of 224 pixels.
@@ -120,10 +137,12 @@ class ScaleCrop(Crop):
         self.min_side, self.max_side = min_side, max_side
 
     @override
-    def get_params(self, height: int, width: int, size: int) -> Box:
-        short = min(height, width)
-        side = max(1, round(short * 224 / _randint(self.min_side, self.max_side)))
-        return _randint(0, height - side), _randint(0, width - side), side, side
+    def get_params(self, height: int, width: int, size: Size) -> Box:
+        rows, columns = height_width(size)
+        short = min(height * columns, width * rows)  # the largest box has short / columns rows
+        drawn = _randint(self.min_side, self.max_side)
+        box_height, box_width = (max(1, round(short / side * 224 / drawn)) for side in (columns, rows))
+        return _randint(0, height - box_height), _randint(0, width - box_width), box_height, box_width
 
 
 class RandomResizedCrop(Crop):
@@ -132,8 +151,8 @@ class RandomResizedCrop(Crop):
     Args:
         min_area: minimum fraction of the image's area.
         max_area: maximum fraction of the image's area.
-        min_ratio: minimum width / height.
-        max_ratio: maximum width / height.
+        min_ratio: minimum width / height, relative to that of the network's input.
+        max_ratio: maximum width / height, relative to that of the network's input.
     """
 
     draws_from_torch_only = True
@@ -146,16 +165,19 @@ class RandomResizedCrop(Crop):
         self.area, self.ratio = (min_area, max_area), (min_ratio, max_ratio)
         self.log_ratio = torch.tensor(self.ratio).log().tolist()
 
-    def get_params(self, height: int, width: int, size: int) -> Box:
+    def get_params(self, height: int, width: int, size: Size) -> Box:
         """Draws the same box as torchvision, whose `make_params` is much slower."""
+        rows, columns = height_width(size)
+        shape = columns / rows
         for _ in range(10):
             area = height * width * torch.empty(1).uniform_(*self.area).item()
-            ratio = torch.empty(1).uniform_(*self.log_ratio).exp_().item()
+            ratio = shape * torch.empty(1).uniform_(*self.log_ratio).exp_().item()
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return _randint(0, height - h), _randint(0, width - w), h, w
         # The largest centered box.
-        w, h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        w = min(width, max(1, round(height * shape * self.ratio[1])))
+        h = min(height, max(1, round(width / (shape * self.ratio[0]))))
         return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -167,10 +189,63 @@ class ResizeCenterCrop(Crop):
 
     draws_from_torch_only = True
 
-    def __call__(self, image: Tensor, size: int) -> Tensor:
-        """Resizes `(3, H, W)` uint8 first, then crops it to `(3, size, size)`, as for published accuracies."""
-        image = TF.resize(limit_aspect_ratio(image), [round(size * 256 / 224)], antialias=True)
-        return TF.center_crop(image, [size, size])
+    def __call__(self, image: Tensor, size: Size) -> Tensor:
+        """Resizes `(C, H, W)` uint8 first, then crops it, as for published accuracies."""
+        return TF.center_crop(resize_to_cover(image, size), list(height_width(size)))
+
+
+class Letterbox(Crop):
+    """The entire image: resized to fit into the network's input, and padded at two sides. Evaluation does the same.
+
+    For objects at the edges of the images, which the other crops cut off.
+
+    Args:
+        fill: gray level of the padding, 0 to 255.
+    """
+
+    draws_from_torch_only = True
+
+    def __init__(self, fill: int = 128) -> None:
+        if not 0 <= fill <= 255:
+            raise ValueError(f"Letterbox: fill is {fill}, it must be between 0 and 255")
+        self.fill, self.init_args = fill, {"fill": fill}
+
+    @override
+    def for_evaluation(self) -> Crop:
+        return self
+
+    @override
+    def get_params(self, height: int, width: int, size: Size) -> Box:
+        return 0, 0, height, width
+
+    @override
+    def _resize(self, image: Tensor, box: Box, size: Size) -> Tensor:
+        rows, columns = height_width(size)
+        scale = min(rows / box[2], columns / box[3])
+        height, width = (min(most, max(1, round(side * scale))) for side, most in ((box[2], rows), (box[3], columns)))
+        top, left = (rows - height) // 2, (columns - width) // 2
+        padding = [left, columns - width - left, top, rows - height - top]
+        return F.pad(super()._resize(image, box, (height, width)), padding, value=self.fill)
+
+
+def describe_crop(crop: Crop) -> dict[str, Any] | None:
+    """Returns a crop of the evaluation as plain types for the checkpoint; None for the usual `ResizeCenterCrop`."""
+    if type(crop) is ResizeCenterCrop:
+        return None
+    cls = type(crop)
+    module = "resnet_pl.data" if cls.__module__ == __name__ else cls.__module__
+    return {"class_path": f"{module}.{cls.__qualname__}", "init_args": getattr(crop, "init_args", {})}
+
+
+def resize_to_cover(images: Tensor, size: Size) -> Tensor:
+    """Resizes `(…, H, W)` to the smallest size that contains the network's input enlarged by 256 / 224."""
+    images = limit_aspect_ratio(images)
+    rows, columns = (round(side * 256 / 224) for side in height_width(size))
+    if rows == columns:
+        return TF.resize(images, [rows], antialias=True)
+    height, width = images.shape[-2:]
+    scale = max(rows / height, columns / width)
+    return TF.resize(images, [max(rows, round(height * scale)), max(columns, round(width * scale))], antialias=True)
 
 
 def limit_aspect_ratio(images: Tensor, ratio: int = 16) -> Tensor:

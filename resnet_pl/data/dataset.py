@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
-from resnet_pl.data.crops import Crop, ResizeCenterCrop
+from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size, height_width
 from resnet_pl.data.decode import BadImage, EncodedImage, read_image
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
@@ -27,7 +27,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         root: folder that the names are relative to.
         names: path of each image relative to `root`.
         labels: class index of each image, -1 if unknown; a tuple of class indices with `num_classes`.
-        image_size: height and width of the network's input, pixels.
+        image_size: size of the network's input: the side of a square, or height and width, pixels.
         crop: crops an image to the network's input; `ResizeCenterCrop` by default.
         transforms: transforms of the cropped uint8 image, applied in order.
         seed: the training seed, for random crops and transforms.
@@ -46,8 +46,8 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         root: Path,
         names: Sequence[str],
         labels: Sequence[Any],
-        image_size: int,
-        crop: Callable[[Tensor, int], Tensor] | None = None,
+        image_size: Size,
+        crop: Callable[[Tensor, Any], Tensor] | None = None,
         transforms: Sequence[nn.Module] = (),
         seed: int = 0,
         scaled_decoding: bool = False,
@@ -55,7 +55,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         self.root, self.names, self.labels = root, list(names), list(labels)
         self.image_size, self.transforms, self.seed = image_size, transforms, seed
         self.scaled_decoding = scaled_decoding
-        self.crop: Callable[[Tensor, int], Tensor | list[Tensor]] = crop or ResizeCenterCrop()
+        self.crop: Callable[[Tensor, Any], Tensor | list[Tensor]] = crop or ResizeCenterCrop()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,12 +69,18 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         """Returns the uncropped image, `(3, H, W)` uint8; a gray image if the file has disappeared."""
         with suppress(BadImage):
             return read_image(self.root / self.names[index])
-        return torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
+        return torch.full((3, *height_width(self.image_size)), 128, dtype=torch.uint8)
 
     def with_views(self, views: Views) -> ImageFileDataset:
         """Returns a copy that gives several views of each image instead of one crop, for test-time augmentation."""
         dataset = copy(self)
         dataset.crop, dataset.transforms, dataset.cache = views, (), None
+        return dataset
+
+    def for_evaluation(self, crop: Crop) -> ImageFileDataset:
+        """Returns a copy with the crop of the evaluation, no transforms, and pixels that are decoded in full."""
+        dataset = copy(self)
+        dataset.crop, dataset.transforms, dataset.scaled_decoding, dataset.cache = crop, (), False, None
         return dataset
 
     def with_transforms(self, transforms: Sequence[nn.Module], seed: int) -> ImageFileDataset:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import BatchTransform, PCAColor, RandomFlip
 from resnet_pl.data.cache import open_cache
-from resnet_pl.data.crops import Crop, ScaleCrop
+from resnet_pl.data.crops import Crop, ResizeCenterCrop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, verify_image
 from resnet_pl.data.defaults import build_default
@@ -42,7 +42,8 @@ class ImageFolder(ImageDataModule):
         root: folder of the class folders.
         group_pattern: regular expression on the path of an image relative to `root`; its first group identifies the
             patient, video or burst, such as `(patient\\d+)_`. Images of a group are never in two splits.
-        crop: training crop; the paper's scale augmentation (`ScaleCrop`) by default.
+        crop: training crop; the paper's scale augmentation (`ScaleCrop`) by default. `Letterbox` keeps the entire
+            image, in training and in evaluation.
         mean: mean that is subtracted from images in [0, 1]: one value per channel (ImageNet's by default), or measured
             on the training split, per channel (`channel`) or per pixel (`pixel`).
         std: standard deviation that images are divided by: one value per channel (ImageNet's by default), measured on
@@ -66,7 +67,7 @@ class ImageFolder(ImageDataModule):
         self,
         root: str = "data/photos",
         batch_size: PositiveInt = 64,
-        image_size: PositiveInt = 224,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224,
         crop: Crop | None = None,
         mean: Mean = IMAGENET_MEAN,
         std: Std = IMAGENET_STD,
@@ -93,6 +94,7 @@ class ImageFolder(ImageDataModule):
         )
         self.root: Path = Path(expand_path(root))  # pyright: ignore[reportIncompatibleVariableOverride] - set only here
         self.crop, self.verify_images = crop or build_default(type(self), "crop"), verify_images
+        self.eval_crop = self.crop.for_evaluation() if isinstance(self.crop, Crop) else self.eval_crop
         self.scaled_decoding = scaled_decoding
         self.cache, self.cache_side, self.cache_dir = cache, cache_side, cache_dir and expand_path(cache_dir)
         self.group_pattern = group_pattern
@@ -122,7 +124,9 @@ class ImageFolder(ImageDataModule):
         images = open_cache(self.root, names, self.cache_side, self.cache_dir)
         position = {name: index for index, name in enumerate(names)}
         # Evaluation uses the cache only if every pixel stays the same.
-        same_pixels = self.cache_side in (None, round(self.image_size * 256 / 224))
+        center_crop = isinstance(self.eval_crop, ResizeCenterCrop) and isinstance(self.image_size, int)
+        same_side = center_crop and self.cache_side == round(self.image_size * 256 / 224)
+        same_pixels = self.cache_side is None or same_side
         for name in ("train", "val") if same_pixels else ("train",):
             if split := self.splits.get(name):
                 split.cache = images.select([position[image] for image in split.names])
@@ -261,8 +265,8 @@ class ImageFolder(ImageDataModule):
             )
         names, labels = list(listing), self._encode(listing.values())
         options: dict[str, Any] = {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
-        training = {"crop": self.crop, **options} if split == "train" else {}
-        images = ImageFileDataset(self.root, names, labels, self.image_size, **training)
+        crop, options = (self.crop, options) if split == "train" else (self.eval_crop, {})
+        images = ImageFileDataset(self.root, names, labels, self.image_size, crop, **options)
         images.num_classes = len(self.classes) if self.multi_label else None
         return images
 

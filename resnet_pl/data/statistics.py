@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resnet_pl.data.crops import Size, height_width
+
 Mean = list[float] | Literal["pixel", "channel"]
 Std = list[float] | Literal["channel"] | None
 
@@ -51,15 +53,17 @@ class Statistics:
         return cls(mean_image.float(), covariance.float())
 
 
-def check_input(image_size: int, mean: Mean, std: Std) -> None:
-    """Raises ValueError for an input size or normalization that is not valid."""
-    if image_size < 8:
+def check_input(image_size: Size, mean: Mean, std: Std) -> Size:
+    """Returns the size, as one number for a square; raises ValueError for a size or normalization that is not valid."""
+    rows, columns = height_width(image_size)
+    if min(rows, columns) < 8:
         raise ValueError(f"image_size is {image_size}, it must be 8 or more")
     for name, values in {"mean": mean, "std": std}.items():
         if isinstance(values, list) and len(values) != 3:
             raise ValueError(f"{name} is {values}, it needs three values: red, green and blue")
     if isinstance(std, list) and not min(std) > 0:
         raise ValueError(f"std is {std}, each value must be above 0")
+    return rows if rows == columns else (rows, columns)
 
 
 def normalization(mean: Mean, std: Std, measure: Callable[[], Statistics]) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class ImageDataModuleArgs(TypedDict, total=False):
 class ImageFolderArgs(ImageDataModuleArgs, total=False):
     """Arguments of `ImageFolder` without `root` and `batch_size`."""
 
-    image_size: PositiveInt
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt]
     crop: Crop | None
     mean: Mean
     std: Std

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.crops import ResizeCenterCrop, limit_aspect_ratio
+from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size, height_width, limit_aspect_ratio, resize_to_cover
 
 # Shorter sides of the paper's multi-scale test (§3.4), for an input size of 224 pixels.
 SCALES = (224, 256, 384, 480, 640)
 # Returns the views of `(…, 3, H, W)` uint8 images for an input size in pixels.
-Views = Callable[[Tensor, int], list[Tensor]]
+Views = Callable[[Tensor, Any], list[Tensor]]
 
 
 class View(NamedTuple):
@@ -30,15 +30,15 @@ class View(NamedTuple):
     owners: Tensor
 
 
-def five_crops(images: Tensor, size: int) -> list[Tensor]:
+def five_crops(images: Tensor, size: Size) -> list[Tensor]:
     """Returns the four corner crops and the center crop, shorter side resized to size × 256 / 224 (AlexNet §4.1)."""
-    resized = TF.resize(limit_aspect_ratio(images), [round(size * 256 / 224)], antialias=True)
-    return list(TF.five_crop(resized, [size, size]))
+    return list(TF.five_crop(resize_to_cover(images, size), list(height_width(size))))
 
 
-def single(images: Tensor, size: int) -> list[Tensor]:
-    """Returns one view: the center crop of an image; images in memory, `(N, 3, H, W)`, are returned unchanged."""
-    return [images if images.ndim == 4 else ResizeCenterCrop()(images, size)]
+def single(images: Tensor, size: Size, crop: Crop | None = None) -> list[Tensor]:
+    """Returns one view: the center crop of an image, or another `crop` of it; images in memory, `(N, 3, H, W)`, are
+    returned unchanged."""
+    return [images if images.ndim == 4 else (crop or ResizeCenterCrop())(images, size)]
 
 
 class WithHorizontalFlip:
@@ -51,7 +51,7 @@ class WithHorizontalFlip:
     def __init__(self, views: Views) -> None:
         self.views = views
 
-    def __call__(self, images: Tensor, size: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, size: Size) -> list[Tensor]:
         """Returns the views, then their flips."""
         views = self.views(images, size)
         return [*views, *(view.flip(-1) for view in views)]

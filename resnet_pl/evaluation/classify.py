@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from resnet_pl.data.crops import Crop, Letterbox, ResizeCenterCrop, Size
 from resnet_pl.data.decode import find_images, pil_to_tensor, read_image
 from resnet_pl.utils import UserError
 
@@ -37,7 +38,7 @@ class Prediction:
     probabilities: Tensor = field(repr=False)
 
 
-def image_size_of(checkpoint: Mapping[str, Any]) -> int | None:
+def image_size_of(checkpoint: Mapping[str, Any]) -> Size | None:
     """Returns the image size that a checkpoint was trained with, pixels.
 
     None if it is not stored, or if data of another kind has prepared the images: its preprocessing is not known.
@@ -48,7 +49,16 @@ def image_size_of(checkpoint: Mapping[str, Any]) -> int | None:
     config = metadata.get("config") or {}
     data = config.get("data") or {}
     stored = [checkpoint.get("datamodule_hyper_parameters"), data.get("init_args"), data]
-    return next((each["image_size"] for each in stored if each and each.get("image_size")), None)
+    size = next((each["image_size"] for each in stored if each and each.get("image_size")), None)
+    return tuple(size) if isinstance(size, list) else size
+
+
+def eval_crop_of(checkpoint: Mapping[str, Any]) -> Crop | None:
+    """Returns the crop that a checkpoint is evaluated with; None for a class outside of this project."""
+    stored = ((checkpoint.get("resnet_pl") or {}).get("data") or {}).get("eval_crop")
+    if stored is None:  # also in checkpoints of earlier versions, which knew no other
+        return ResizeCenterCrop()
+    return Letterbox(**stored["init_args"]) if stored["class_path"] == "resnet_pl.data.Letterbox" else None
 
 
 @torch.no_grad()
