@@ -140,8 +140,17 @@ def _exists(name: str) -> bool:
 def _leads_to_standard_library(name: str) -> bool:
     """Whether a name of a trusted library is an object of the standard library, which that library has imported."""
     with suppress(Exception):  # it does not exist
-        return any(_module(value).partition(".")[0] in STANDARD_LIBRARY for _, value in _objects([resolve_name(name)]))
+        return any(_module(value).partition(".")[0] in STANDARD_LIBRARY for _, value in _objects([_resolve(name)]))
     return False
+
+
+def _resolve(name: str) -> Any:
+    """Returns the object that jsonargparse imports: of `torchvision.models.alexnet` the function, not the module."""
+    parent, _, last = name.rpartition(".")
+    try:
+        return getattr(resolve_name(parent), last)
+    except AttributeError:  # a module that its package does not import
+        return resolve_name(name)
 
 
 def _is_importable(module: str) -> bool:
@@ -158,7 +167,7 @@ def _objects(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(path, str) and DOTTED_NAME.fullmatch(path):
             # Imported when it was parsed; for an argument of any type, this is what jsonargparse imports later.
             with suppress(ImportError, AttributeError):
-                yield path, resolve_name(path)
+                yield path, _resolve(path)
         for item in value.values():
             yield from _objects(item)
     elif isinstance(value, list | tuple | set | frozenset):

@@ -164,6 +164,7 @@ def test_class_names_are_text(genuine: Path) -> None:
 def test_what_a_configuration_consists_of_is_accepted() -> None:
     names = [
         *("torch.optim.SGD", "torch.nn.CrossEntropyLoss", "torch.nn.functional.relu", "torchvision.models.resnet18"),
+        *("torchvision.models.alexnet", "torchvision.models.googlenet"),  # modules have the same names
         *(
             "resnet_pl.models.resnet18",
             "resnet_pl.CIFAR10",
