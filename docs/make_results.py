@@ -96,9 +96,11 @@ def _either(values: Iterable[Any]) -> str:
 
 
 def save_record(record: dict[str, Any]) -> None:
-    """Writes a record to docs/results/."""
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    (DOCS / "results" / f"{record['name']}.json").write_text(text + "\n", encoding="utf-8")
+    """Writes a record to docs/results/; keeps the `data_note` of an earlier one, which is written by hand."""
+    path = DOCS / "results" / f"{record['name']}.json"
+    if path.is_file() and (note := json.loads(path.read_text(encoding="utf-8")).get("data_note")):
+        record = {**record, "data_note": note}
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def title(record: dict[str, Any]) -> str:
@@ -116,6 +118,11 @@ def environment(record: dict[str, Any]) -> str:
     """Returns the commit, the hardware and the package versions of a record."""
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     return f"commit {record['commit']}; {device(record)} ({record['machine']}); {versions}."
+
+
+def data_note(record: dict[str, Any]) -> str:
+    """Returns what a reader must know about the images, as a line; empty if they are the official ones."""
+    return f"\nData: {record['data_note']}.\n" if "data_note" in record else ""
 
 
 def study_section(record: dict[str, Any]) -> str:
@@ -140,7 +147,7 @@ def study_section(record: dict[str, Any]) -> str:
 {record["table"]}
 Mean ± sample standard deviation over n seeds. The training error is measured on augmented images, over as many iterations as one
 epoch has, at the end of training. Total training time {duration(record["seconds"])}; {environment(record)}
-{short}
+{data_note(record)}{short}
 {note.read_text(encoding="utf-8") if note.is_file() else ""}
 ![Error over iterations](images/{name}_curves.png)
 
@@ -173,7 +180,7 @@ def section(record: dict[str, Any]) -> str:
 | {record["iterations"]:,} | {duration(record["seconds"])} | {record["images_per_second"]:,} | {record["seed"]} |
 
 {record["checkpoint"]}; {environment(record)}
-{tta}{comparison}
+{data_note(record)}{tta}{comparison}
 {note.read_text(encoding="utf-8") if note.is_file() else ""}
 ![Error over iterations](images/{name}_curves.png)
 """
@@ -190,7 +197,8 @@ def readme_row(record: dict[str, Any]) -> str:
     if record.get("paper_error") and record["iterations"] < PAPER_ITERATIONS:
         epochs += f" ({record['iterations'] / PAPER_ITERATIONS:.0%} of the paper's schedule)"
     training = f"{epochs}, {duration(record['seconds'])}, {device(record)}"
-    return f"| {title(record)} | {training} | {record['top1']:.2%} |\n"
+    note = f" ({record['data_note'].partition(';')[0]})" if "data_note" in record else ""
+    return f"| {title(record)}{note} | {training} | {record['top1']:.2%} |\n"
 
 
 def write_pages() -> None:

@@ -72,6 +72,16 @@ def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     assert row in table(tmp_path / "README.md")
 
 
+def test_a_note_about_the_data_outlives_a_new_record(script: ModuleType, tmp_path: Path) -> None:
+    run, record = write_run(tmp_path / "runs" / "mine" / "version_0"), tmp_path / "docs" / "results" / "mine.json"
+    script.main([str(run)])
+    note = {"data_note": "9 of 10 images exact; the other is not"}
+    record.write_text(json.dumps(json.loads(record.read_text("utf-8")) | note), encoding="utf-8")
+    script.main([str(run)])
+    assert "\nData: 9 of 10 images exact; the other is not.\n" in (tmp_path / "docs" / "results.md").read_text("utf-8")
+    assert any("| ResNet-20 on CIFAR-10 (9 of 10 images exact) |" in row for row in table(tmp_path / "README.md"))
+
+
 def test_a_study_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     for seed, top1 in enumerate((0.9, 0.94)):
         write_run(tmp_path / "runs" / "a" / f"version_{seed}", seed=seed, top1=top1)
