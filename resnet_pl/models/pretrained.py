@@ -21,6 +21,9 @@ from resnet_pl.models.resnet import ResNet
 from resnet_pl.models.weights_file import read_weights
 from resnet_pl.utils import UserError, similar
 
+FROM_SCRATCH = "--model.weights null --model.optimizer AdamW --model.optimizer.lr 0.001 --trainer.max_epochs 60"
+"""Options for training without weights on a few hundred photos; benchmarks/small_data.py compares optimizers."""
+
 OPTIONAL = "num_batches_tracked"
 """Suffix of keys that a file may lack: torch 0.4.1 added them to BatchNorm, and only cumulative averages use them."""
 
@@ -261,5 +264,5 @@ def fetch_weights(url: str) -> Path:
                 f"{path} is damaged or another file: its SHA-256 begins with {found[: len(digits[1])]}\n"
                 "delete it to download it again, or give your own file by its path: --model.weights PATH"
             )
-    hint = "or train from scratch with --model.weights null"
+    hint = f"or train from scratch: {FROM_SCRATCH}"
     return fetch([url], path, f"sha256-prefix:{digits[1]}" if digits else None, what="weights", hint=hint)

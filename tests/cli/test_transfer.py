@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 
 from resnet_pl.models import resnet18
 from resnet_pl.reports.results import read_results
-from tests.cli.commands import PROJECT, refused, run
+from tests.cli.commands import PROJECT, printed, refused, run
 from tests.conftest import FileServer
 
 STILL = ["--model.optimizer.lr", "1e-9", "--model.optimizer.weight_decay", "0"]
@@ -85,8 +86,16 @@ def test_our_own_checkpoint_as_weights(place: Path) -> None:
 def test_offline_says_what_to_do(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "fit", *SMALL)
     assert "resnet18-f37072fd.pth" in said
-    assert str(place / "torch/hub/checkpoints") in said and "--model.weights null" in said
+    assert str(place / "torch/hub/checkpoints") in said
     assert not Path("runs/folder/version_0").exists()
+    # The advice is the same everywhere, and its options are right.
+    advice = said.partition("from scratch: ")[2]
+    for file in ("README.md", "configs/flowers.yaml", "configs/folder.yaml"):
+        assert advice in (PROJECT / file).read_text(), file
+    config = yaml.safe_load(printed(capsys, "fit", *SMALL, *advice.split(), "--print_config"))
+    optimizer = config["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"].endswith("AdamW") and optimizer["init_args"]["lr"] == 0.001
+    assert config["model"]["init_args"]["weights"] is None and config["trainer"]["max_epochs"] == 60
 
 
 def test_a_checkpoint_needs_no_pretrained_weights(place: Path) -> None:
