@@ -25,6 +25,8 @@ from resnet_pl.utils import UserError, prog_name
 # Depth 110 is the best of five runs (6.61 ± 0.16), the others are one run each.
 PAPER = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 PAPER_ITERATIONS = 64_000
+# Files of `test`: of the test set, and of the validation set of data without one.
+TEST_RESULTS = ("results.json", "results-val-no-test.json")
 
 Series = tuple[np.ndarray, np.ndarray]
 
@@ -240,15 +242,16 @@ def _load(path: Path) -> Any:
 
 
 def find_single_view_test(path: Path) -> dict[str, Any] | None:
-    """Returns the single-view test with the fewest other options in a run's results.json; None if there is none.
+    """Returns the single-view test of a run with the fewest other options; None if there is none.
+
+    It is on the test set if the run has such a test, else on the validation set of data without a test set.
 
     Raises:
-        UserError: results.json is damaged.
+        UserError: a results file is damaged.
     """
-    if not (path / "results.json").exists():
-        return None
-    results = read_results(path / "results.json")
-    tests = [test for test in [results, *results.values()] if isinstance(test, dict) and "protocol" in test]
+    files = [file for name in TEST_RESULTS if (file := path / name).exists()]
+    stored = [test for results in map(read_results, files) for test in (results, *results.values())]
+    tests = [test for test in stored if isinstance(test, dict) and "protocol" in test]
     single_view = [test for test in tests if str(test["protocol"]).startswith(SINGLE_VIEW)]
     return min(single_view, key=lambda test: (test.get("split") != "test", len(test["protocol"])), default=None)
 

@@ -67,6 +67,7 @@ def test_incomplete_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     untested = write_run(tmp_path / "untested" / "version_0", lr=0.2, tested=False)
     no_test_set = write_run(tmp_path / "photos" / "version_0", lr=0.3, tested=False)
     write_test(no_test_set, 0.97, split="val (no test set)")
+    (no_test_set / "results.json").rename(no_test_set / "results-val-no-test.json")
     interrupted = write_run(tmp_path / "interrupted" / "version_0", seed=1)
     (interrupted / "sessions.json").write_text('[{"commit": "abc", "launch": null}]')
     renamed = write_run(tmp_path / "my best run", lr=0.4)

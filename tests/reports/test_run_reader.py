@@ -81,6 +81,16 @@ def test_the_single_view_test_is_found_among_others(tmp_path: Path) -> None:
     assert find_single_view_test(tmp_path / "missing") is None
 
 
+def test_a_run_without_a_test_set_is_tested_but_has_no_test_accuracy(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a" / "version_0", tested=False)
+    write_test(path, 0.9, split="val (no test set)")
+    (path / "results.json").rename(path / "results-val-no-test.json")
+    run = read_run(path)
+    assert run.results["top1"] == 0.9 and math.isnan(run.test_top1) and math.isnan(run.test_score)
+    write_test(path, 0.8)
+    assert read_run(path).test_top1 == 0.8
+
+
 def test_an_untested_run(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a" / "version_0", tested=False)
     with pytest.raises(UserError, match=r"no single-view test result\n.*test --ckpt_path"):
