@@ -85,15 +85,15 @@ class RestoredSplits:
                     f"for example {lacking[0]}\nrestore them, or {fix}"
                 )
         if lacking := [name for names in missing.values() for name in names]:
-            rank_zero_print(f"note: {len(lacking):,} images of the checkpoint are missing, for example {lacking[0]}")
+            rank_zero_print(f"note: missing images of the checkpoint: {len(lacking):,}, for example {lacking[0]}")
 
     def _note_added(self, images: Mapping[str, str]) -> None:
         stored = {name for names in (self.restored.splits or {}).values() for name in names}
         added = [name for name in images if name not in stored]
         if added:
             classes = sorted(_classes_of(images[name] for name in added) - set(self.restored.classes))
-            new = f", and the classes {', '.join(classes[:5])}," if classes else ""
-            rank_zero_print(f"note: {len(added):,} images{new} that the checkpoint does not know are not used")
+            new = f"; new classes: {', '.join(classes[:5])}" if classes else ""
+            rank_zero_print(f"note: images added since the checkpoint, not used: {len(added):,}{new}")
 
     def _class_of(self, name: str, fallback: Any) -> Any:
         """The class of a missing image, from its path. It is not read, but keeps its place in the order of an epoch."""

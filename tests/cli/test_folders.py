@@ -47,6 +47,8 @@ def test_train_and_val_in_other_words_without_a_test_set(
     assert read_results(results / "results-val-no-test.json")["split"] == "val (no test set)"
     assert sorted(path.name for path in results.iterdir())[:1] == ["confusion-val-no-test.png"]
     assert sorted(path.name for path in place.iterdir()) == ["disk", "home"]
+    shutil.copy(results / "results-val-no-test.json", run)
+    assert f"Tested without a test set: {run}" in printed(capsys, "compare", run)
 
 
 def test_a_test_on_training_images_is_not_reported(

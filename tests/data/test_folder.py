@@ -279,7 +279,7 @@ def test_a_missing_training_image(
     # A test needs the test images alone, a resumed training all of them; `skip` keeps the order of each epoch.
     tested = folder(root, stored, "test")
     assert names(tested)["test"] == names(first)["test"] and "stored in the checkpoint" in tested.describe_split("test")
-    assert f"1 images of the checkpoint are missing, for example {lost}" in capsys.readouterr().out
+    assert f"missing images of the checkpoint: 1, for example {lost}" in capsys.readouterr().out
     with pytest.raises(UserError, match=rf"lacks 1 of the 24 train images .*{lost}\n.*on_bad_image skip"):
         folder(root, stored)
     resumed = folder(root, stored, on_bad_image="skip")
@@ -322,7 +322,7 @@ def test_added_images_and_classes_are_noted(
     stored = folder(photo_folder).provenance()
     make_photos(photo_folder, ["ant", "dog"], count=2, first=50)
     folder(photo_folder, stored)
-    assert "note: 4 images, and the classes dog, that the checkpoint does not know" in capsys.readouterr().out
+    assert "note: images added since the checkpoint, not used: 4; new classes: dog" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------ copies of training images
