@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_pl.api import fit, load_run, test
     from resnet_pl.classifier import ImageClassifier
-    from resnet_pl.data import CIFAR10, CIFAR100, Digits, Flowers, ImageDataModule, ImageFolder, ImageNet, ImageTable
+    from resnet_pl.data import (
+        CIFAR10,
+        CIFAR100,
+        Digits,
+        Flowers,
+        HFDataset,
+        ImageDataModule,
+        ImageFolder,
+        ImageNet,
+        ImageTable,
+    )
     from resnet_pl.models import cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 
 __version__ = "0.2.0"
@@ -16,6 +26,7 @@ __all__ = [
     "CIFAR100",
     "Digits",
     "Flowers",
+    "HFDataset",
     "ImageClassifier",
     "ImageDataModule",
     "ImageFolder",

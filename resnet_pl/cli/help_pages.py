@@ -49,7 +49,7 @@ EPILOG = (
 )
 # Classes and functions that each option accepts: those of this project, and a library's module with more.
 DATA_MODULES = [data.CIFAR10, data.CIFAR100, data.Digits, data.Flowers, data.ImageFolder]
-DATA_MODULES += [data.ImageNet, data.ImageTable]
+DATA_MODULES += [data.ImageNet, data.ImageTable, data.HFDataset]
 CHOICES: dict[str, tuple[list[Any], str]] = {
     "data": (DATA_MODULES, ""),
     "data.crop": ([data.Letterbox, data.RandomResizedCrop, data.ResizeCenterCrop, data.ScaleCrop], ""),

@@ -7,6 +7,7 @@ from resnet_pl.data.crops import Crop, Letterbox, RandomResizedCrop, ResizeCente
 from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
+from resnet_pl.data.hf_dataset import HFDataset
 from resnet_pl.data.image_table import ImageTable
 from resnet_pl.data.imagenet import ImageNet
 from resnet_pl.data.mixup import CutMix, MixUp
@@ -21,6 +22,7 @@ __all__ = [
     "Cutout",
     "Digits",
     "Flowers",
+    "HFDataset",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",

@@ -76,6 +76,10 @@ class ImageTable(ImageFolder):
         return self.labels
 
     @override
+    def download_hint(self) -> str:
+        return "pass the folder that the paths in the table are relative to with --data.root; null: that of the table"
+
+    @override
     def describe(self) -> str:
         return f"{type(self).__name__} of {self.labels}"
 

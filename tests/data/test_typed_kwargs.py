@@ -9,11 +9,21 @@ from typing import get_type_hints
 import pytest
 from jsonargparse import ArgumentParser
 
-from resnet_pl.data import CIFAR10, CIFAR100, Digits, Flowers, ImageDataModule, ImageFolder, ImageNet, ImageTable
+from resnet_pl.data import (
+    CIFAR10,
+    CIFAR100,
+    Digits,
+    Flowers,
+    HFDataset,
+    ImageDataModule,
+    ImageFolder,
+    ImageNet,
+    ImageTable,
+)
 from resnet_pl.data.typed_kwargs import CIFARArgs, ImageDataModuleArgs, ImageFolderArgs
 
 PROJECT = Path(__file__).parents[2]
-MODULES = [CIFAR10, CIFAR100, Digits, Flowers, ImageFolder, ImageNet, ImageTable]
+MODULES = [CIFAR10, CIFAR100, Digits, Flowers, ImageFolder, ImageNet, ImageTable, HFDataset]
 TYPED_KWARGS = {
     CIFAR10: CIFARArgs,
     CIFAR100: CIFARArgs,
@@ -22,6 +32,7 @@ TYPED_KWARGS = {
     ImageFolder: ImageDataModuleArgs,
     ImageNet: ImageFolderArgs,
     ImageTable: ImageFolderArgs,
+    HFDataset: ImageFolderArgs,
 }
 
 
