@@ -42,6 +42,8 @@ TABLE_HEAD = "| Model and dataset | Training | Test accuracy (top-1) |\n|---|---
 def run_record(path: Path) -> dict[str, Any]:
     """Returns the record of a run and plots its training curves; raises UserError if a file of the run is missing."""
     run = read_run(path)
+    if run.results["split"] != "test":
+        raise UserError(f"{path} was tested without a test set\nuse data with a test set")
     training_curves({run.model: [run]}, DOCS / "images" / f"{run.config['name']}_curves.png")
     results = run.results
     return {

@@ -1,6 +1,7 @@
 """results.json: which results are replaced and which are added."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def test_a_single_view_test_is_at_the_top_level_in_any_order(path):
     assert read_results(path) == {**result(0.9), **others}
     write_results(result(0.5, protocol="10-crop"), path)
     assert read_results(path)["10-crop"]["top1"] == 0.5 and read_results(path)["top1"] == 0.9
+
+
+def test_tests_at_the_same_time_are_all_saved(path):
+    protocols = [f"protocol {number}" for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda protocol: write_results(result(protocol=protocol), path), protocols))
+    stored = read_results(path)
+    others = [value["protocol"] for value in stored.values() if isinstance(value, dict) and "protocol" in value]
+    assert sorted([stored["protocol"], *others]) == sorted(protocols)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_results_without_identity_are_saved_separately(path):
