@@ -78,9 +78,13 @@ def build(
 
 
 def load_run(
-    path: str | Path, data: Any = None, options: Sequence[str] = (), model: LightningModule | None = None
+    path: str | Path,
+    data: Any = None,
+    options: Sequence[str] = (),
+    model: LightningModule | None = None,
+    files: Sequence[Path] | None = None,
 ) -> tuple[Any, Any]:
-    """Loads the model and the data of a checkpoint, see `api.load_run`."""
+    """Loads the model and the data of a checkpoint, see `api.load_run`; with `files`, the data to predict on them."""
     file = find_checkpoint(path)
     checkpoint = ckpt.read(file)
     other = None if data is None or isinstance(data, Mapping) else as_data_module(data)
@@ -95,11 +99,16 @@ def load_run(
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-        return _load(checkpoint, config, options, file, given)
+        return _load(checkpoint, config, options, file, given, files)
 
 
 def _load(
-    checkpoint: dict[str, Any], config: dict[str, Any], options: Sequence[str], file: Path, given: dict[str, Any]
+    checkpoint: dict[str, Any],
+    config: dict[str, Any],
+    options: Sequence[str],
+    file: Path,
+    given: dict[str, Any],
+    files: Sequence[Path] | None,
 ) -> tuple[Any, Any]:
     built = build(config, options, file, given)
     network: Any = given.get("model", built[0])
@@ -114,6 +123,8 @@ def _load(
     provenance = checkpoint[ckpt.METADATA_KEY]["data"]
     if provenance and isinstance(datamodule, ImageDataModule):
         datamodule.use_provenance(provenance)
+    if files is not None:
+        datamodule.set_predict_files(files)
     datamodule.prepare_data()
     datamodule.setup("test")
     return network, datamodule

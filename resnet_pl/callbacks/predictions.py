@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from resnet_pl.callbacks.access import class_names, get_datamodule
+from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
 from resnet_pl.utils import UserError, atomic_write
@@ -23,10 +25,11 @@ class PredictionWriter(Callback):
     Args:
         folder: folder of predictions.csv and contact_sheet.png.
         top_k: number of classes per image.
-        sheet: maximum number of images on the contact sheet.
+        sheet: maximum number of images on the contact sheet: those of `select_images`.
 
     Attributes:
         rows: one dictionary per image: `path`, `truth` (None if unknown), `classes` and `probabilities`.
+        order: which images the contact sheet shows and in which order, as text; empty without one.
         outputs: what `predict_step` of another kind of module returned for each batch of this process.
     """
 
@@ -34,6 +37,7 @@ class PredictionWriter(Callback):
         self.folder, self.top_k, self.sheet = folder, top_k, sheet
         self.rows: list[dict[str, Any]] = []
         self.outputs: list[Any] = []
+        self.order = ""
         self._own: list[tuple[int, int, list[int], list[float]]] = []
 
     @override
@@ -97,11 +101,13 @@ class PredictionWriter(Callback):
             write_predictions(self.rows, self.folder / "predictions.csv")
         if images is None:
             return
-        order = sorted(index for rows in gathered for index, *_ in rows)[: self.sheet]
-        thumbnails = [_thumbnail(images.load_full_image(index)) for index in order]
-        if thumbnails:
-            shown = self.rows[: len(thumbnails)]
-            sheet = contact_sheet(thumbnails, [_caption(row) for row in shown], [_mark(row) for row in shown])
+        indices = sorted(index for rows in gathered for index, *_ in rows)
+        chosen, self.order = select_images(self.rows, self.sheet)
+        if chosen:
+            thumbnails = [_thumbnail(images.load_full_image(indices[position])) for position in chosen]
+            shown = [self.rows[position] for position in chosen]
+            marks: list[Mark] = [mark_of(row) for row in shown]
+            sheet = contact_sheet(thumbnails, [_caption(row) for row in shown], marks, self.order)
             save_png(sheet, self.folder / "contact_sheet.png")
 
 
@@ -123,12 +129,6 @@ def _display_path(images: Any, index: int) -> str:
     return str(root / images.names[index]) if root is not None else images.names[index]
 
 
-def _caption(row: dict[str, Any]) -> str:
+def _caption(row: Mapping[str, Any]) -> str:
     prediction = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
-    return f"pred: {prediction}\ntrue: {row['truth']}" if _mark(row) == "wrong" else prediction
-
-
-def _mark(row: dict[str, Any]) -> Mark:
-    if row["truth"] is None:
-        return "none"
-    return "right" if row["truth"] == row["classes"][0] else "wrong"
+    return f"pred: {prediction}\ntrue: {row['truth']}" if mark_of(row) == "wrong" else prediction

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,23 +12,21 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import run_dir
-from resnet_pl.analysis.ensemble import Ensemble, check_members
 from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.access import class_names
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.crops import ResizeCenterCrop, describe_crop
+from resnet_pl.data.crops import describe_crop
 from resnet_pl.data.provenance import describe
-from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
+from resnet_pl.data.views import MultiScale
 from resnet_pl.evaluation.metrics import NAMES, per_class
 from resnet_pl.evaluation.precise_bn import PreciseBN
-from resnet_pl.load import load_run
 from resnet_pl.models.normalize import BatchNorm
 from resnet_pl.models.weights_file import save_weights
 from resnet_pl.reports.plots import confusion_matrix, save_png
@@ -42,19 +38,13 @@ from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
-TTA = {"none": None, "flip": WithHorizontalFlip(single), "10-crop": WithHorizontalFlip(five_crops)}
 OUTPUT = "Folder to write to; the run folder of the checkpoint by default."
 
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     """Adds the options of `validate` and `test`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
-    tta = "Test-time augmentation: average over the image and its horizontal flip, ten crops, or several image sizes."
-    parser.add_argument("--tta", type=Literal[(*TTA, "multi-scale")], default="none", help=tta)
-    scales = "Shorter sides for multi-scale, pixels; 224 256 384 480 640 in proportion to the image size by default."
-    parser.add_argument("--scales", type=PositiveInt, nargs="+", help=scales)
-    ensemble = "Checkpoints whose class probabilities are averaged."
-    parser.add_argument("--ensemble", type=str, nargs="+", help=ensemble)
+    add_averaging_arguments(parser)
     precise = "Recompute BatchNorm statistics on this number of training images, or on all, before the evaluation."
     parser.add_argument("--precise_bn", type=PositiveInt | Literal["all"] | None, default=None, help=precise)
     save_to = "File for the checkpoint with recomputed BatchNorm statistics, or NAME.safetensors for the weights only."
@@ -76,20 +66,20 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     """Evaluates on the validation or the test set, prints, writes and returns the results."""
     name, settings, model, data = cli.command_line.subcommand, cli.config, cli.model, cli.datamodule
     split = "val" if name == "validate" else "test"
-    _check_options(settings)
+    _check_options(settings, model, data)
     prepare_split(cli, split)
-    members = [(checkpoint_label(cli), model, data), *_ensemble_members(cli)]
-    for _, network, own in members:
-        _apply_options(settings, network, own)
+    others = other_members(cli)
+    pairs: list[Any] = [(model, data), *((network, own) for _, network, own in others)]
+    for network, own in pairs:
+        set_views(settings, own)
+        if settings["precise_bn"] and not any(isinstance(module, BatchNorm) for module in network.modules()):
+            raise UserError("--precise_bn: the network has no BatchNorm\nremove the option")
     if settings["precise_bn"]:
-        pairs = [(network, own) for _, network, own in members]
         cli.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
     start = time.perf_counter()
-    if len(members) > 1:
-        results = _evaluate_ensemble(cli, members, split)
-    else:
-        getattr(cli.trainer, name)(model, datamodule=data, verbose=False, weights_only=True)
-        results = dict(getattr(model, "results", {}))
+    evaluated, source = build_ensemble(cli, others, split) if others else (model, data)
+    getattr(cli.trainer, name)(evaluated, datamodule=source, verbose=False, weights_only=True)
+    results = dict(getattr(evaluated, "results", {}))
     confusion = results.pop("confusion", None)
     checkpoint = cli.checkpoint or {}
     available = len(data.split(split)) if isinstance(data, ImageDataModule) else None
@@ -97,7 +87,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     results = known | {
         "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
         "per_class": {} if confusion is None else per_class(confusion, class_names(model, len(confusion))),
-        "protocol": _protocol(cli, known["images"], available, [name for name, *_ in members[1:]]),
+        "protocol": _protocol(cli, known["images"], available, [name for name, *_ in others]),
         "split": data.split_labels.get(split, split) if isinstance(data, ImageDataModule) else split,
         "data": describe(data),
         "tested_on": data.describe_split(split) if isinstance(data, ImageDataModule) else describe(data),
@@ -142,76 +132,15 @@ def checkpoint_label(cli: ProjectCLI) -> str:
     return path.absolute().relative_to(run.absolute()).as_posix() if run else str(path)
 
 
-def _check_options(settings: Namespace) -> None:
-    """Raises UserError if the options contradict each other."""
-    if settings["scales"] and settings["tta"] != "multi-scale":
-        raise UserError("--scales needs --tta multi-scale\nadd it, or remove --scales")
+def _check_options(settings: Namespace, model: LightningModule, data: LightningDataModule) -> None:
+    """Raises UserError if the options contradict each other, or if the model or the data does not support them."""
+    check_kinds(settings, model, data, "precise_bn", "save_to")
     path = settings["save_to"]
     if path and (settings["ensemble"] or not (settings["precise_bn"] or path.endswith(".safetensors"))):
         raise UserError(
             "--save_to needs --precise_bn, or a file name that ends in .safetensors, and no --ensemble\n"
             "use --precise_bn all --save_to NAME.ckpt, or --save_to NAME.safetensors for the weights only"
         )
-
-
-def _apply_options(settings: Namespace, model: LightningModule, data: LightningDataModule) -> None:
-    """Applies the options to the data; raises UserError if the model or the data does not support them."""
-    if not (isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule)):
-        used = [f"--{key}" for key in ("ensemble", "precise_bn", "save_to") if settings[key]]
-        used += ["--tta"] if settings["tta"] != "none" else []
-        if used:
-            raise UserError(f"{used[0]} needs an ImageClassifier and an ImageDataModule\nremove the option")
-        return
-    size, tta = data.image_size, settings["tta"]
-    if tta not in ("none", "flip") and not isinstance(data.eval_crop, ResizeCenterCrop):
-        name = type(data.eval_crop).__name__
-        raise UserError(f"--tta {tta}: the network was trained on {name} images, not on parts of them\nuse --tta flip")
-    if tta == "multi-scale" and not isinstance(size, int):
-        raise UserError(f"--tta multi-scale needs a square image size, this is {size}\nuse --tta 10-crop or flip")
-    if tta == "flip":
-        data.views = WithHorizontalFlip(partial(single, crop=data.eval_crop))
-    elif tta == "multi-scale":
-        data.views = MultiScale(settings["scales"])
-        if (least := min(data.views.scales_for(size))) < size:
-            raise UserError(f"--scales: {least} is smaller than the image size {size}\ngive {size} or more")
-    else:
-        data.views = TTA[settings["tta"]]
-    if settings["precise_bn"] and not any(isinstance(module, BatchNorm) for module in model.modules()):
-        raise UserError("--precise_bn: the network has no BatchNorm\nremove the option")
-
-
-# ---------------------------------------------------------------------------------------- ensembles
-def _ensemble_members(cli: ProjectCLI) -> list[tuple[str, ImageClassifier, ImageDataModule]]:
-    """Name, model and data of the other members of an ensemble, with the data options of the command line."""
-    words, options = [*cli.command_line.options, "--"], []
-    for word, following in pairwise(words):
-        if word.startswith("--data"):
-            options += [word] if "=" in word or following.startswith("--") else [word, following]
-    members = []
-    for path in cli.config["ensemble"] or []:
-        file = run_dir.find_checkpoint(path)
-        if (first := cli.command_line.checkpoint) is None or file.resolve() != first.resolve():
-            model, data = load_run(file, options=options)
-            data.trainer = cli.trainer
-            members.append((path, model, data))
-    return members
-
-
-def _evaluate_ensemble(cli: ProjectCLI, members: list[Any], split: str) -> dict[str, Any]:
-    """Evaluates the averaged class probabilities of all members."""
-    _, model, data = members[0]
-    assert cli.checkpoint is not None  # the first member
-    check_members([(str(cli.command_line.checkpoint), model, data), *members[1:]], split)
-    model.configure_model()
-    model.load_state_dict(cli.checkpoint["state_dict"])
-    data.trainer = cli.trainer
-    # All loaders return the same images in the same order, each prepared for its own model.
-    loaders = [own.val_dataloader() if split == "val" else own.test_dataloader() for *_, own in members]
-    ensemble = Ensemble([network for _, network, _ in members])
-    cli.trainer.ckpt_path = None
-    evaluate = getattr(cli.trainer, cli.command_line.subcommand)
-    evaluate(ensemble, dataloaders=CombinedLoader(loaders, "min_size"), verbose=False)
-    return dict(ensemble.results)
 
 
 # ---------------------------------------------------------------------------------------- results

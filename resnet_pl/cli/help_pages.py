@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     "test": "Evaluates a checkpoint on the test set. Model, data, splits, classes and normalization are restored from"
     " the checkpoint; options override them. Writes results.json and confusion.png.",
     "predict": "Classifies images with a checkpoint: those given with --images, or else the test set. Writes"
-    " predictions.csv and contact_sheet.png.",
+    " predictions.csv and contact_sheet.png: the most confident mistakes first, else the least confident predictions.",
 }
 EPILOG = (
     "An option that takes a class has its own page: --KEY.help lists the classes and --KEY.help NAME the options"

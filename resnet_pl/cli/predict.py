@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from resnet_pl.callbacks import GracefulStop, PredictionWriter
+from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.evaluate import OUTPUT, prepare_split
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.decode import find_images
-from resnet_pl.reports.tables import predictions_table, print_report
+from resnet_pl.data.decode import find_images, printable_path
+from resnet_pl.reports.tables import image_id, predictions_table, print_report, write_submission
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
-IMAGES = "Image files, folders or glob patterns; the test set by default."
+IMAGES = (
+    "Image files, folders, glob patterns, or .txt files with one of these a line, relative to the working folder; the"
+    " test set by default."
+)
+SUBMISSION = (
+    "CSV file with the columns id and label, as for Kaggle: file name without folder and extension, predicted class."
+)
 
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
@@ -28,6 +36,8 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
     parser.add_argument("--images", type=str, nargs="+", help=IMAGES)
     parser.add_argument("--top_k", type=PositiveInt, default=5, help="Number of classes reported per image.")
+    add_averaging_arguments(parser)
+    parser.add_argument("--submission", type=str | None, default=None, help=SUBMISSION)
 
 
 def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
@@ -42,29 +52,58 @@ def callbacks(cli: ProjectCLI) -> list[Callback]:
 
 def run(cli: ProjectCLI) -> None:
     """Classifies images, prints and writes the predictions."""
-    if images := cli.config["images"]:
-        if not isinstance(cli.datamodule, ImageDataModule):
+    settings, data, files = cli.config, cli.datamodule, None
+    check_kinds(settings, cli.model, data)
+    if settings["images"]:
+        if not isinstance(data, ImageDataModule):
             raise UserError(
-                f"--images: {type(cli.datamodule).__name__} cannot read image files\nderive it from ImageFolder, "
+                f"--images: {type(data).__name__} cannot read image files\nderive it from ImageFolder, "
                 "or remove the option to predict on its own `predict_dataloader`"
             )
-        cli.datamodule.set_predict_files(find_images(images))
+        files = find_images(settings["images"])
+        data.set_predict_files(files)
     else:
         prepare_split(cli, "test")
-    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False, weights_only=True)
+    if settings["submission"]:
+        _check_ids(data)
+    others = other_members(cli, files)
+    for own in (data, *(member for *_, member in others)):
+        set_views(settings, own)
+    model, data = build_ensemble(cli, others, None if files else "test") if others else (cli.model, data)
+    cli.trainer.predict(model, datamodule=data, return_predictions=False, weights_only=True)
     run_on_rank_zero(_report, cli)
 
 
+def _check_ids(data: LightningDataModule) -> None:
+    """Raises UserError if the images have no names, or if two images have the same id in a submission."""
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"--submission: the images of {type(data).__name__} have no names\nuse predictions.csv")
+    first: dict[str, str] = {}
+    for name in data.predict_images.names:
+        if (other := first.setdefault(image_id(name), name)) is not name:
+            raise UserError(
+                f"--submission: {printable_path(other)} and {printable_path(name)} have the same id "
+                f"{image_id(name)!r}\nname the images to submit with --images FOLDER"
+            )
+
+
 def _report(cli: ProjectCLI) -> None:
-    writer = cli.callback(PredictionWriter)
+    writer, submission = cli.callback(PredictionWriter), cli.config["submission"]
     assert writer is not None  # added by `callbacks`
+    if submission and not writer.outputs:
+        write_submission(writer.rows, Path(submission))
     if writer.outputs:
         print(f"Saved to {cli.output / 'predictions.pt'}: what predict_step returned, one item per batch")
+        if submission:
+            raise UserError(
+                "--submission: predict_step returns no `probabilities`\nreturn a dictionary with them, (N, K)"
+            )
         return
     # Three classes fit on a line of the terminal. The file has all `top_k`.
     print_report(predictions_table(writer.rows, min(3, cli.config["top_k"])))
-    if not isinstance(cli.datamodule, ImageDataModule):
-        print(f"Saved to {cli.output / 'predictions.csv'}")
-        return
-    drawn = f" (the first {writer.sheet} of {len(writer.rows):,})" if len(writer.rows) > writer.sheet else ""
-    print(f"Saved to {cli.output / 'predictions.csv'} and {cli.output / 'contact_sheet.png'}{drawn}")
+    images = getattr(cli.datamodule, "predict_images", None)
+    if images is not None and (missing := len(images) - len(writer.rows)):
+        print(f"note: {missing:,} of {len(images):,} images are not among the predictions")
+    files = [str(cli.output / "predictions.csv"), *([submission] if submission else [])]
+    sheet = f" and {cli.output / 'contact_sheet.png'} ({writer.order})" if writer.order else ""
+    print(f"Saved to {', '.join(files)}{sheet}")

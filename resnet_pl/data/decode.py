@@ -124,33 +124,50 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 
 def find_images(patterns: list[str], asked_by: str = "--images") -> list[Path]:
-    """Returns the image files of paths, folders and glob patterns, in the given order.
+    """Returns the image files of paths, folders, glob patterns and lists, in the given order.
 
     Args:
-        patterns: the paths, folders and patterns.
+        patterns: the paths, folders and patterns; a `.txt` file lists others, one a line, relative to the working
+            folder.
         asked_by: option or function that takes them, for the message.
 
     Raises:
-        UserError: a path, folder or pattern has no images.
+        UserError: a path, folder, pattern or list has no images.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(expand_path(pattern))
-        if not pattern:
-            paths = []
-        elif path.is_dir():
-            paths = list_images(path)
-        elif path.is_file():
-            paths = [path]
+        file = Path(expand_path(pattern))
+        if file.suffix.lower() == ".txt" and file.is_file():
+            # Bytes, because file names can be in any encoding; Windows may begin a list with a byte order mark.
+            lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+            listed = {os.fsdecode(line): number for number, line in enumerate(lines, 1) if line.strip()}
+            if not listed:
+                raise UserError(f"{asked_by}: {pattern} is empty\nlist one image file a line")
+            paths = [path for each, number in listed.items() for path in _match(each, asked_by, f"{pattern}:{number}")]
         else:
-            matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob does not take an absolute pattern
-            paths = [Path(match) for match in matches if Path(match).is_file()]
-        if not paths:
-            raise UserError(
-                f"{asked_by}: no images found at {pattern}\npass image files, folders of images, or glob patterns"
-            )
+            paths = _match(pattern, asked_by)
         found |= dict.fromkeys(paths)
     return list(found)
+
+
+def _match(pattern: str, asked_by: str, place: str = "") -> list[Path]:
+    """Returns the image files of one path, folder or glob pattern; `place` is its line in a list."""
+    path = Path(expand_path(pattern))
+    if not pattern:
+        paths = []
+    elif path.is_dir():
+        paths = list_images(path)
+    elif path.is_file():
+        paths = [path]
+    else:
+        matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob does not take an absolute pattern
+        paths = [Path(match) for match in matches if Path(match).is_file()]
+    if not paths:
+        fix = "pass image files, folders of images, glob patterns, or a .txt file with one of these a line"
+        if place:
+            fix = "list one image file a line, relative to the working folder"
+        raise UserError(f"{asked_by}: {f'{place}: ' if place else ''}no images found at {printable_path(path)}\n{fix}")
+    return paths
 
 
 class EncodedImage:

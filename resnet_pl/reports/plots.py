@@ -151,6 +151,7 @@ def contact_sheet(
     images: Sequence[np.ndarray],
     captions: Sequence[str] | None = None,
     marks: Sequence[Mark] | None = None,
+    title: str = "",
 ) -> np.ndarray:
     """Arranges images in a grid, with captions below them and a colored frame for correct or wrong predictions.
 
@@ -160,6 +161,7 @@ def contact_sheet(
         images: each `(H, W, 3)` uint8, of any size.
         captions: one per image, wrapped into at most two lines; none if not given.
         marks: one per image: `right` for a green frame, `wrong` for a red one, or `none`.
+        title: text above the images, wrapped into at most two lines.
 
     Returns:
         The sheet `(H, W, 3)` uint8, approximately square.
@@ -171,11 +173,15 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     font, line, width = _font(13), 17, CELL + 2 * FRAME
     height = width + (2 * line + GAP // 2 if captions else 0)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), BACKGROUND)
+    heading = _wrapped(title, font, columns * (width + GAP) - GAP)
+    head = len(heading) * line
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, head + rows * (height + GAP) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(heading):
+        draw.text((GAP, GAP // 2 + number * line + font.size), text, INK, font, anchor="ls")
     every = zip(images, captions or repeat("", len(images)), marks or repeat("none", len(images)), strict=True)
     for index, (image, caption, mark) in enumerate(every):
-        left, top = GAP + index % columns * (width + GAP), GAP + index // columns * (height + GAP)
+        left, top = GAP + index % columns * (width + GAP), head + GAP + index // columns * (height + GAP)
         draw.rectangle((left, top, left + width - 1, top + width - 1), fill=FRAMES.get(mark, CELL_BACKGROUND))
         sheet.paste(_thumbnail(image), (left + FRAME, top + FRAME))
         for number, text in enumerate(_wrapped(caption, font, width)):

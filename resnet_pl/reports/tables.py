@@ -142,3 +142,18 @@ def write_predictions(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     predictions = (zip(row["classes"], (f"{p:.6f}" for p in row["probabilities"]), strict=True) for row in rows)
     lines = ([row["path"], row["truth"], *chain.from_iterable(own)] for row, own in zip(rows, predictions, strict=True))
     write_csv(path, ["path", "truth", "prediction", "probability", *further], lines)
+
+
+def write_submission(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes predictions as a submission for Kaggle, a CSV file with the columns id and label.
+
+    Args:
+        rows: as passed to `predictions_table`; the id is the file name without folder and extension.
+        path: the CSV file.
+    """
+    write_csv(path, ["id", "label"], ([image_id(row["path"]), row["classes"][0]] for row in rows))
+
+
+def image_id(path: str) -> str:
+    """Returns the id of an image in a submission: its file name without folder and extension."""
+    return Path(path).stem

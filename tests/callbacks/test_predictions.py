@@ -58,7 +58,7 @@ def test_top_k_is_limited_by_the_number_of_classes(tmp_path):
     assert float(read(tmp_path / "two")[0]["probability"]) == pytest.approx(0.8)
 
 
-def test_the_contact_sheet_shows_the_first_images(tmp_path):
+def test_the_contact_sheet_has_a_limited_number_of_images(tmp_path):
     write(PredictionWriter(tmp_path / "four", sheet=4), [[0, 1, 2, 3, 4]])
     write(PredictionWriter(tmp_path / "one", sheet=1), [[0, 1, 2, 3, 4]])
     four, one = (Image.open(tmp_path / name / "contact_sheet.png") for name in ("four", "one"))
