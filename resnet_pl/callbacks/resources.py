@@ -24,7 +24,7 @@ SKIPPED, MEASURED = 3, 10
 # Shortest epoch that is estimated, seconds: the line at the end of a shorter one follows soon.
 SHORTEST = 10
 # Type and message of an error that means that the memory is full.
-OUT_OF_MEMORY = r"out of memory|can't allocate memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED"
+OUT_OF_MEMORY = r"out of memory|can't allocate memory|MemoryError|bad_alloc|CUBLAS_STATUS_ALLOC_FAILED"
 
 
 @optional
@@ -170,7 +170,8 @@ def _fits(trainer: Trainer, pl_module: Any, batch: Batch, size: int) -> bool:
             outputs = pl_module.training_step(part, part.batch_idx)
         (outputs["loss"] if isinstance(outputs, dict) else outputs).backward()
     except Exception as error:
-        if is_out_of_memory(error):
+        # On a CPU, oneDNN does not name the reason.
+        if is_out_of_memory(error) or "could not create a primitive" in str(error):
             return False
         raise
     return True

@@ -70,6 +70,7 @@ def test_every_image_is_predicted_by_the_fold_that_holds_it_out(started: list[li
     assert (FOLDER / "out_of_fold.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failed_fold_and_a_wrong_option_are_named(
     started: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,10 +38,15 @@ LINE = [*BARE, "--model.backbone", f"{__name__}.Limited"]
     ("options", "words"),
     [
         ([], ["--data.batch_size 64\n", "use --data.batch_size 8 --trainer.accumulate_grad_batches 8, which fits"]),
-        (["--model.backbone.limit", 0], ["--data.batch_size 64\n", "one image does not fit", "--data.image_size"]),
-        (
+        pytest.param(
+            ["--model.backbone.limit", 0],
+            ["--data.batch_size 64\n", "one image does not fit", "--data.image_size"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ["--model.backbone.limit", 64, "--model.backbone.eval_limit", 64, "--data.eval_batch_size", 100],
             ["in the validation, with 100 images", "use --data.eval_batch_size 50"],
+            marks=pytest.mark.slow,
         ),
     ],
 )
