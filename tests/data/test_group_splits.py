@@ -147,15 +147,13 @@ def test_fit_splits_by_group(tmp_path: Path, make_photos: MakePhotos, capsys: py
     assert sum(map(len, groups)) == len(set.union(*groups)) == 6
 
 
-def test_groups_in_several_split_folders_are_reported(
-    tmp_path: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_groups_in_several_split_folders_are_reported(tmp_path: Path, make_photos: MakePhotos) -> None:
     for number, split in enumerate(("train", "val", "test")):
         patients(tmp_path / "photos" / split, make_photos, first=5 * number)
-    args = ["--data", "ImageFolder", "--data.root", tmp_path / "photos", "--data.group_pattern", "(patient5)_"]
-    run("fit", *QUICK, *args)
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("splits"))
-    assert "1 of 1 groups are in several splits, for example patient5 in train and val; 64 images without" in line
+    data = ImageFolder(str(tmp_path / "photos"), group_pattern="(patient5)_")
+    data.find_splits()
+    expected = "1 of 1 groups are in several splits, for example patient5 in train and val; 64 images without a group"
+    assert data.split_note == expected
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from resnet_pl.data import ImageTable
 from resnet_pl.utils import UserError
-from tests.cli.commands import run
+from tests.cli.commands import PROJECT, run
 from tests.conftest import MakePhotos
 
 QUICK = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--trainer.max_epochs", "1"]
@@ -195,7 +195,8 @@ def test_the_same_splits_as_a_folder(tmp_path: Path, photo_folder: Path) -> None
 def test_fit_and_test(tmp_path: Path, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     columns = list(zip(photos, LABELS, SPLITS, strict=True))
     path = write(tmp_path / "labels.csv", ["path", "label", "split"], columns, ";", "utf-8-sig")
-    run("fit", *QUICK, "--data", "ImageTable", "--data.labels", path)
+    config = PROJECT / "configs/table.yaml"
+    run("fit", "--config", config, "--model.weights", "null", *QUICK, "--data.labels", path)
     out = capsys.readouterr().out
     assert f"ImageTable of {path}: 18 train + 6 val + 6 test images, 3 classes" in out
     assert any(line.split() == ["splits", "from", "the", "column", "split"] for line in out.splitlines())
