@@ -37,6 +37,13 @@ def parse(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
     return config
 
 
+def names_other_packages(config: Namespace) -> bool:
+    """Whether a model or data is of another package than this one, Lightning and torch."""
+    sections = [section for key in ("model", "data") for section in _sections(config.get(key))]
+    known = ("resnet_pl", "lightning", "torch", "torchmetrics")
+    return any(str(_class_path(section)).partition(".")[0] not in known for section in sections)
+
+
 def _class_path(section: Any) -> str | None:
     return section.get("class_path") if isinstance(section, Namespace) else None
 

@@ -65,14 +65,20 @@ def check_names(config: Any, path: Path) -> None:
     Raises:
         UserError: a string names an object of the standard library.
     """
+    names = refuse_names(config, path)
+    foreign = {name.partition(".")[0] for name in names} - TRUSTED - STANDARD_LIBRARY
+    if found := sorted(root for root in foreign if _is_importable(root)):
+        rank_zero_print(f"note: {path} uses code of {', '.join(found)}")
+
+
+def refuse_names(config: Any, path: Path) -> list[str]:
+    """Returns the dotted names in a configuration; raises UserError if one is of the standard library."""
     names = sorted({name for text in _strings(config) for name in DOTTED_NAME.findall(text)})
     for name in names:
         root = name.partition(".")[0]
         if (root in STANDARD_LIBRARY and _exists(name)) or (root in TRUSTED and _leads_to_standard_library(name)):
             raise _refusal(path, name)
-    foreign = {name.partition(".")[0] for name in names} - TRUSTED - STANDARD_LIBRARY
-    if found := sorted(root for root in foreign if _is_importable(root)):
-        rank_zero_print(f"note: {path} uses code of {', '.join(found)}")
+    return names
 
 
 def check_objects(config: Any, path: Path) -> None:

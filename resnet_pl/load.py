@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -22,7 +22,7 @@ from resnet_pl.config import expand_arguments, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loaders import as_data_module
 from resnet_pl.given_arguments import parse
-from resnet_pl.import_paths import check_objects
+from resnet_pl.import_paths import check_objects, refuse_names
 from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
 from resnet_pl.utils import UserError, import_from_working_folder
 from resnet_pl.yaml_forms import PARSER_MODE
@@ -57,6 +57,16 @@ def build(
     Raises:
         UserError: a value is wrong, or the configuration of a checkpoint names code that it must not name.
     """
+    parser, parsed = _parse(config, options, checkpoint, skip)
+    # In an empty context: jsonargparse keeps references to the objects in context variables, and Lightning the
+    # hyperparameters of a module whose constructor calls this function.
+    objects = Context().run(lambda: parser.instantiate_classes(parsed))
+    return objects.get("model"), objects.get("data")
+
+
+def _parse(
+    config: Mapping[str, Any], options: Sequence[str] = (), checkpoint: Path | None = None, skip: Collection[str] = ()
+) -> tuple[ArgumentParser, Namespace]:
     parser = ArgumentParser(exit_on_error=False, parser_mode=PARSER_MODE)
     parser.add_argument("--config", action="config")
     kinds = {"model": LightningModule, "data": LightningDataModule}
@@ -64,17 +74,34 @@ def build(
         parser.add_subclass_arguments(kinds[key], key)
     import_from_working_folder()
     with config_file({key: config[key] for key in kinds if key in config and key not in skip}) as file:
-        # In an empty context: jsonargparse keeps references to the objects in context variables, and Lightning the
-        # hyperparameters of a module whose constructor calls this function.
         args = ["--config", file, *expand_arguments(upgrade_arguments(options))]
         try:
             parsed = Context().run(lambda: parse(parser, args))
         except ArgumentError as error:
             raise UserError(parser_message(str(error))) from error
-        if checkpoint is not None:
-            check_objects(parsed.as_dict(), checkpoint)
-        objects = Context().run(lambda: parser.instantiate_classes(parsed))
-    return objects.get("model"), objects.get("data")
+    if checkpoint is not None:
+        check_objects(parsed.as_dict(), checkpoint)
+    return parser, parsed
+
+
+def check_reopens(config: Mapping[str, Any]) -> None:
+    """Checks before a training that its checkpoints can be opened again.
+
+    Args:
+        config: configuration of the run, as it is stored.
+
+    Raises:
+        UserError: a value of the model or the data is not read back, or is refused.
+    """
+    given = [key for key in ("model", "data") if (config.get(key) or {}).get("class_path")]
+    try:
+        refuse_names({key: config[key] for key in given}, Path("config.yaml"))
+        _parse(config, checkpoint=Path("config.yaml"), skip={"model", "data"} - set(given))
+    except UserError as error:
+        raise UserError(
+            f"no checkpoint of this run could be opened again: {str(error).splitlines()[0]}\n"
+            "give the argument a value that YAML can hold, or build the object inside the class"
+        ) from error
 
 
 def load_run(

@@ -36,9 +36,9 @@ from resnet_pl.cli.trainer_checks import check_processes, check_trainer
 from resnet_pl.command_line import CommandLine
 from resnet_pl.config import check_annotations, expand_arguments, keep_text, parser_message
 from resnet_pl.data import ImageDataModule
-from resnet_pl.given_arguments import parse
+from resnet_pl.given_arguments import names_other_packages, parse
 from resnet_pl.import_paths import check_objects
-from resnet_pl.load import config_file
+from resnet_pl.load import check_reopens, config_file
 from resnet_pl.utils import UserError, missing_folders, remove_empty, run_on_rank_zero
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
@@ -166,6 +166,9 @@ class ProjectCLI(LightningCLI):
         drop_repeated(self.config, stored)
         if self.checkpoint is not None and self.command_line.subcommand == "fit":
             keep_found(self.config, stored)
+        if self.command_line.subcommand == "fit" and names_other_packages(self.config):
+            check_reopens(self.plain_config)
+            del self.plain_config  # what follows may change the configuration
 
     @cached_property
     def plain_config(self) -> dict[str, Any]:

@@ -49,6 +49,14 @@ def test_a_default_without_a_form_in_yaml_is_left_out(place: Path) -> None:
     assert load_run("runs/digits/version_0")[0].backbone.act.negative_slope == 0.2
 
 
+def test_a_configuration_that_could_not_be_read_back_is_refused_first(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "fit", *BARE, *ONE_STEP, "--model.backbone", "tests.own.SystemNet")
+    assert "no checkpoint of this run could be opened again" in said and "time.sleep" in said
+    assert not Path("runs").exists()
+
+
 def test_class_names_keep_their_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["yes", "no", "1e3", "null", "007", "~", "1_0", "on", "0x1F", "1.0"]
     words = [*BARE, *ONE_STEP, "--model.backbone", "tests.own.wide_net"]
