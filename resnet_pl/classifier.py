@@ -26,13 +26,14 @@ from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch, check_labels
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size
+from resnet_pl.data.decode import RGB
 from resnet_pl.data.provenance import provenance_of, resolve_classes
 from resnet_pl.data.rng import seeded_rng
-from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, image_size_of
+from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, image_size_of, pixel_format_of
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
-from resnet_pl.models.heads import find_classifier, reset_classifier, split_outputs, training_loss
+from resnet_pl.models.heads import check_channels, find_classifier, reset_classifier, split_outputs, training_loss
 from resnet_pl.models.normalize import Normalize
 from resnet_pl.models.pretrained import fetch_weights, load_pretrained
 from resnet_pl.models.published import load_published
@@ -107,6 +108,7 @@ class ImageClassifier(LightningModule):
         self.own_metrics = metrics or {}
         self.metrics: ClassificationMetrics  # created in configure_model, when the number of classes is known
         self.image_size: Size | None = None  # of the checkpoint that was loaded
+        self.pixel_format = RGB
         self.eval_crop: Crop | None = ResizeCenterCrop()  # None: the class of the checkpoint is not known
         self.results: dict[str, Any] = {}  # metrics of the last evaluation
         self.compiled_forward: Callable[[Tensor], Tensor] | None = None
@@ -154,6 +156,8 @@ class ImageClassifier(LightningModule):
             )
         if configured:
             return
+        if self.datamodule is not None and self.datamodule.pixel_format.channels != 3:
+            check_channels(self.backbone, self.datamodule.pixel_format.channels, no_checkpoint and self.weights)
         num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
         if hparams["num_classes"] is None and rename:
             rank_zero_print(
@@ -323,7 +327,8 @@ class ImageClassifier(LightningModule):
             )
         size: Any = image_size or known
         prepare = transform or (lambda image: crop(image, size) if crop else image)
-        return classify(self, images, prepare, batch_size)
+        pixel_format = self.pixel_format if self.datamodule is None else self.datamodule.pixel_format
+        return classify(self, images, prepare, batch_size, pixel_format)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -353,6 +358,7 @@ class ImageClassifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the image size and the crop, for `predict`."""
         self.image_size, self.eval_crop = image_size_of(checkpoint), eval_crop_of(checkpoint)
+        self.pixel_format = pixel_format_of(checkpoint)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

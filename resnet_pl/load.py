@@ -146,7 +146,7 @@ def _load(
     network.eval()
     if hasattr(network, "image_size") and isinstance(datamodule, ImageDataModule):
         network.image_size = datamodule.image_size  # an option can have changed it
-        network.eval_crop = datamodule.eval_crop
+        network.eval_crop, network.pixel_format = datamodule.eval_crop, datamodule.pixel_format
     provenance = checkpoint[ckpt.METADATA_KEY]["data"]
     if provenance and isinstance(datamodule, ImageDataModule):
         datamodule.use_provenance(provenance)

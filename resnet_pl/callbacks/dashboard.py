@@ -20,6 +20,7 @@ from resnet_pl.callbacks.loggers import image_loggers, log_image
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.batch import Batch
+from resnet_pl.data.decode import to_displayed
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
 from resnet_pl.run_dir import TOP1
 from resnet_pl.types import NonNegativeFloat, NonNegativeInt
@@ -195,7 +196,7 @@ def _pixels(image: torch.Tensor) -> np.ndarray:
         image = image.float()
         low, high = image.amin().clamp(max=0), image.amax().clamp(min=1)
         image = ((image - low) / (high - low) * 255).byte()
-    return image.permute(1, 2, 0).cpu().numpy()
+    return to_displayed(image).permute(1, 2, 0).cpu().numpy()
 
 
 def _label(label: torch.Tensor, names: list[str]) -> str:

@@ -16,6 +16,7 @@ from resnet_pl.data.batch import Batch
 from resnet_pl.data.batch_transforms import BatchTransform, check_range, check_transforms
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, describe_crop, height_width
 from resnet_pl.data.dataset import ImageFileDataset
+from resnet_pl.data.decode import RGB
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.loader import (
     FixedOrderSampler,
@@ -70,6 +71,7 @@ class ImageDataModule(LightningDataModule):
     multi_label = False
     # Whether checkpoints store the image names of each split; not needed if the folders on disk define the splits.
     store_split_names = True
+    pixel_format = RGB  # number of channels and range of the pixels; `ImageFolder` has options for them
     root: Path | None = None  # folder of the images, if there is one
 
     def __init__(
@@ -93,7 +95,9 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)  # of the subclass too; a checkpoint holds them
         to_plain_hparams(self.hparams)
-        self.image_size: Any = check_input(image_size, mean, std)  # int, or (height, width) if not square
+        self.image_size: Any = check_input(
+            image_size, mean, std, self.pixel_format.channels
+        )  # int, or (height, width) if not square
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.eval_crop: Crop = ResizeCenterCrop()
         self.mean: Mean = mean
@@ -213,7 +217,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
         """Shape of a full training batch, `(N, C, H, W)`."""
-        return self.batch_size, 3, *height_width(self.image_size)
+        return self.batch_size, self.pixel_format.channels, *height_width(self.image_size)
 
     @property
     def seed(self) -> int:
@@ -327,6 +331,7 @@ class ImageDataModule(LightningDataModule):
             "root": None if self.root is None else str(self.root.resolve()),
             "classes": list(self.classes),
             "class_names": list(self.class_names),
+            "pixel_format": list(self.pixel_format),
             "eval_crop": describe_crop(self.eval_crop),
             "splits": names if self.store_split_names else None,
         }
@@ -347,6 +352,6 @@ class ImageDataModule(LightningDataModule):
         classes = self.restored_provenance.classes if self.restored_provenance else self.classes
         index = {name: label for label, name in enumerate(classes)}
         labels = [index.get(path.parent.name, -1) for path in self.predict_paths]
-        return ImageFileDataset(
-            Path(), [str(path) for path in self.predict_paths], labels, self.image_size, self.eval_crop
-        )
+        names = [str(path) for path in self.predict_paths]
+        pixel_format = self.pixel_format
+        return ImageFileDataset(Path(), names, labels, self.image_size, self.eval_crop, pixel_format=pixel_format)

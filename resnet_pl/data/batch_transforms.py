@@ -209,7 +209,12 @@ class PCAColor(BatchTransform):
         self.components = torch.tensor(ALEXNET_EIGENVECTORS) * torch.tensor(ALEXNET_EIGENVALUES)
 
     def fit(self, data: ImageDataModule) -> None:
-        """Computes the components of the training split, if `fitted`."""
+        """Computes the components of the training split, if `fitted`; raises UserError if they are not those of RGB."""
+        if not self.fitted and (channels := data.pixel_format.channels) != 3:
+            raise UserError(
+                f"data.batch_transforms: PCAColor is for RGB images, these have {channels} channels\n"
+                "remove it with --data.batch_transforms [RandomFlip], or [] for none"
+            )
         if self.fitted:
             values, vectors = torch.linalg.eigh(data.statistics.covariance)
             self.components = (vectors * values).float()
@@ -218,5 +223,5 @@ class PCAColor(BatchTransform):
     def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
         if self.components.device != images.device:
             self.components = self.components.to(images.device)
-        factors = torch.stack([rng.normal() for _ in range(3)], dim=1) * self.sigma
+        factors = torch.stack([rng.normal() for _ in range(self.components.shape[1])], dim=1) * self.sigma
         return images + (factors @ self.components.T)[:, :, None, None], labels

@@ -50,7 +50,7 @@ class _CIFAR(DownloadMixin, TensorDataModule):
         root: str,
         download: bool = True,
         batch_size: PositiveInt = 128,
-        image_size: PositiveInt = 32,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32,
         mean: Mean = "pixel",
         std: Std = None,
         batch_transforms: list[BatchTransform] | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size, height_width
-from resnet_pl.data.decode import BadImage, EncodedImage, read_image
+from resnet_pl.data.decode import RGB, BadImage, EncodedImage, PixelFormat, read_image, to_displayed
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
 from resnet_pl.utils import UserError
@@ -32,6 +32,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         transforms: transforms of the cropped uint8 image, applied in order.
         seed: the training seed, for random crops and transforms.
         scaled_decoding: whether large JPEGs are decoded at a fraction of their size where the crop allows it.
+        pixel_format: number of channels and range of the pixels; RGB by default.
 
     Attributes:
         cache: the decoded images, used instead of the files; None without a cache.
@@ -51,10 +52,11 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         transforms: Sequence[nn.Module] = (),
         seed: int = 0,
         scaled_decoding: bool = False,
+        pixel_format: PixelFormat = RGB,
     ) -> None:
         self.root, self.names, self.labels = root, list(names), list(labels)
         self.image_size, self.transforms, self.seed = image_size, transforms, seed
-        self.scaled_decoding = scaled_decoding
+        self.scaled_decoding, self.pixel_format = scaled_decoding, pixel_format
         self.crop: Callable[[Tensor, Any], Tensor | list[Tensor]] = crop or ResizeCenterCrop()
 
     def __len__(self) -> int:
@@ -66,9 +68,9 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         return short_hash(self.names, self.labels, [state and state[0] for state in states])
 
     def load_full_image(self, index: int) -> Tensor:
-        """Returns the uncropped image, `(3, H, W)` uint8; a gray image if the file has disappeared."""
+        """Returns the uncropped image as RGB, `(3, H, W)` uint8; a gray image if the file has disappeared."""
         with suppress(BadImage):
-            return read_image(self.root / self.names[index])
+            return to_displayed(read_image(self.root / self.names[index], self.pixel_format))
         return torch.full((3, *height_width(self.image_size)), 128, dtype=torch.uint8)
 
     def with_views(self, views: Views) -> ImageFileDataset:
@@ -118,7 +120,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
             cached = self.cache.view(index) if reads_only_its_box else self.cache[index]
             if cached is not None:
                 return self.crop(cached, self.image_size)
-        encoded = EncodedImage(self.root / self.names[index])
+        encoded = EncodedImage(self.root / self.names[index], self.pixel_format)
         if self.scaled_decoding and isinstance(self.crop, Crop):
             return self.crop.read(encoded, self.image_size)
         return self.crop(encoded.decode(), self.image_size)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ MAX_BAD_FRACTION, MIN_BAD_COUNT = 0.1, 10
 
 # A fixed list: Pillow would otherwise also try formats that run other programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", *([] if NEEDS_PLUGIN else ["HEIF"]))
+_BITS_PER_SAMPLE = 258  # the TIFF tag
 _TRAILERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -170,11 +171,27 @@ def _match(pattern: str, asked_by: str, place: str = "") -> list[Path]:
     return paths
 
 
+class PixelFormat(NamedTuple):
+    """What images are converted to.
+
+    Attributes:
+        channels: 3 for RGB, 1 for gray; any other number is that of the files.
+        max_value: white in 16-bit gray files, such as 4095 for 12 bits; None for the range of the file's type.
+    """
+
+    channels: int = 3
+    max_value: int | None = None
+
+
+RGB = PixelFormat()
+
+
 class EncodedImage:
     """An image file in memory that is not decoded yet.
 
     Args:
         path: the file.
+        pixel_format: what it is converted to.
 
     Attributes:
         jpeg_size: upright height and width in pixels of a JPEG, which `decode` can reduce; None for any other file.
@@ -183,13 +200,13 @@ class EncodedImage:
         BadImage: the file is missing or unreadable.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, pixel_format: PixelFormat = RGB) -> None:
+        self.path, self.pixel_format = path, pixel_format
         with _as_bad_image(path):
             self.data = path.read_bytes()
         header = read_header(self.data)
         supported = header and header.channels in (1, 3) and 0 < header.height * header.width <= MAX_PIXELS
-        self._header = header if supported else None
+        self._header = header if supported and pixel_format.channels in (1, 3) else None
         self.jpeg_size = None if self._header is None else self._header.upright_size
 
     def decode(self, reduction: int = 1) -> torch.Tensor:
@@ -197,35 +214,55 @@ class EncodedImage:
         if self._header is not None:
             # Pillow reads some files that this decoder does not, and has better error messages.
             with suppress(ValueError):
-                return decode_jpeg(self.data, self._header, reduction)
+                return decode_jpeg(self.data, self._header, reduction, self.pixel_format.channels)
         with _as_bad_image(self.path):
             image = _open(io.BytesIO(self.data))
             image.load()
-            return pil_to_tensor(image)
+            return pil_to_tensor(image, self.pixel_format)
 
 
-def read_image(path: Path) -> torch.Tensor:
+def read_image(path: Path, pixel_format: PixelFormat = RGB) -> torch.Tensor:
     """Decodes an image file.
 
     The format is detected from the content, not from the file name. EXIF orientation is applied, transparent pixels are
     blended with white, 16-bit gray is scaled to 8 bits, and only the first frame of an animation is read. Color
     profiles are ignored.
 
+    Args:
+        path: the file.
+        pixel_format: number of channels and range of the pixels; RGB by default.
+
     Returns:
-        RGB pixels, uint8 `(3, H, W)`, in channels_last memory layout.
+        Pixels, uint8 `(C, H, W)`, in channels_last memory layout.
 
     Raises:
         BadImage: the file is missing, unreadable, empty, truncated, not an image or larger than `MAX_PIXELS`.
     """
-    return EncodedImage(path).decode()
+    return EncodedImage(path, pixel_format).decode()
 
 
-def pil_to_tensor(image: Image.Image) -> torch.Tensor:
-    """Converts an image of Pillow as `read_image` does, to RGB pixels, uint8 `(3, H, W)`."""
+def pil_to_tensor(image: Image.Image, pixel_format: PixelFormat = RGB) -> torch.Tensor:
+    """Converts an image of Pillow as `read_image` does, to uint8 `(C, H, W)`."""
+    channels, max_value = pixel_format
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, ())  # pyright: ignore[reportAttributeAccessIssue] - a TiffImageFile
+        max_value = max_value or (4095 if 12 in bits else None)
     # An image with damaged EXIF data is read without rotation.
     with suppress(Exception):
         image = ImageOps.exif_transpose(image)
-    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
+    if channels not in (1, 3):
+        if len(image.getbands()) != channels or image.mode.startswith(("I", "F")):
+            raise ValueError(f"it has {len(image.getbands())} channels, not {channels} of 8 bits")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = np.array(_to_rgb(image, max_value or 65535))
+    if channels == 1:  # not `convert` before transparent pixels are blended
+        pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def to_displayed(image: torch.Tensor) -> torch.Tensor:
+    """Returns an image `(C, H, W)` as RGB: gray for one or two channels, the first three of more than three."""
+    return image[:1].expand(3, -1, -1) if len(image) < 3 else image[:3]
 
 
 def verify_image(path: Path) -> tuple[int, int]:
@@ -260,7 +297,7 @@ def _open(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, max_value: int) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     if image.mode.startswith("I"):
@@ -268,7 +305,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("32-bit pixels have no defined range")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if values.max() > max_value:
+            raise ValueError(f"a pixel has the value {values.max()}, more than {max_value} (data.max_value)")
+        image = Image.fromarray(((255 * values + max_value // 2) // max_value).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

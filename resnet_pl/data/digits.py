@@ -32,7 +32,7 @@ class Digits(TensorDataModule):
     def __init__(
         self,
         batch_size: PositiveInt = 64,
-        image_size: PositiveInt = 16,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 16,
         mean: Mean = "channel",
         std: Std = "channel",
         batch_transforms: list[BatchTransform] | None = None,

@@ -13,7 +13,7 @@ from resnet_pl.data.batch_transforms import BatchTransform, PCAColor, RandomFlip
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, verify_image
+from resnet_pl.data.decode import RGB, BadImage, PixelFormat, check_bad_fraction, log_bad_image, verify_image
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.digests import content_digests, describe_copies, fingerprints
 from resnet_pl.data.group_splits import describe_groups, match_groups
@@ -59,6 +59,9 @@ class ImageFolder(ImageDataModule):
             their full size, and training is the same as without a cache and `scaled_decoding`. Evaluation uses
             image_size × 256 / 224.
         cache_dir: folder of the caches; null uses $XDG_CACHE_HOME/resnet_pl or ~/.cache/resnet_pl.
+        in_channels: channels of the images: 3 reads all files as RGB, 1 as gray; another number is that of the files.
+        max_value: white in gray files with more than 8 bits, such as 4095 for a 12-bit camera; null uses the range of
+            the file's type.
     """
 
     defaults = {"crop": ScaleCrop, "batch_transforms": [RandomFlip, PCAColor]}
@@ -80,8 +83,14 @@ class ImageFolder(ImageDataModule):
         cache_side: PositiveInt | None = None,
         cache_dir: str | None = None,
         group_pattern: str | None = None,
+        in_channels: PositiveInt = 3,
+        max_value: PositiveInt | None = None,
         **kwargs: Unpack[ImageDataModuleArgs],
     ) -> None:
+        # Plain integers, which every checkpoint may contain.
+        self.pixel_format = PixelFormat(int(in_channels), max_value and int(max_value))
+        if cache and self.pixel_format != RGB:
+            raise ValueError("cache is for RGB images\nset --data.cache false with in_channels or max_value")
         super().__init__(
             batch_size=batch_size,
             image_size=image_size,
@@ -266,6 +275,7 @@ class ImageFolder(ImageDataModule):
         names, labels = list(listing), self._encode(listing.values())
         options: dict[str, Any] = {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
         crop, options = (self.crop, options) if split == "train" else (self.eval_crop, {})
+        options["pixel_format"] = self.pixel_format
         images = ImageFileDataset(self.root, names, labels, self.image_size, crop, **options)
         images.num_classes = len(self.classes) if self.multi_label else None
         return images

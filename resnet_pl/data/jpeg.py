@@ -62,7 +62,7 @@ def _read_orientation(block: bytes) -> int:
     return orientation if orientation in _FLIPS or orientation == 5 else 1
 
 
-def decode_jpeg(data: bytes, header: JpegHeader, reduction: int = 1) -> Tensor:
+def decode_jpeg(data: bytes, header: JpegHeader, reduction: int = 1, channels: int = 3) -> Tensor:
     """Decodes a JPEG of one or three channels, upright.
 
     Args:
@@ -70,15 +70,16 @@ def decode_jpeg(data: bytes, header: JpegHeader, reduction: int = 1) -> Tensor:
         header: its header.
         reduction: 1, or one of `REDUCTIONS`: height and width are divided by it, rounded up. The inverse DCT then
             computes fewer pixels, each the mean of a block of pixels, which takes a fraction of the time.
+        channels: 3 for RGB, 1 for gray.
 
     Returns:
-        RGB pixels, uint8 `(3, H, W)`, in channels_last memory layout unless they had to be flipped.
+        Pixels, uint8 `(channels, H, W)`, in channels_last memory layout unless they had to be flipped.
 
     Raises:
         ValueError: the file is damaged, or of a kind that libjpeg-turbo does not read.
     """
     least = [-(-side // reduction) for side in header[:2]] if reduction > 1 else [0, 0]
-    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+    pixels = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", min_height=least[0], min_width=least[1])
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     if header.orientation > 4:
         image = image.transpose(1, 2)

@@ -53,14 +53,15 @@ class Statistics:
         return cls(mean_image.float(), covariance.float())
 
 
-def check_input(image_size: Size, mean: Mean, std: Std) -> Size:
+def check_input(image_size: Size, mean: Mean, std: Std, channels: int = 3) -> Size:
     """Returns the size, as one number for a square; raises ValueError for a size or normalization that is not valid."""
     rows, columns = height_width(image_size)
     if min(rows, columns) < 8:
         raise ValueError(f"image_size is {image_size}, it must be 8 or more")
     for name, values in {"mean": mean, "std": std}.items():
-        if isinstance(values, list) and len(values) != 3:
-            raise ValueError(f"{name} is {values}, it needs three values: red, green and blue")
+        if isinstance(values, list) and len(values) != channels:
+            needed = "three values: red, green and blue" if channels == 3 else f"{channels}, or `channel` to measure it"
+            raise ValueError(f"{name} is {values}, it needs {needed}")
     if isinstance(std, list) and not min(std) > 0:
         raise ValueError(f"std is {std}, each value must be above 0")
     return rows if rows == columns else (rows, columns)

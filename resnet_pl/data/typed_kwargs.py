@@ -45,6 +45,8 @@ class ImageFolderArgs(ImageDataModuleArgs, total=False):
     cache_side: PositiveInt | None
     cache_dir: str | None
     group_pattern: str | None
+    in_channels: PositiveInt
+    max_value: PositiveInt | None
 
 
 class CIFARArgs(ImageDataModuleArgs, total=False):
@@ -52,7 +54,7 @@ class CIFARArgs(ImageDataModuleArgs, total=False):
 
     download: bool
     batch_size: PositiveInt
-    image_size: PositiveInt
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt]
     mean: Mean
     std: Std
     batch_transforms: list[BatchTransform] | None

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from resnet_pl.data.crops import Crop, Letterbox, ResizeCenterCrop, Size
-from resnet_pl.data.decode import find_images, pil_to_tensor, read_image
+from resnet_pl.data.decode import RGB, PixelFormat, find_images, pil_to_tensor, read_image
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def image_size_of(checkpoint: Mapping[str, Any]) -> Size | None:
     return tuple(size) if isinstance(size, list) else size
 
 
+def pixel_format_of(checkpoint: Mapping[str, Any]) -> PixelFormat:
+    """Returns the pixel format that a checkpoint was trained with; RGB in checkpoints of earlier versions."""
+    return PixelFormat(*((checkpoint.get("resnet_pl") or {}).get("data") or {}).get("pixel_format", RGB))
+
+
 def eval_crop_of(checkpoint: Mapping[str, Any]) -> Crop | None:
     """Returns the crop that a checkpoint is evaluated with; None for a class outside of this project."""
     stored = ((checkpoint.get("resnet_pl") or {}).get("data") or {}).get("eval_crop")
@@ -63,7 +68,11 @@ def eval_crop_of(checkpoint: Mapping[str, Any]) -> Crop | None:
 
 @torch.no_grad()
 def classify(
-    model: ImageClassifier, images: Any, prepare: Callable[[Tensor], Tensor], batch_size: int
+    model: ImageClassifier,
+    images: Any,
+    prepare: Callable[[Tensor], Tensor],
+    batch_size: int,
+    pixel_format: PixelFormat = RGB,
 ) -> list[Prediction]:
     """Returns the predictions for images; the model's modules keep their modes.
 
@@ -72,13 +81,14 @@ def classify(
         images: see `ImageClassifier.predict`.
         prepare: converts an image `(3, H, W)` uint8 to an input of the model.
         batch_size: images per forward pass.
+        pixel_format: number of channels and range of the pixels of files.
 
     Raises:
         UserError: a path has no images, a file is not an image, or an object is of another type or shape.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
-    predictions, loaded = [], _load(images)
+    predictions, loaded = [], _load(images, pixel_format)
     try:
         while batch := list(islice(loaded, batch_size)):
             inputs = torch.stack([prepare(image) for _, image in batch])
@@ -93,30 +103,31 @@ def classify(
     return predictions
 
 
-def _load(images: Any) -> Iterator[tuple[Path | None, Tensor]]:
+def _load(images: Any, pixel_format: PixelFormat) -> Iterator[tuple[Path | None, Tensor]]:
     """Yields the file of each image, if it has one, and its pixels, `(3, H, W)` uint8."""
     one = isinstance(images, str | Image) or not isinstance(images, Iterable) or getattr(images, "ndim", 0) in (2, 3)
     sources: Any = [images] if one else images
     for image in sources:
         if isinstance(image, str | Path):
             for path in find_images([str(image)], "predict"):
-                yield path, read_image(path)
+                yield path, read_image(path, pixel_format)
         else:
-            yield None, _pixels(image)
+            yield None, _pixels(image, pixel_format)
 
 
-def _pixels(image: Any) -> Tensor:
+def _pixels(image: Any, pixel_format: PixelFormat) -> Tensor:
     """Returns the pixels of an image object, `(3, H, W)` uint8."""
     if isinstance(image, Image):
-        return pil_to_tensor(image)
+        return pil_to_tensor(image, pixel_format)
+    channels = pixel_format.channels
     shape, dtype = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", "")).removeprefix("torch.")
     if len(shape) == 3 and dtype == "uint8" and min(shape) > 0:
-        if isinstance(image, np.ndarray) and shape[2] == 3:
+        if isinstance(image, np.ndarray) and shape[2] == channels:
             return torch.from_numpy(image.copy()).permute(2, 0, 1)
-        if isinstance(image, Tensor) and shape[0] == 3:
+        if isinstance(image, Tensor) and shape[0] == channels:
             return image
     what = f" of shape {shape} and type {dtype}" if shape else ""
     raise UserError(
         f"predict: a {type(image).__name__}{what} is not an image\n"
-        "pass a path, a folder, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) uint8"
+        f"pass a path, a folder, a PIL image, an array (H, W, {channels}) uint8 or a tensor ({channels}, H, W) uint8"
     )

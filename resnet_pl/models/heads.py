@@ -98,3 +98,24 @@ def training_loss(criterion: Callable[[Tensor, Tensor], Tensor], outputs: Any, l
     for other in auxiliary:
         loss = loss + weight * criterion(other, labels)
     return loss, logits
+
+
+def check_channels(model: nn.Module, channels: int, weights: str | bool | None) -> None:
+    """Raises UserError if a network does not take images with this number of channels.
+
+    Args:
+        model: the network; its first convolution is checked.
+        channels: channels of the images.
+        weights: pretrained weights that will be loaded, if any; they are for RGB images.
+    """
+    takes = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), channels)
+    if takes != channels:
+        raise UserError(
+            f"model.backbone takes images with {takes} channels, data.in_channels is {channels}\n"
+            f"set --model.backbone.in_channels {channels}, or use a network that takes {channels} channels"
+        )
+    if channels != 3 and weights:
+        raise UserError(
+            f"model.weights are for images with 3 channels, data.in_channels is {channels}\n"
+            "train from scratch with --model.weights null, or read the images as RGB with --data.in_channels 3"
+        )
