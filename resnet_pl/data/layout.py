@@ -78,8 +78,14 @@ def _has_results(folder: Path) -> bool:
 def _has_runs(folder: Path, depth: int = 3) -> bool:
     """Whether run folders are below a folder: runs/NAME/version_0; NAME can be two folders."""
     with suppress(PermissionError), os.scandir(folder) as entries:
-        subfolders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        subfolders = [Path(entry.path) for entry in entries if _is_visible_folder(entry)]
         return any(_is_run(path) or (depth > 1 and _has_runs(path, depth - 1)) for path in subfolders)
+    return False
+
+
+def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # a link to itself
+        return entry.is_dir() and not entry.name.startswith(".")
     return False
 
 
