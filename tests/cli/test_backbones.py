@@ -29,7 +29,9 @@ def last(version: int) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize(("given", "width"), [([], 12), (["--model.backbone.width", 4], 4)])
+@pytest.mark.parametrize(
+    ("given", "width"), [([], 12), pytest.param(["--model.backbone.width", 4], 4, marks=pytest.mark.slow)]
+)
 def test_a_function_gets_the_arguments_that_are_given(place: Path, given: list[Any], width: int) -> None:
     run("fit", *BARE, *ONE_STEP, "--model.backbone", "tests.own.wide_net", *given)
     assert last(0)["backbone.fc.weight"].shape == (10, width)

@@ -36,7 +36,10 @@ def write_split(*classes: str) -> list[object]:
     return ["--data.root", "photos", "--data.val_split", 2]
 
 
-@pytest.mark.parametrize("names", [("n01440764", "n01443537"), ("great_white_shark", "Goldfish")])
+@pytest.mark.parametrize(
+    "names",
+    [("n01440764", "n01443537"), pytest.param(("great_white_shark", "Goldfish"), marks=pytest.mark.slow)],
+)
 def test_a_part_of_imagenet_is_tested_with_the_head_of_the_file(
     place: Path, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

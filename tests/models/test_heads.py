@@ -83,6 +83,7 @@ def test_auxiliary_heads_are_replaced_too(name: str, heads: list[str]) -> None:
     assert split_outputs(outputs)[0] is outputs.logits
 
 
+@pytest.mark.slow
 def test_both_heads_of_a_distilled_transformer_are_replaced() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=10)
