@@ -153,7 +153,8 @@ def find_images(patterns: list[str], asked_by: str = "--images") -> list[Path]:
 
 def _match(pattern: str, asked_by: str, place: str = "") -> list[Path]:
     """Returns the image files of one path, folder or glob pattern; `place` is its line in a list."""
-    path = Path(expand_path(pattern))
+    # A name in a list can contain a dollar sign.
+    path = Path(pattern if os.path.lexists(pattern) else expand_path(pattern))
     if not pattern:
         paths = []
     elif path.is_dir():

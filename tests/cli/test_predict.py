@@ -63,7 +63,7 @@ def test_predict_names_a_file_that_is_not_an_image(copy: Path, capsys: pytest.Ca
 
 def test_predict_reads_a_list_and_averages_over_flips_and_checkpoints(copy: Path) -> None:
     rng = np.random.default_rng(0)
-    names = ["photos/b.png", "photos/a b.png", "c.png"]
+    names = ["photos/b.png", "photos/a b.png", "$HOME.png"]
     Path("photos").mkdir()
     for name in names:
         Image.fromarray(rng.integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(name)
