@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from resnet_pl.data.class_folders import class_folders, has_results
 from resnet_pl.data.decode import NEEDS_PLUGIN, is_image_name, walk_files
 from resnet_pl.utils import UserError
 
@@ -24,9 +23,7 @@ SPLIT_NAMES = {
 }
 # Words and signs that are not part of the name of a split: train_set, Training Data, test-images.
 _FILLER = re.compile(r"[\W_\d]+|(?:data)?sets?(?![a-z])|data(?![a-z])|images?(?![a-z])|imgs?(?![a-z])|split(?![a-z])")
-# Files that commands write to the folder of their output.
-_OUTPUT = ("sessions.json", "results.json", "results-val.json", "predictions.csv", "predictions.pt")
-_SYSTEM_FOLDERS, _SYSTEM_FILES = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}, {"thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 _MAX_DEPTH, _MAX_KINDS = 3, 6
 
 Listing = dict[str, Any]  # image path relative to the root -> class, or a tuple of classes
@@ -56,43 +53,6 @@ def split_name(word: str) -> str | None:
     """Returns `train`, `val` or `test` for the usual names of a split in any case, such as Training; else None."""
     plain = _FILLER.sub("", word.lower())
     return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
-
-
-def class_folders(folder: Path) -> list[Path]:
-    """Returns the sorted subfolders of a folder, without hidden ones and those that hold the output of a command."""
-    try:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UserError(f"cannot list folder {folder}: {error.strerror}") from error
-    ignored = {path for path in folders if path.name.startswith(".") or path.name in _SYSTEM_FOLDERS}
-    return [path for path in folders if path not in ignored and not (_has_results(path) or _has_runs(path))]
-
-
-def _has_results(folder: Path) -> bool:
-    # Without permission: the error is reported when the folder is listed.
-    with suppress(PermissionError):
-        return any((folder / name).is_file() for name in _OUTPUT)
-    return False
-
-
-def _has_runs(folder: Path, depth: int = 3) -> bool:
-    """Whether run folders are below a folder: runs/NAME/version_0; NAME can be two folders."""
-    with suppress(PermissionError), os.scandir(folder) as entries:
-        subfolders = [Path(entry.path) for entry in entries if _is_visible_folder(entry)]
-        return any(_is_run(path) or (depth > 1 and _has_runs(path, depth - 1)) for path in subfolders)
-    return False
-
-
-def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
-    with suppress(OSError):  # a link to itself
-        return entry.is_dir() and not entry.name.startswith(".")
-    return False
-
-
-def _is_run(folder: Path) -> bool:
-    is_version = re.fullmatch(r"version_\d+", folder.name)
-    # A new run has no checkpoint yet, and no images.
-    return bool(is_version) and ((folder / "checkpoints").is_dir() or not any(map(_is_image, folder.iterdir())))
 
 
 def read_layout(root: Path, classes: Collection[str] = ()) -> Layout:
@@ -255,7 +215,7 @@ class _Reader:
         return {split: splits[split] for split in SPLIT_NAMES if split in splits} if "train" in splits else {}
 
     def _output_notes(self, folders: Iterable[Path]) -> list[str]:
-        outputs = [path for folder in folders for path in folder.iterdir() if path.is_dir() and _has_results(path)]
+        outputs = [path for folder in folders for path in folder.iterdir() if path.is_dir() and has_results(path)]
         return [f"{self._name(path)} contains the output of a command and is not read" for path in outputs]
 
     def _unread_note(self, folders: Iterable[Path]) -> list[str]:
