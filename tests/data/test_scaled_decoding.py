@@ -43,9 +43,9 @@ def reductions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Returns a list that records the reduction of every JPEG that is decoded."""
     recorded: list[int] = []
 
-    def record(data: bytes, header: object, reduction: int = 1) -> torch.Tensor:
+    def record(data: bytes, header: object, reduction: int = 1, channels: int = 3) -> torch.Tensor:
         recorded.append(reduction)
-        return decode_jpeg(data, header, reduction)
+        return decode_jpeg(data, header, reduction, channels)
 
     monkeypatch.setattr(decode_module, "decode_jpeg", record)
     return recorded
