@@ -172,7 +172,8 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
         files = ("results-val.json", "results.json", "ensemble/results.json")
         results = [json.loads((folder / name).read_text()) for name in files]
         predicted = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
-        exact = [(each["images"], each["top1"], each["top5"], each["per_class"]) for each in results]
+        exact: list[Any] = [(folder / "misclassified.csv").read_text()]
+        exact += [(each["images"], each["top1"], each["top5"], each["per_class"]) for each in results]
         rows = [{key: value for key, value in row.items() if "prob" not in key} for row in predicted]
         names = [row[next(iter(row))] for row in rows]
         assert [each["images"] for each in results] == [103, 101, 101] and len(set(names)) == 101

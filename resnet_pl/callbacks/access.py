@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -48,6 +49,23 @@ def class_names(pl_module: LightningModule, count: int) -> list[str]:
     """Returns the class names of any module: its attribute `class_names`, or else the indices of `count` classes."""
     names = list(getattr(pl_module, "class_names", ()))
     return names + [str(index) for index in range(len(names), count)]
+
+
+def gather_rows(trainer: Trainer, own: list[Any]) -> list[Any]:
+    """Returns the rows of all processes; all of them must call this together."""
+    gathered: list[Any] = [own]
+    if trainer.world_size > 1:
+        gathered = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, own)
+    return [row for rows in gathered for row in rows]
+
+
+def display_path(images: Any, index: int) -> str:
+    """Returns the path of an image of a split, or its name if it is not a file; the index if `images` is None."""
+    if images is None:
+        return str(index)
+    root = getattr(images, "root", None)
+    return str(root / images.names[index]) if root is not None else images.names[index]
 
 
 CallbackType = TypeVar("CallbackType", bound=type[Callback])

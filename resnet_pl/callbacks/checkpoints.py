@@ -175,7 +175,8 @@ def checkpoint_callbacks(
 
     Args:
         folder: folder of the checkpoints.
-        monitor: log key of the validation metric that chooses best.ckpt, such as val/loss.
+        monitor: log key of the validation metric that chooses best.ckpt, such as val/loss, val/f1_macro or
+            val/balanced_accuracy.
         mode: whether a larger (max) or a smaller (min) value is better; auto is min for names with loss or error.
         every_n_epochs: number of epochs between two writes of last.ckpt; the end of the run is always saved.
         every_n_steps: number of optimizer steps after which last.ckpt is also written within an epoch.

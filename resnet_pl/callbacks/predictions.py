@@ -12,7 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import class_names, get_datamodule
+from resnet_pl.callbacks.access import class_names, display_path, gather_rows, get_datamodule
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
@@ -77,31 +77,28 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the predictions of all processes and writes the files."""
-        gathered: list[Any] = [self._own]
-        if trainer.world_size > 1:
-            gathered = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._own)
+        gathered = gather_rows(trainer, self._own)
         if not trainer.is_global_zero:
             return
         if self.outputs:
             with atomic_write(self.folder / "predictions.pt") as partial:
                 torch.save(self.outputs, partial)
-        number = max((max(row[2]) for rows in gathered for row in rows), default=0) + 1
+        number = max((max(row[2]) for row in gathered), default=0) + 1
         images, names = _images(trainer), class_names(pl_module, number)
         self.rows = [
             {
-                "path": _display_path(images, index),
+                "path": display_path(images, index),
                 "truth": names[label] if 0 <= label < len(names) else None,
                 "classes": [names[i] for i in classes],
                 "probabilities": probabilities,
             }
-            for index, label, classes, probabilities in sorted(row for rows in gathered for row in rows)
+            for index, label, classes, probabilities in sorted(gathered)
         ]
         if self.rows or not self.outputs:
             write_predictions(self.rows, self.folder / "predictions.csv")
         if images is None:
             return
-        indices = sorted(index for rows in gathered for index, *_ in rows)
+        indices = sorted(index for index, *_ in gathered)
         chosen, self.order = select_images(self.rows, self.sheet)
         if chosen:
             thumbnails = [_thumbnail(images.load_full_image(indices[position])) for position in chosen]
@@ -120,13 +117,6 @@ def _thumbnail(image: torch.Tensor) -> np.ndarray:
     """Returns an image `(3, H, W)` as a subsampled copy `(H, W, 3)`, so that many large images fit into memory."""
     step = max(1, min(image.shape[1:]) // 320)
     return image[:, ::step, ::step].permute(1, 2, 0).numpy().copy()
-
-
-def _display_path(images: Any, index: int) -> str:
-    if images is None:
-        return str(index)
-    root = getattr(images, "root", None)
-    return str(root / images.names[index]) if root is not None else images.names[index]
 
 
 def _caption(row: Mapping[str, Any]) -> str:

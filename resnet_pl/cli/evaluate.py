@@ -18,6 +18,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl import run_dir
 from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.access import class_names
+from resnet_pl.callbacks.misclassified import MisclassifiedWriter
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
@@ -76,19 +77,22 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
             raise UserError("--precise_bn: the network has no BatchNorm\nremove the option")
     if settings["precise_bn"]:
         cli.callbacks.append(PreciseBN(pairs, settings["precise_bn"]))
+    images = data.split(split) if isinstance(data, ImageDataModule) else None
+    label = data.split_labels.get(split, split) if isinstance(data, ImageDataModule) else split
+    cli.callbacks.append(MisclassifiedWriter(result_file(cli.output, "misclassified.csv", label), images))
     start = time.perf_counter()
     evaluated, source = build_ensemble(cli, others, split) if others else (model, data)
     getattr(cli.trainer, name)(evaluated, datamodule=source, verbose=False, weights_only=True)
     results = dict(getattr(evaluated, "results", {}))
     confusion = results.pop("confusion", None)
     checkpoint = cli.checkpoint or {}
-    available = len(data.split(split)) if isinstance(data, ImageDataModule) else None
+    available = None if images is None else len(images)
     known = {key: results.pop(key, None) for key in NAMES if key != "confusion"}
     results = known | {
         "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
         "per_class": {} if confusion is None else per_class(confusion, class_names(model, len(confusion))),
         "protocol": _protocol(cli, known["images"], available, [name for name, *_ in others]),
-        "split": data.split_labels.get(split, split) if isinstance(data, ImageDataModule) else split,
+        "split": label,
         "data": describe(data),
         "tested_on": data.describe_split(split) if isinstance(data, ImageDataModule) else describe(data),
         "checkpoint": checkpoint_label(cli),
@@ -171,15 +175,21 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     return ", ".join(parts)
 
 
+def result_file(folder: Path, name: str, split: str) -> Path:
+    """Returns the path of a file with the results on a split, such as results-val.json."""
+    path = folder / name
+    return path.with_stem(path.stem + {"test": "", "val": "-val"}.get(split, "-val-no-test"))
+
+
 def _report_results(folder: Path, results: dict[str, Any], confusion: Tensor | None) -> None:
-    suffix = {"test": "", "val": "-val"}.get(results["split"], "-val-no-test")
-    place, plot = folder / f"results{suffix}.json", folder / f"confusion{suffix}.png"
+    names = ("results.json", "confusion.png", "misclassified.csv")
+    place, plot, mistakes = (result_file(folder, name, results["split"]) for name in names)
     # Files first: a report that cannot be printed must not lose them.
     write_results(results, place)
     if confusion is not None:
         save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), plot)
     print_report(results_table(results))
-    print(f"Saved to {place}" if confusion is None else f"Saved to {place} and {plot}")
+    print(f"Saved to {place}" if confusion is None else f"Saved to {place}, {plot} and {mistakes}")
 
 
 def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:

@@ -21,6 +21,14 @@ from resnet_pl.utils import atomic_write
 MAX_CLASSES = 25
 WORST_CLASSES = 10
 MAX_IMAGES = 20
+# Means over the classes in a results file, and their names in the table.
+AVERAGES = {
+    "precision_macro": "macro precision",
+    "recall_macro": "macro recall",
+    "f1_macro": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+}
 
 
 def report_width() -> int:
@@ -66,11 +74,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def results_table(results: Mapping[str, Any]) -> Group:
-    """Returns the tables of one test: overall metrics, and top-1 per class, if there are many of the worst classes.
+    """Returns the tables of one test: overall metrics, and those of each class; of many classes, of the worst.
 
     Args:
-        results: as passed to `write_results`; accuracies are fractions, or None if they do not apply. `metrics` holds
-            further metrics; those with several values are not shown.
+        results: as passed to `write_results`; fractions, or None if they do not apply. `metrics` holds further metrics;
+            those with several values are not shown.
     """
     formats = {"top1": ".2%", "top5": ".2%", "loss": ".4f", "calibration_error": ".2%", "images": ","}
     names = {"top1": "top-1", "top5": "top-5", "calibration_error": "calibration error"}
@@ -80,20 +88,38 @@ def results_table(results: Mapping[str, Any]) -> Group:
         cells.pop("top-5", None)
     others = results.get("metrics") or {}
     cells |= {name: number(value, ".4f") for name, value in others.items() if not isinstance(value, list)}
-    headline = numbers_table(numbers=list(cells))
-    headline.add_row(*cells.values())
-    # Text, here and below: in a plain string rich interprets square brackets as markup.
+    averages = {name: results.get(key) for key, name in AVERAGES.items() if isinstance(results.get(key), float)}
+    averages = {name: number(value, ".2%") for name, value in averages.items()}
+    # Text: in a plain string rich interprets square brackets as markup.
     title = Text(" " + " · ".join(results[key] for key in ("data", "split", "protocol", "checkpoint")), style="bold")
-    classes, note = results["per_class"], []
-    shown = list(classes.items())
+    rows = [_row_table(each) for each in (cells, averages) if each]
+    return Group(title, *rows, *(_classes_table(results["per_class"]) if results["per_class"] else ()))
+
+
+def _row_table(cells: Mapping[str, str]) -> Table:
+    """A table of one row, with names as its header."""
+    table = numbers_table(numbers=list(cells))
+    table.add_row(*cells.values())
+    return table
+
+
+def _classes_table(classes: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
+    """The table of the classes, and a note; of many classes, those with the lowest F1."""
+    shown, note = list(classes.items()), "Intervals: 95 %, Wilson."
     if len(shown) > MAX_CLASSES:
         tested = [(name, row) for name, row in shown if row["images"]]
-        shown = sorted(tested, key=lambda item: item[1]["top1"])[:WORST_CLASSES]
-        note = [Text(f" The {len(shown)} classes with the lowest top-1, of {len(classes):,}.", style="dim")]
-    table = numbers_table("class", numbers=["images", "correct", "top-1"])
+        shown = sorted(tested, key=lambda item: item[1]["f1"])[:WORST_CLASSES]
+        note = f"The {len(shown)} classes with the lowest F1, of {len(classes):,}. {note}"
+    table = numbers_table("class", numbers=["images", "precision", "recall", "F1"])
     for name, row in shown:
-        table.add_row(Text(name), f"{row['images']:,}", f"{row['correct']:,}", number(row["top1"], ".2%"))
-    return Group(title, headline, *([table] if classes else []), *note)
+        scores = (_with_interval(row[key], row[f"{key}_interval"]) for key in ("precision", "recall", "f1"))
+        table.add_row(Text(name), f"{row['images']:,}", *scores)
+    return [table, Text(f" {note}", style="dim")]
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A fraction and its interval in per cent, such as `95.2% 87–98`."""
+    return number(value, ".1%") + (f" {100 * interval[0]:.0f}–{100 * interval[1]:.0f}" if interval else "")
 
 
 def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:

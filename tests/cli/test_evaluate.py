@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_results_are_plain_json(copy: Path) -> None:
     run("test", "--ckpt_path", copy / "checkpoints/best.ckpt")
     results = json.loads((copy / "results.json").read_text())
     assert set(results) >= {"top1", "top5", "loss", "calibration_error", "images", "per_class", "versions", "epoch"}
+    assert set(results) >= {"precision_macro", "recall_macro", "f1_macro", "balanced_accuracy", "auroc"}
+    assert len(results["per_class"]["3"]["f1_interval"]) == 2
 
 
 def test_results_of_another_checkpoint_are_added(copy: Path) -> None:
@@ -99,6 +102,9 @@ def test_validate_writes_results_val(copy: Path) -> None:
     run("validate", "--ckpt_path", copy / "checkpoints/best.ckpt")
     results = read_results(copy / "results-val.json")
     assert results["images"] == 180 and not (copy / "results.json").exists()
+    wrong = 180 - round(180 * results["top1"])
+    assert len((copy / "misclassified-val.csv").read_text().splitlines()) == 1 + wrong
+    assert not (copy / "misclassified.csv").exists()
     best = max(float(row["val/top1"]) for row in rows(copy) if row["val/top1"])
     assert results["top1"] == pytest.approx(best, abs=1e-6)
 
@@ -276,6 +282,24 @@ def test_results_of_each_augmentation(copies: list[Path]) -> None:
         value["loss"] for value in results.values() if isinstance(value, dict) and "loss" in value
     }
     assert len(losses) == 4
+
+
+def test_misclassified_images_of_an_ensemble_with_augmentation(copies: list[Path]) -> None:
+    run("test", "--ensemble", copies[0], copies[1], "--tta", "flip", "--output", "both")
+    with Path("both/misclassified.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    (first, labels), (second, _) = by_hand(copies[0], flip=True), by_hand(copies[1], flip=True)
+    confidence, predicted = ((first + second) / 2).max(1)
+    names = load_run(copies[0])[1].split("test").names
+    wrong = {names[i]: i for i in (predicted != labels).nonzero().flatten().tolist()}
+    assert list(found[0]) == ["file", "truth", "prediction", "probability"] and len(wrong) > 20
+    assert {row["file"] for row in found} == wrong.keys()
+    shown = [float(row["probability"]) for row in found]
+    assert shown == sorted(shown, reverse=True)
+    for row, share in zip(found, shown, strict=True):
+        index = wrong[row["file"]]
+        assert (row["truth"], row["prediction"]) == (str(int(labels[index])), str(int(predicted[index])))
+        assert share == pytest.approx(float(confidence[index]), abs=1e-5)
 
 
 def test_precise_bn_is_for_one_test_unless_it_is_saved(copies: list[Path], place: Path) -> None:

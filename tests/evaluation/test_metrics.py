@@ -1,4 +1,4 @@
-"""Every metric of an evaluation agrees with a NumPy implementation."""
+"""Every metric of an evaluation agrees with NumPy or scikit-learn."""
 
 import math
 from pathlib import Path
@@ -8,10 +8,27 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_curve,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 from torch import Tensor
 from torchmetrics import Metric
 
-from resnet_pl.evaluation.metrics import BinnedCalibrationError, ClassificationMetrics, per_class
+from resnet_pl.evaluation.metrics import (
+    MACRO,
+    BinnedCalibrationError,
+    ClassificationMetrics,
+    class_scores,
+    macro_averages,
+    per_class,
+)
+from resnet_pl.evaluation.score_histogram import ScoreHistogram, auroc, average_precision, best_thresholds
 
 
 def outputs(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -34,12 +51,19 @@ def reference(probabilities: Tensor, labels: Tensor, bins: int = 15) -> dict[str
         inside = (confidence >= low / bins) & (confidence < (low + 1) / bins + (low == bins - 1))
         if inside.any():
             error += inside.mean() * abs(confidence[inside].mean() - (predicted == truth)[inside].mean())
+    scores = {"average": "macro", "zero_division": 0}
+    areas = [roc_auc_score(truth == k, p[:, k]) for k in range(p.shape[1])]
     fifth = np.sort(p, axis=1)[:, -min(5, p.shape[1])]
     return {
         "top1": (predicted == truth).mean(),
         "top5": None if p.shape[1] <= 5 else (p[np.arange(len(p)), truth] >= fifth).mean(),
         "loss": -np.log(p[np.arange(len(p)), truth]).mean(),
         "calibration_error": error,
+        "precision_macro": precision_score(truth, predicted, **scores),
+        "recall_macro": recall_score(truth, predicted, **scores),
+        "f1_macro": f1_score(truth, predicted, **scores),
+        "balanced_accuracy": balanced_accuracy_score(truth, predicted),
+        "auroc": np.mean(areas),
         "images": len(truth),
         "confusion": confusion,
     }
@@ -50,8 +74,9 @@ def assert_same(metrics: dict[str, Any], expected: dict[str, Any]) -> None:
     assert np.array_equal(metrics["confusion"], expected["confusion"])
     for name in ("top1", "top5", "images"):
         assert metrics[name] == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-7)), name
-    for name in ("loss", "calibration_error"):
+    for name in ("loss", "calibration_error", *MACRO[:-1]):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
+    assert metrics["auroc"] == pytest.approx(expected["auroc"], abs=1e-3)
 
 
 def evaluate(probabilities: Tensor, labels: Tensor, batch: int) -> ClassificationMetrics:
@@ -122,11 +147,58 @@ def test_nan_is_reported():
 
 def test_per_class():
     confusion = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 0]])
-    assert per_class(confusion, ["a", "b", "c"]) == {
-        "a": {"images": 4, "correct": 3, "top1": 0.75},
-        "b": {"images": 0, "correct": 0, "top1": None},
-        "c": {"images": 2, "correct": 0, "top1": 0.0},
+    rows = per_class(confusion, ["a", "b", "c"])
+    first = {"images": 4, "correct": 3, "top1": 0.75, "precision": 0.6, "recall": 0.75, "f1": pytest.approx(2 / 3)}
+    assert {key: rows["a"][key] for key in first} == first
+    assert rows["b"] | {"precision_interval": None} == {
+        **{"images": 0, "correct": 0, "top1": None, "precision": 0.0, "recall": None, "f1": 0.0},
+        **{"precision_interval": None, "recall_interval": None, "f1_interval": rows["b"]["f1_interval"]},
     }
+    assert (rows["c"]["recall"], rows["c"]["precision"], rows["c"]["f1"]) == (0.0, None, 0.0)
+
+
+def test_macro_averages_of_classes_without_images_or_predictions_are_those_of_scikit_learn():
+    truth, predicted = [0, 0, 0, 0, 2, 2], [0, 0, 0, 1, 0, 0]
+    found = macro_averages(torch.tensor([[3, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]))
+    for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        assert found[f"{name}_macro"] == pytest.approx(score(truth, predicted, average="macro", zero_division=0)), name
+    assert found["balanced_accuracy"] == 0.375  # scikit-learn warns about the class without images
+
+
+def test_intervals_are_those_of_wilson():
+    # 95 % interval of 81 of 263 (Newcombe, 1998, Table I).
+    scores = class_scores(81, 263, 81)
+    assert scores["recall_interval"] == pytest.approx([0.2553, 0.3662], abs=5e-5)
+    assert scores["precision"] == 1.0 and scores["precision_interval"][1] == 1.0
+    share = 81 / 263
+    assert scores["f1"] == pytest.approx(2 * share / (1 + share))
+    assert scores["f1_interval"] == pytest.approx([2 * 0.2553 / 1.2553, 2 * 0.3662 / 1.3662], abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3, 30])
+def test_score_histograms_agree_with_scikit_learn(scale):
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(1500, 4, generator=generator) < torch.tensor([0.02, 0.2, 0.5, 0.98])
+    probabilities = (scale * (torch.randn(1500, 4, generator=generator) + present - 1)).sigmoid()
+    metric = ScoreHistogram(4)
+    for p, y in zip(probabilities.split(64), present.split(64), strict=True):
+        metric.update(p, y)
+    counts = metric.compute()
+    areas = roc_auc_score(present, probabilities, average=None)
+    assert auroc(counts).numpy() == pytest.approx(areas, abs=1e-3)
+    precisions = average_precision_score(present, probabilities, average=None)
+    assert float(average_precision(counts).mean()) == pytest.approx(precisions.mean(), abs=1e-3)
+    thresholds = best_thresholds(counts)
+    for k in range(4):
+        precision, recall, _ = precision_recall_curve(present[:, k], probabilities[:, k])
+        best = (2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()
+        assert f1_score(present[:, k], probabilities[:, k] >= thresholds[k]) == pytest.approx(best, abs=0.005)
+
+
+def test_a_threshold_is_in_the_middle_of_the_gap_between_two_groups():
+    metric = ScoreHistogram(2)
+    metric.update(torch.tensor([[0.9, 0.9], [0.1, 0.1]]), torch.tensor([[True, False], [False, False]]))
+    assert best_thresholds(metric.compute()).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
 
 
 def _evaluate_in_process(rank: int, folder: str, sizes: list[int]) -> None:

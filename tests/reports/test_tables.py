@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_pl.evaluation.metrics import class_scores
 from resnet_pl.reports.tables import predictions_table, print_report, results_table, write_csv, write_predictions
 from resnet_pl.utils import UserError
 
@@ -16,8 +17,8 @@ RESULTS = {
     "calibration_error": 0.0123,
     "images": 3600,
     "per_class": {
-        "daisy": {"images": 63, "correct": 60, "top1": 60 / 63},
-        "roses [red]": {"images": 41, "correct": 37, "top1": 37 / 41},
+        "daisy": {"images": 63, **class_scores(60, 63, 64)},
+        "roses [red]": {"images": 41, **class_scores(37, 41, 40)},
     },
     "protocol": "single view",
     "split": "test",
@@ -38,7 +39,7 @@ def line_of(text: str, word: str) -> list[str]:
 
 
 def many_classes(count: int) -> dict:
-    return {f"c{i:02}": {"images": i, "correct": i // 2, "top1": i // 2 / i if i else None} for i in range(count)}
+    return {f"c{i:02}": {"images": i, **class_scores(i // 2, i, i // 2)} for i in range(count)}
 
 
 def test_overall_metrics(capsys):
@@ -59,9 +60,9 @@ def test_undefined_numbers_are_shown_as_a_dash(capsys):
 
 def test_class_names_may_contain_brackets(capsys):
     text = text_of(results_table(RESULTS), capsys)
-    assert "correct" in text
-    assert line_of(text, "daisy") == ["daisy", "63", "60", "95.24%"]
-    assert line_of(text, "roses") == ["roses", "[red]", "41", "37", "90.24%"]
+    assert line_of(text, "precision") == ["class", "images", "precision", "recall", "F1"]
+    assert line_of(text, "daisy") == ["daisy", "63", "93.8%", "85–98", "95.2%", "87–98", "94.5%", "89–97"]
+    assert line_of(text, "roses") == ["roses", "[red]", "41", "92.5%", "80–97", "90.2%", "77–96", "91.4%", "83–96"]
     assert text.index("daisy") < text.index("roses")
 
 
@@ -71,13 +72,28 @@ def test_many_classes_show_the_ten_worst(capsys):
         line.split()[0] for line in text.splitlines() if line.strip().startswith("c") and line.split()[0][1:].isdigit()
     ]
     assert shown == [f"c{i:02}" for i in range(1, 21, 2)]
-    assert "10 classes with the lowest top-1, of 26" in text
+    assert "10 classes with the lowest F1, of 26" in text
 
 
 def test_twenty_five_classes_are_all_shown(capsys):
     text = text_of(results_table(RESULTS | {"per_class": many_classes(25)}), capsys)
     assert all(f"c{i:02}" in text for i in range(25)) and "lowest" not in text
-    assert line_of(text, "c00") == ["c00", "0", "0", "–"]
+    assert line_of(text, "c00") == ["c00", "0", "–", "–", "–"]
+
+
+def test_macro_averages_have_a_table_of_their_own_and_fit_on_80_columns(capsys, monkeypatch):
+    averages = {"precision_macro": 0.97, "recall_macro": 0.96, "f1_macro": 0.965, "balanced_accuracy": 0.96}
+    monkeypatch.setattr("resnet_pl.reports.tables.report_width", lambda: 80)
+    long = {"a class with a long name": RESULTS["per_class"]["daisy"]}
+    text = text_of(results_table(RESULTS | averages | {"auroc": 0.999, "per_class": long}), capsys)
+    assert line_of(text, "96.50%") == ["97.00%", "96.00%", "96.50%", "96.00%", "99.90%"]
+    assert line_of(text, "macro F1")[-3:] == ["balanced", "accuracy", "AUROC"]
+    assert line_of(text, "a class with a long name")[-2:] == ["94.5%", "89–97"]
+
+
+def test_a_metric_of_the_user_with_the_name_of_an_average_may_have_several_values(capsys):
+    text = text_of(results_table(RESULTS | {"auroc": [0.5, 0.75]}), capsys)
+    assert "AUROC" not in text
 
 
 def rows(count: int = 3, truth: bool = True) -> list[dict]:
@@ -150,10 +166,10 @@ def test_a_report_to_a_file_has_no_color_and_100_columns(capsys, monkeypatch):
 def test_characters_that_the_encoding_lacks_are_replaced(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
-    print_report(results_table(RESULTS | {"per_class": {"жираф\udc80": {"images": 7, "correct": 7, "top1": 1.0}}}))
+    print_report(results_table(RESULTS | {"per_class": {"жираф\udc80": {"images": 7, **class_scores(7, 7, 7)}}}))
     out.flush()
     text = out.buffer.getvalue().decode("ascii")
-    assert "??????" in text and "100.00%" in text
+    assert "??????" in text and "100.0%" in text
 
 
 def test_predictions_csv_round_trip(tmp_path: Path):
