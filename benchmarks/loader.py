@@ -27,7 +27,8 @@ from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import list_images, read_image
-from resnet_pl.data.loader import ImageFileLoader, ShardedEpochSampler
+from resnet_pl.data.loader import ImageFileLoader
+from resnet_pl.data.samplers import ShardedEpochSampler
 
 SIZE, BATCH = 224, 16
 PIL, IO = "torchvision `ImageFolder`, PIL", "torchvision `ImageFolder`, `torchvision.io` and v2 transforms"

@@ -32,6 +32,7 @@ from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, image_size_of, pixel_format_of
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
+from resnet_pl.losses import check_number, set_class_weights
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
 from resnet_pl.models.heads import check_channels, find_classifier, reset_classifier, split_outputs, training_loss
 from resnet_pl.models.normalize import Normalize
@@ -39,7 +40,7 @@ from resnet_pl.models.pretrained import fetch_weights, load_pretrained
 from resnet_pl.models.published import load_published
 from resnet_pl.optim import Schedule, ScheduledLR, check_layout, make_optimizer, make_scheduler
 from resnet_pl.plain_types import to_plain_hparams
-from resnet_pl.types import PositiveInt, UnitInterval
+from resnet_pl.types import NonNegativeFloat, PositiveInt, UnitInterval
 from resnet_pl.utils import UserError, rank_zero_print
 
 # The weights of a loss are a list of numbers, in YAML and in checkpoints.
@@ -66,7 +67,9 @@ class ImageClassifier(LightningModule):
         decay_norm_and_bias: whether weight decay also applies to normalization layers and biases, as in the paper.
         loss: training loss, called with (logits, labels); cross-entropy by default. Evaluation always reports
             cross-entropy.
-        label_smoothing: label smoothing factor (arXiv:1512.00567); for cross-entropy only.
+        label_smoothing: label smoothing factor (arXiv:1512.00567); for the default loss only.
+        class_weights: weight of each class in the training loss, or `balanced`: inversely proportional to its number of
+            training images. The loss of the evaluation has no weights.
         metrics: further metrics of the evaluation by name, such as torchmetrics.classification.MulticlassF1Score. Each
             is created with the number of classes, and updated with probabilities `(N, K)` and labels `(N,)`.
         channels_last: whether to use the channels_last memory format, which makes convolutions faster.
@@ -87,6 +90,7 @@ class ImageClassifier(LightningModule):
         decay_norm_and_bias: bool = True,
         loss: nn.Module | None = None,
         label_smoothing: UnitInterval = 0.0,
+        class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = None,
         metrics: dict[str, Callable[[int], Metric]] | None = None,
         channels_last: bool = True,
         compile: bool = False,
@@ -164,11 +168,10 @@ class ImageClassifier(LightningModule):
                 f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs\n"
                 "set the attribute, or --model.num_classes (in Python num_classes=)"
             )
-        weight = getattr(self.criterion, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) != num_classes:
-            raise UserError(
-                f"model.loss.weight: {len(weight)} weights for {num_classes} classes\ngive one for each class"
-            )
+        check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")
+        if hparams["class_weights"] is not None:
+            images = (self.datamodule.split("train") if self.datamodule else data) if rename else None
+            set_class_weights(self.criterion, hparams["class_weights"], num_classes, images)
         with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
             is_new = reset_classifier(self.backbone, num_classes)
         if is_new and no_checkpoint and not rename:
@@ -278,7 +281,7 @@ class ImageClassifier(LightningModule):
         batch = self.as_batch(batch, batch_idx)
         probabilities = self.probabilities(batch)
         self.metrics.update(probabilities, batch.labels)
-        return {"probabilities": probabilities}
+        return {"probabilities": probabilities, "labels": batch.labels, "indices": batch.indices}
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

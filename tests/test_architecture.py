@@ -28,7 +28,7 @@ LEVELS = [
     ["callbacks"],
     ["reports"],
     ["evaluation"],
-    ["models"],
+    ["models", "losses"],
     ["data", "lr_schedulers"],
     ["optim", "command_line"],
     ["checkpoint"],

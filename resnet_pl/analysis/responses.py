@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, plot_responses
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.loader import ShardedEpochSampler
+from resnet_pl.data.samplers import ShardedEpochSampler
 from resnet_pl.models.normalize import BatchNorm
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, progress, rank_zero_print

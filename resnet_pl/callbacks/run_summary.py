@@ -29,9 +29,13 @@ from resnet_pl.checkpoint import versions
 from resnet_pl.code_version import code_version
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.provenance import describe
+from resnet_pl.data.samplers import class_counts
 from resnet_pl.optim import ScheduledLR
 from resnet_pl.run_dir import job_id, write_session, write_splits
 from resnet_pl.utils import shell_command
+
+# Factor between the largest and the smallest class from which the summary says what to use.
+IMBALANCE = 3
 
 
 class RunSummary(Callback):
@@ -57,6 +61,7 @@ class RunSummary(Callback):
             "classes": None if data is None else _classes(data.class_names),
             "layout": getattr(data, "layout_note", None),
             "splits": None if data is None else data.split_note,
+            "balance": None if data is None else _imbalance(data, pl_module),
             "batch": None if data is None else _batch(trainer, data),
             "training": _training(trainer, pl_module),
             "device": f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}",
@@ -125,6 +130,20 @@ def _data(trainer: Trainer) -> str:
 def _classes(names: Sequence[str]) -> str:
     """The class names; of many the first and the last, which show what a folder was read as."""
     return ", ".join(names if len(names) <= 10 else [*names[:4], "…", *names[-3:]])
+
+
+def _imbalance(data: ImageDataModule, pl_module: LightningModule) -> str | None:
+    """The smallest and the largest class, and what to use; None if the classes are similar, or something is used."""
+    names, counts = data.class_names, class_counts(data.splits.get("train"), len(data.classes))
+    if counts is None or len(counts) < 2 or data.sampler is not None or pl_module.hparams.get("class_weights"):
+        return None
+    low, high = int(counts.min()), int(counts.max())
+    if high <= IMBALANCE * low:
+        return None
+    return (
+        f"{low:,} training images of {names[int(counts.argmin())]}, {high:,} of {names[int(counts.argmax())]}: try "
+        "--data.sampler balanced or --model.class_weights balanced, and --checkpoint.monitor val/f1_macro"
+    )
 
 
 def _batch(trainer: Trainer, data: ImageDataModule) -> str:

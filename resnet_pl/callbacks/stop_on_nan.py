@@ -109,7 +109,7 @@ class StopOnNaN(Callback):
         images = data.splits.get("train") if data is not None else None
         if not isinstance(batch, Batch) or images is None:
             return ""
-        names = [images.names[index] for index in batch.indices.tolist()]
+        names = [images.names[index % len(images.names)] for index in batch.indices.tolist()]
         path = self.folder / "bad_batches.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_pl.callbacks.access import as_classifier, get_image_data
-from resnet_pl.data.loader import ShardedEpochSampler
+from resnet_pl.data.samplers import ShardedEpochSampler
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError
 

@@ -18,15 +18,10 @@ from resnet_pl.data.crops import Crop, ResizeCenterCrop, describe_crop, height_w
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import RGB
 from resnet_pl.data.defaults import build_default
-from resnet_pl.data.loader import (
-    FixedOrderSampler,
-    ImageFileLoader,
-    ResumableLoader,
-    ShardedEpochSampler,
-    default_num_workers,
-)
+from resnet_pl.data.loader import ImageFileLoader, ResumableLoader, default_num_workers
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.data.rng import BatchRNG, seed_generators
+from resnet_pl.data.samplers import FixedOrderSampler, ShardedEpochSampler, class_labels
 from resnet_pl.data.splits import Label, make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.views import Views
@@ -52,6 +47,9 @@ class ImageDataModule(LightningDataModule):
         batch_transforms: augmentation of training batches on the device, applied in order; the default of the class if
             null, none if empty.
         mix: MixUp or CutMix, applied after the batch transforms.
+        sampler: `balanced` trains on the same number of images of each class in every epoch: images of rare classes are
+            repeated, with other random crops and flips, and not all images of frequent classes are used. By default
+            every image is used once per epoch.
         val_split: fraction (below 1) or number of images held out for validation if the data has no such split.
         test_split: fraction (below 1) or number of images held out for testing if the data has no test or val split.
         num_folds: number of folds for cross-validation; the images outside the test split are divided into them.
@@ -84,6 +82,7 @@ class ImageDataModule(LightningDataModule):
         transforms: list[nn.Module] | None = None,
         batch_transforms: list[BatchTransform] | None = None,
         mix: BatchTransform | None = None,
+        sampler: Literal["balanced"] | None = None,
         val_split: int | float = 0.1,
         test_split: int | float = 0.1,
         num_folds: PositiveInt | None = None,
@@ -107,7 +106,7 @@ class ImageDataModule(LightningDataModule):
         self.transforms = transforms or []
         self.batch_transforms = [*(batch_transforms or []), *([mix] if mix else [])]
         check_transforms(self.transforms, self.batch_transforms)
-        self.val_split, self.test_split = val_split, test_split
+        self.sampler, self.val_split, self.test_split = sampler, val_split, test_split
         self.num_folds, self.fold, self.split_seed = num_folds, fold, split_seed
         self.num_workers, self.on_bad_image = num_workers, on_bad_image
         self.classes: list[str] = []
@@ -200,7 +199,9 @@ class ImageDataModule(LightningDataModule):
             images = images.with_views(self.views)
         overfit = getattr(self.trainer, "overfit_batches", 0)
         sampler_class = FixedOrderSampler if overfit else ShardedEpochSampler
-        sampler = sampler_class(len(images), self.seed, training, rank, world_size)
+        balanced = training and self.sampler == "balanced"
+        labels = class_labels(self.split("train"), "data.sampler: balanced") if balanced else None
+        sampler = sampler_class(len(images), self.seed, training, rank, world_size, labels)
         return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
 
     def state_dict(self) -> dict[str, int]:

@@ -18,7 +18,8 @@ class Batch(NamedTuple):
         images: `(N, C, H, W)`, uint8, or float in [0, 1] after batch augmentation; a list of `View` with test-time
             augmentation.
         labels: `(N,)` int64, -1 if unknown; `(N, K)` class probabilities after MixUp or CutMix.
-        indices: `(N,)` int64, index of each image in its split.
+        indices: `(N,)` int64, index of each image in its split; plus r times the size of the split for the r-th repeat
+            of an image in an epoch (`data.sampler: balanced`).
         epoch: epoch of the batch, from 0.
         batch_idx: index of the batch in its epoch, from 0.
     """

@@ -7,65 +7,18 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from typing_extensions import override
 
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, printable_path
-from resnet_pl.data.rng import hash_seed
+from resnet_pl.data.samplers import RepeatedImages, ShardedEpochSampler
 from resnet_pl.data.views import View, group_by_size
 from resnet_pl.data.workers import BatchReader
 from resnet_pl.utils import UserError
-
-
-class ShardedEpochSampler:
-    """The indices of one process in an epoch.
-
-    For training they are shuffled, and all processes get the same number; the remainder of the division is dropped. For
-    evaluation they are in order, and each image belongs to exactly one process.
-
-    Args:
-        length: number of images in the split.
-        seed: the training seed.
-        shuffle: whether the indices are for training.
-        rank: rank of this process.
-        world_size: number of processes.
-    """
-
-    reshuffles: ClassVar[bool] = True  # whether each epoch has an order of its own
-
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1) -> None:
-        self.length, self.seed, self.shuffle, self.rank, self.world_size = length, seed, shuffle, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch; Lightning calls this at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        count, remainder = divmod(self.length, self.world_size)
-        return count if self.shuffle else count + (self.rank < remainder)
-
-    def indices(self) -> Tensor:
-        """Returns the indices, `(len(self),)` int64."""
-        if not self.shuffle:
-            return torch.arange(self.length)[self.rank :: self.world_size]
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch if self.reshuffles else 0))
-        order = torch.randperm(self.length, generator=generator)
-        return order[: len(self) * self.world_size][self.rank :: self.world_size]
-
-
-class FixedOrderSampler(ShardedEpochSampler, SequentialSampler):
-    """The indices of the first epoch in every epoch, for `overfit_batches`.
-
-    Lightning replaces any other sampler than a SequentialSampler, by the first images, which may be of one class.
-    """
-
-    reshuffles = False
 
 
 class ResumableLoader:
@@ -148,6 +101,7 @@ class ImageFileLoader(ResumableLoader):
         on_bad_image: str = "error",
         bad_images_dir: Path | None = None,
     ) -> None:
+        images = images if sampler.labels is None else RepeatedImages(images)
         super().__init__(images, sampler, batch_size)
         self.on_bad_image, self.bad_images_dir = on_bad_image, bad_images_dir
         self.skipped: dict[str, str] = {}

@@ -14,8 +14,9 @@ from typing_extensions import override
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import short_hash
-from resnet_pl.data.loader import ResumableLoader, ShardedEpochSampler
+from resnet_pl.data.loader import ResumableLoader
 from resnet_pl.data.rng import seeded_rng
+from resnet_pl.data.samplers import ShardedEpochSampler
 from resnet_pl.data.statistics import Statistics
 from resnet_pl.data.views import View, Views
 from resnet_pl.utils import UserError
@@ -118,7 +119,8 @@ class TensorLoader(ResumableLoader):
         # One transfer for the entire epoch, because each transfer waits for the device.
         order = torch.cat([torch.empty(0, dtype=torch.int64), *plan]).to(self._images.device)
         for indices in order.split([len(batch) for batch in plan]):
-            yield self._make_views(self._images[indices]), self._labels[indices], indices
+            images = indices % len(self._images)  # with a balanced sampler, larger indices are repeats
+            yield self._make_views(self._images[images]), self._labels[images], indices
 
     def _make_views(self, images: Tensor) -> Tensor | list[View]:
         if self.views is None:

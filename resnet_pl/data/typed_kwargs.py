@@ -22,6 +22,7 @@ class ImageDataModuleArgs(TypedDict, total=False):
     eval_batch_size: PositiveInt | None
     transforms: list[nn.Module] | None
     mix: BatchTransform | None
+    sampler: Literal["balanced"] | None
     num_folds: PositiveInt | None
     fold: NonNegativeInt
     split_seed: int

@@ -15,7 +15,8 @@ from resnet_pl.data import loader as loader_module
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.crops import ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.loader import ImageFileLoader, ShardedEpochSampler
+from resnet_pl.data.loader import ImageFileLoader
+from resnet_pl.data.samplers import ShardedEpochSampler
 from resnet_pl.utils import UserError
 
 

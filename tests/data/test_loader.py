@@ -10,7 +10,8 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.loader import ResumableLoader, ShardedEpochSampler, default_num_workers
+from resnet_pl.data.loader import ResumableLoader, default_num_workers
+from resnet_pl.data.samplers import ShardedEpochSampler
 from resnet_pl.data.views import View
 
 

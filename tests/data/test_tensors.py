@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from resnet_pl.data import ImageFolder, RandomFlip
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.loader import ShardedEpochSampler
+from resnet_pl.data.samplers import ShardedEpochSampler
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset, TensorLoader
 from resnet_pl.utils import UserError
 
