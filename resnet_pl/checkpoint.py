@@ -40,7 +40,7 @@ SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 METADATA_TYPES = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
 # Arguments of ImageClassifier that are read from the data.
-CLASS_ARGUMENTS = ("num_classes", "class_names")
+CLASS_ARGUMENTS = ("num_classes", "class_names", "multi_label")
 # Sections of the configuration that evaluation needs: model and data, not how the model was trained.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 

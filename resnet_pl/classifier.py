@@ -27,12 +27,13 @@ from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch, check_labels
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size
 from resnet_pl.data.decode import RGB
-from resnet_pl.data.provenance import provenance_of, resolve_classes
+from resnet_pl.data.provenance import provenance_of, resolve_classes, resolve_multi_label
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, image_size_of, pixel_format_of
 from resnet_pl.evaluation.metrics import ClassificationMetrics
+from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
-from resnet_pl.losses import check_number, set_class_weights
+from resnet_pl.losses import MultiLabelLoss, check_number, set_class_weights
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
 from resnet_pl.models.heads import check_channels, find_classifier, reset_classifier, split_outputs, training_loss
 from resnet_pl.models.normalize import Normalize
@@ -57,6 +58,8 @@ class ImageClassifier(LightningModule):
             .safetensors or .ckpt file. Ignored when a checkpoint is restored.
         num_classes: number of classes; read from the data by default.
         class_names: name of each class; read from the data by default.
+        multi_label: whether an image can have several classes, or none; read from the data by default. Each class then
+            has a probability of its own (sigmoid), and a threshold, which the validation chooses.
         optimizer: any torch optimizer.
         schedule: learning rate schedule, a cosine by default.
         lr_scheduler: any torch scheduler, in place of `schedule`.
@@ -65,8 +68,8 @@ class ImageClassifier(LightningModule):
         base_batch_size: batch size for which the optimizer's `lr` was chosen. If set, `lr` is multiplied by
             effective batch size / base_batch_size (linear scaling rule, arXiv:1706.02677).
         decay_norm_and_bias: whether weight decay also applies to normalization layers and biases, as in the paper.
-        loss: training loss, called with (logits, labels); cross-entropy by default. Evaluation always reports
-            cross-entropy.
+        loss: training loss, called with (logits, labels); by default cross-entropy, or binary cross-entropy if
+            `multi_label`. Evaluation always reports these.
         label_smoothing: label smoothing factor (arXiv:1512.00567); for the default loss only.
         class_weights: weight of each class in the training loss, or `balanced`: inversely proportional to its number of
             training images. The loss of the evaluation has no weights.
@@ -82,6 +85,7 @@ class ImageClassifier(LightningModule):
         weights: str | None = None,
         num_classes: PositiveInt | None = None,
         class_names: list[str] | None = None,
+        multi_label: bool | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified; --help shows its values as defaults
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -110,7 +114,8 @@ class ImageClassifier(LightningModule):
         self.schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
         self.lr_scheduler, self.lr_scheduler_interval = lr_scheduler, lr_scheduler_interval
         self.own_metrics = metrics or {}
-        self.metrics: ClassificationMetrics  # created in configure_model, when the number of classes is known
+        # Created in configure_model, when the number of classes is known.
+        self.metrics: ClassificationMetrics | MultiLabelMetrics
         self.image_size: Size | None = None  # of the checkpoint that was loaded
         self.pixel_format = RGB
         self.eval_crop: Crop | None = ResizeCenterCrop()  # None: the class of the checkpoint is not known
@@ -158,6 +163,7 @@ class ImageClassifier(LightningModule):
             hparams["class_names"], hparams["num_classes"] = resolve_classes(
                 data, hparams["class_names"], hparams["num_classes"], rename
             )
+        several = hparams["multi_label"] = resolve_multi_label(data, hparams["multi_label"])
         if configured:
             return
         if self.datamodule is not None and self.datamodule.pixel_format.channels != 3:
@@ -168,10 +174,12 @@ class ImageClassifier(LightningModule):
                 f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs\n"
                 "set the attribute, or --model.num_classes (in Python num_classes=)"
             )
+        if several and hparams["loss"] is None:
+            self.criterion = MultiLabelLoss(hparams["label_smoothing"])
         check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")
         if hparams["class_weights"] is not None:
             images = (self.datamodule.split("train") if self.datamodule else data) if rename else None
-            set_class_weights(self.criterion, hparams["class_weights"], num_classes, images)
+            set_class_weights(self.criterion, hparams["class_weights"], num_classes, images, several)
         with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
             is_new = reset_classifier(self.backbone, num_classes)
         if is_new and no_checkpoint and not rename:
@@ -181,7 +189,7 @@ class ImageClassifier(LightningModule):
             )
         if hparams["channels_last"]:
             self.backbone.to(memory_format=torch.channels_last)
-        self.metrics = ClassificationMetrics(num_classes, self.own_metrics)
+        self.metrics = (MultiLabelMetrics if several else ClassificationMetrics)(num_classes, self.own_metrics)
         if rename and self.weights is not None:
             rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights, hparams["class_names"]))
         if no_checkpoint and self.datamodule is not None:
@@ -218,6 +226,8 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns `loss` and `logits` of a batch; labels are `(N,)`, or `(N, num_classes)` probabilities after MixUp.
 
+        With `multi_label`, labels are `(N, num_classes)`, 1 for each class of an image, and only the loss is returned.
+
         With data of another kind the batch is `(images, labels)`, as its data loader returns it.
 
         The callback `TrainLog` logs `train/loss` and `train/top1` every `log_every_n_steps` steps. `self.log` in every
@@ -225,7 +235,7 @@ class ImageClassifier(LightningModule):
         """
         batch = self.as_batch(batch, batch_idx)
         loss, logits = training_loss(self.criterion, self(batch.images), batch.labels)
-        return {"loss": loss, "logits": logits.detach()}
+        return {"loss": loss} if self.hparams["multi_label"] else {"loss": loss, "logits": logits.detach()}
 
     def as_batch(self, batch: Any, batch_idx: int) -> Batch:
         """Returns the batch of any data as a `Batch`; of other data, the labels of the first one are checked."""
@@ -233,7 +243,7 @@ class ImageClassifier(LightningModule):
             return batch
         batch = Batch.of(batch, batch_idx)
         if batch_idx == 0:
-            check_labels(batch.labels, self.metrics.num_classes)
+            check_labels(batch.labels, self.metrics.num_classes, self.hparams["multi_label"])
         return batch
 
     @override
@@ -272,9 +282,19 @@ class ImageClassifier(LightningModule):
         return size
 
     # ------------------------------------------------------------------------------------ evaluation
+    def to_probabilities(self, logits: Tensor) -> Tensor:
+        """Converts logits `(N, num_classes)` to float32 probabilities."""
+        return logits.float().sigmoid() if self.hparams["multi_label"] else logits.float().softmax(1)
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """Probability of each class from which it is predicted, `(num_classes,)`; None without `multi_label`."""
+        metrics = getattr(self, "metrics", None)
+        return metrics.thresholds if isinstance(metrics, MultiLabelMetrics) else None
+
     def probabilities(self, batch: Batch) -> Tensor:
         """Class probabilities `(N, num_classes)`; with test-time augmentation, the mean over the views of an image."""
-        return predict_with_tta(self, batch.images, len(batch.labels))
+        return predict_with_tta(lambda images: self.to_probabilities(self(images)), batch.images, len(batch.labels))
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -335,12 +355,12 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics, and reports top-1 to the schedule for `plateau`."""
+        """Logs the validation metrics, and reports top-1 (with `multi_label`, mAP) to the schedule for `plateau`."""
         self._log_metrics("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             for config in self.trainer.lr_scheduler_configs:
                 if isinstance(config.scheduler, ScheduledLR):
-                    config.scheduler.update_plateau(self.results["top1"])
+                    config.scheduler.update_plateau(self.results["map" if self.hparams["multi_label"] else "top1"])
                 elif self.lr_scheduler is not None:
                     update_plateau(config.scheduler, self.results)
 
@@ -349,21 +369,29 @@ class ImageClassifier(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        """Logs every float that `ClassificationMetrics.compute` returns, also those of `metrics`."""
-        self.results = self.metrics.compute()
+        """Logs every float that `compute` of the metrics returns, also those of `metrics`."""
+        if isinstance(self.metrics, MultiLabelMetrics):
+            self.results = self.metrics.compute(choose_thresholds=self.trainer.state.fn == "fit")
+        else:
+            self.results = self.metrics.compute()
         self.metrics.reset()
         for name, value in self.results.items():
             if isinstance(value, float):
-                self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
+                self.log(f"{stage}/{name}", value, prog_bar=name in ("top1", "map"))
 
     # ------------------------------------------------------------------------------------ checkpoints
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the image size and the crop, for `predict`."""
+        """Restores the image size and the crop, for `predict`, and the thresholds."""
         self.image_size, self.eval_crop = image_size_of(checkpoint), eval_crop_of(checkpoint)
         self.pixel_format = pixel_format_of(checkpoint)
+        stored = (checkpoint.get(ckpt.METADATA_KEY) or {}).get("thresholds")
+        if stored is not None and self.thresholds is not None:
+            self.thresholds.copy_(torch.tensor(stored))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the splits and versions, as plain types; the callback `SaveConfig` also adds the configuration."""
         checkpoint.setdefault(ckpt.METADATA_KEY, ckpt.build_metadata(None, provenance_of(self.datamodule)))
+        if self.thresholds is not None:
+            checkpoint[ckpt.METADATA_KEY]["thresholds"] = self.thresholds.tolist()

@@ -21,6 +21,7 @@ BUILT_IN_PYTHON = "built_in_python"
 
 # The metric that chooses best.ckpt by default.
 TOP1 = "val/top1"
+MAP = "val/map"  # of images with several classes
 
 
 def create_run_dir(root: Path, name: str) -> Path:

@@ -21,8 +21,10 @@ from typing_extensions import override
 
 from resnet_pl.analysis.grid import SweepRun, grid_runs
 from resnet_pl.analysis.sweep import Sweep
+from resnet_pl.callbacks.access import join_classes
 from resnet_pl.command_line import CommandLine
 from resnet_pl.data import ImageDataModule
+from resnet_pl.evaluation.metrics import MACRO
 from resnet_pl.load import load_run
 from resnet_pl.reports.tables import number, numbers_table, print_report, write_csv
 from resnet_pl.run_dir import read_sessions
@@ -30,8 +32,6 @@ from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, atomic_write
 
 NumFolds = restricted_number_type("NumFolds", int, (">=", 2), docstring="Integer from 2")
-# Probability from which an image with several labels has a class.
-THRESHOLD = 0.5
 
 
 class Fold(SweepRun):
@@ -105,7 +105,8 @@ def report(paths: list[Path], folder: Path) -> None:
         results.append({"fold": fold, "run": str(path), **metrics})
     head = ["file", "fold", "truth", "prediction", *(f"probability_{name}" for name in names)]
     write_csv(folder / "out_of_fold.csv", head, sorted(rows, key=lambda row: row[0]))
-    keys = [key for key in results[0] if key not in ("fold", "run", "images")]
+    # The other averages would not fit into a terminal.
+    keys = [key for key in results[0] if key not in {"fold", "run", "images", *MACRO} - {"f1_macro"}]
     values = {key: [result[key] for result in results] for key in keys}
     summary = {key: {"mean": fmean(each), "std": stdev(each)} for key, each in values.items()}
     with atomic_write(folder / "cross_validation.json") as partial:
@@ -129,13 +130,9 @@ def predict(model: Any, data: ImageDataModule) -> Iterator[list[Any]]:
             batch = batch.to(device)
             probabilities = model.probabilities(batch)
             model.metrics.update(probabilities, batch.labels)
-            several = batch.labels.ndim == 2
-            guesses = probabilities >= THRESHOLD if several else probabilities.argmax(1)
+            several = model.thresholds is not None
+            guesses = probabilities >= model.thresholds if several else probabilities.argmax(1)
             columns = (each.tolist() for each in (batch.indices, batch.labels, guesses, probabilities))
             for index, label, guess, row in zip(*columns, strict=True):
-                words = [_classes(each, names) if several else names[each] for each in (label, guess)]
+                words = [join_classes(each, names) if several else names[each] for each in (label, guess)]
                 yield [files[index], *words, *(f"{value:.6f}" for value in row)]
-
-
-def _classes(chosen: list[float], names: list[str]) -> str:
-    return ";".join(name for name, value in zip(names, chosen, strict=True) if value)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.batch import Batch
-from resnet_pl.evaluation.metrics import ClassificationMetrics
+from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.utils import UserError
 
 
@@ -32,13 +32,20 @@ class Ensemble(LightningModule):
     def __init__(self, members: Sequence[ImageClassifier]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.metrics = ClassificationMetrics(len(members[0].class_names))
+        self.metrics = type(members[0].metrics)(len(members[0].class_names))
+        if isinstance(self.metrics, MultiLabelMetrics):
+            self.metrics.thresholds = torch.stack([each for m in members if (each := m.thresholds) is not None]).mean(0)
         self.results: dict[str, Any] = {}
 
     @property
     def class_names(self) -> list[str]:
         """Name of each class."""
         return self.members[0].class_names  # pyright: ignore[reportReturnType] - of an ImageClassifier
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """Probability from which a class is predicted, see `ImageClassifier.thresholds`."""
+        return getattr(self.metrics, "thresholds", None)
 
     def predict_step(self, batches: Sequence[Batch], batch_idx: int) -> dict[str, Tensor]:
         """Returns the mean `probabilities`, `labels` and `indices`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 def get_datamodule(trainer: Trainer) -> LightningDataModule | None:
     """Returns the data module of a running Trainer; None if it was given data loaders."""
     return getattr(trainer, "datamodule", None)  # Lightning sets it; its class does not declare it
+
+
+def is_multi_label(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether an image can have several classes, by the data or the module."""
+    return bool(getattr(get_datamodule(trainer), "multi_label", None) or pl_module.hparams.get("multi_label"))
 
 
 def get_image_data(trainer: Trainer) -> ImageDataModule | None:
@@ -58,6 +63,11 @@ def gather_rows(trainer: Trainer, own: list[Any]) -> list[Any]:
         gathered = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, own)
     return [row for rows in gathered for row in rows]
+
+
+def join_classes(chosen: Sequence[Any], names: Sequence[str]) -> str:
+    """Returns the names of the classes of an image, such as `cat|dog`, from one true or false value per class."""
+    return "|".join(name for name, each in zip(names, chosen, strict=True) if each)
 
 
 def display_path(images: Any, index: int) -> str:

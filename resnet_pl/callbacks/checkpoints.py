@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
 
 from resnet_pl._compat import begin_next_epoch
-from resnet_pl.callbacks.access import is_logging_step, is_optimizer_step
-from resnet_pl.run_dir import TOP1, score_sign
+from resnet_pl.callbacks.access import is_logging_step, is_multi_label, is_optimizer_step
+from resnet_pl.run_dir import MAP, TOP1, score_sign
 from resnet_pl.types import PositiveFloat, PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
 
@@ -39,6 +40,12 @@ class BestCheckpoint(Checkpoint):
         self.path, self.monitor, self.sign = Path(folder) / "best.ckpt", monitor, score_sign(monitor, mode)
         self.score: float | None = None
         self._noted = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Top-1 is not defined for images with several classes.
+        if self.monitor == TOP1 and is_multi_label(trainer, pl_module):
+            self.monitor = MAP
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -176,7 +183,7 @@ def checkpoint_callbacks(
     Args:
         folder: folder of the checkpoints.
         monitor: log key of the validation metric that chooses best.ckpt, such as val/loss, val/f1_macro or
-            val/balanced_accuracy.
+            val/balanced_accuracy. Of images with several classes, val/map in place of val/top1.
         mode: whether a larger (max) or a smaller (min) value is better; auto is min for names with loss or error.
         every_n_epochs: number of epochs between two writes of last.ckpt; the end of the run is always saved.
         every_n_steps: number of optimizer steps after which last.ckpt is also written within an epoch.

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from resnet_pl.callbacks.checkpoints import monitored
 from resnet_pl.evaluation.metrics import ClassificationMetrics
+from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.types import UnitInterval
 
 
@@ -36,7 +37,7 @@ class EMA(WeightAveraging):
         super().__init__(multi_avg_fn=self._average)
         self.decay, self.log_raw = decay, log_raw
         self._raw: dict[str, Tensor] = {}  # the weights that are being trained, during a validation
-        self._metrics: ClassificationMetrics | None = None  # of these weights
+        self._metrics: ClassificationMetrics | MultiLabelMetrics | None = None  # of these weights
 
     def _average(self, averaged: Any, current: Any, count: Any) -> None:
         """Updates averaged tensors in place; `count` is the number of updates so far."""
@@ -47,7 +48,7 @@ class EMA(WeightAveraging):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = getattr(pl_module, "metrics", None)
         in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if self.log_raw and in_training and isinstance(metrics, ClassificationMetrics):
+        if self.log_raw and in_training and isinstance(metrics, ClassificationMetrics | MultiLabelMetrics):
             self._raw = {f"module.{name}": value.clone() for name, value in pl_module.state_dict().items()}
             self._metrics = deepcopy(metrics)
         super().on_validation_epoch_start(trainer, pl_module)
@@ -74,7 +75,9 @@ class EMA(WeightAveraging):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
         if self._metrics is not None:
-            results = {f"val/{name}": value for name, value in self._metrics.compute().items()}
+            choose = [True] if isinstance(self._metrics, MultiLabelMetrics) else []
+            results = self._metrics.compute(*choose)
+            results = {f"val/{name}": value for name, value in results.items()}
             if (name := monitored(trainer)[0]) in results:
                 pl_module.log(f"{name}_raw", results[name])
         self._metrics, self._raw = None, {}

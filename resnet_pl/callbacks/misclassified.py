@@ -14,12 +14,15 @@ from resnet_pl.callbacks.access import class_names, display_path, gather_rows
 from resnet_pl.data.batch import Batch
 from resnet_pl.reports.tables import write_csv
 
+SEPARATOR = "|"  # between the classes of an image
+
 
 class MisclassifiedWriter(Callback):
     """Writes the file, the true class, the prediction and its probability of each misclassified image.
 
-    The rows are sorted by the probability, the most confident mistake first. Nothing is written if the steps of the
-    module do not return `probabilities`.
+    Of images with several classes, all are written, separated by `|`, with the probability of the wrong decision that
+    was most certain. The rows are sorted by the probability, the most confident mistake first. Nothing is written if
+    the steps of the module do not return `probabilities`.
 
     Args:
         path: the CSV file.
@@ -29,7 +32,7 @@ class MisclassifiedWriter(Callback):
 
     def __init__(self, path: Path, images: Any = None) -> None:
         self.path, self.images = path, images
-        self._mistakes: list[tuple[float, int, int, int]] = []  # -probability, index, label, prediction
+        self._mistakes: list[tuple[float, int, list[int], list[int]]] = []  # -probability, index, truth, prediction
         self._seen = 0
 
     def on_test_batch_end(
@@ -44,17 +47,25 @@ class MisclassifiedWriter(Callback):
         """Collects the mistakes of a batch."""
         if not isinstance(outputs, dict) or "probabilities" not in outputs:
             return
-        probabilities: Tensor = outputs["probabilities"]
-        labels = (outputs["labels"] if "labels" in outputs else Batch.of(batch).labels).to(probabilities.device)
+        probabilities: Tensor = outputs["probabilities"].cpu()
+        labels = (outputs["labels"] if "labels" in outputs else Batch.of(batch).labels).cpu()
         indices = outputs.get("indices")
         if self.images is None or indices is None:
-            order = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
+            order = torch.arange(self._seen, self._seen + len(labels))
             indices = order * trainer.world_size + trainer.global_rank
         self._seen += len(labels)
-        confidence, predicted = probabilities.max(1)
-        wrong = predicted != labels
-        columns = -confidence, indices, labels, predicted
-        self._mistakes += zip(*(column[wrong].tolist() for column in columns), strict=True)
+        if (thresholds := getattr(pl_module, "thresholds", None)) is None:
+            confidence, predicted = probabilities.max(1)
+            wrong, found, true = predicted != labels, predicted[:, None], labels[:, None]
+        else:
+            found, true = probabilities >= thresholds.cpu(), labels > 0.5
+            # The probability of the wrong decision that was most certain.
+            certainty = torch.where(found, probabilities, 1 - probabilities) * (found != true)
+            confidence, wrong = certainty.max(1)[0], (found != true).any(1)
+        for row in wrong.nonzero().flatten().tolist():
+            self._mistakes.append(
+                (-float(confidence[row]), int(indices[row]), _classes(true[row]), _classes(found[row]))
+            )
 
     on_validation_batch_end = on_test_batch_end
 
@@ -63,11 +74,16 @@ class MisclassifiedWriter(Callback):
         rows = gather_rows(trainer, self._mistakes)
         if not trainer.is_global_zero or not self._seen:
             return
-        names = class_names(pl_module, 1 + max((max(row[2:]) for row in rows), default=0))
+        names = class_names(pl_module, 1 + max((max((*true, *found)) for *_, true, found in rows), default=0))
         lines = (
-            [display_path(self.images, index), names[label], names[predicted], f"{-negated:.6f}"]
-            for negated, index, label, predicted in sorted(rows)
+            [display_path(self.images, index), *(SEPARATOR.join(names[i] for i in each) for each in sets), f"{-p:.6f}"]
+            for p, index, *sets in sorted(rows)
         )
         write_csv(self.path, ["file", "truth", "prediction", "probability"], lines)
 
     on_validation_end = on_test_end
+
+
+def _classes(row: Tensor) -> list[int]:
+    """The classes of one image: from an index `(1,)`, or from one decision per class `(K,)` bool."""
+    return (row.nonzero().flatten() if row.dtype == torch.bool else row).tolist()

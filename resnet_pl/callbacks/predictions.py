@@ -12,7 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import class_names, display_path, gather_rows, get_datamodule
+from resnet_pl.callbacks.access import class_names, display_path, gather_rows, get_datamodule, join_classes
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
@@ -28,7 +28,8 @@ class PredictionWriter(Callback):
         sheet: maximum number of images on the contact sheet: those of `select_images`.
 
     Attributes:
-        rows: one dictionary per image: `path`, `truth` (None if unknown), `classes` and `probabilities`.
+        rows: one dictionary per image: `path`, `truth` (None if unknown), `classes` and `probabilities`; with several
+            classes per image also `found`, all that reach their threshold.
         order: which images the contact sheet shows and in which order, as text; empty without one.
         outputs: what `predict_step` of another kind of module returned for each batch of this process.
     """
@@ -38,7 +39,7 @@ class PredictionWriter(Callback):
         self.rows: list[dict[str, Any]] = []
         self.outputs: list[Any] = []
         self.order = ""
-        self._own: list[tuple[int, int, list[int], list[float]]] = []
+        self._own: list[tuple[Any, ...]] = []
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +74,11 @@ class PredictionWriter(Callback):
             indices = torch.arange(first, first + size) * trainer.world_size + trainer.global_rank
         labels = outputs.get("labels", torch.full((size,), -1))
         columns = indices, labels, classes, probabilities
-        self._own += zip(*(column.tolist() for column in columns), strict=True)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        found = [None] * size
+        if (thresholds := getattr(pl_module, "thresholds", None)) is not None:
+            found = (outputs["probabilities"] >= thresholds).tolist()
+        self._own += [(*row, each) for row, each in zip(rows, found, strict=True)]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the predictions of all processes and writes the files."""
@@ -88,11 +93,12 @@ class PredictionWriter(Callback):
         self.rows = [
             {
                 "path": display_path(images, index),
-                "truth": names[label] if 0 <= label < len(names) else None,
+                "truth": _truth(label, names),
                 "classes": [names[i] for i in classes],
                 "probabilities": probabilities,
+                **({} if found is None else {"found": join_classes(found, names)}),
             }
-            for index, label, classes, probabilities in sorted(gathered)
+            for index, label, classes, probabilities, found in sorted(gathered)
         ]
         if self.rows or not self.outputs:
             write_predictions(self.rows, self.folder / "predictions.csv")
@@ -108,6 +114,13 @@ class PredictionWriter(Callback):
             save_png(sheet, self.folder / "contact_sheet.png")
 
 
+def _truth(label: int | list[float], names: list[str]) -> str | None:
+    """The true class, or several joined; None if it is not known."""
+    if isinstance(label, list):
+        return join_classes(label, names)
+    return names[label] if 0 <= label < len(names) else None
+
+
 def _images(trainer: Trainer) -> Any:
     """Returns the images that are classified; None for data that does not give access to them."""
     return getattr(get_datamodule(trainer), "predict_images", None)
@@ -120,5 +133,5 @@ def _thumbnail(image: torch.Tensor) -> np.ndarray:
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    prediction = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
+    prediction = row.get("found", f"{row['classes'][0]} {row['probabilities'][0]:.0%}")
     return f"pred: {prediction}\ntrue: {row['truth']}" if mark_of(row) == "wrong" else prediction

@@ -103,6 +103,7 @@ def build_ensemble(cli: ProjectCLI, others: Sequence[Member], split: str | None)
     check_members(members, split)
     first.configure_model()
     first.load_state_dict(cli.checkpoint["state_dict"])
+    first.on_load_checkpoint(cli.checkpoint)
     cli.datamodule.trainer = cli.trainer
     cli.trainer.ckpt_path = None
     return Ensemble([network for _, network, _ in members]), EnsembleData([data for *_, data in members])

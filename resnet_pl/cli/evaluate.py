@@ -27,6 +27,7 @@ from resnet_pl.data.crops import describe_crop
 from resnet_pl.data.provenance import describe
 from resnet_pl.data.views import MultiScale
 from resnet_pl.evaluation.metrics import NAMES, per_class
+from resnet_pl.evaluation.multi_label import MULTI_LABEL_NAMES, per_class_of_several
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.models.normalize import BatchNorm
 from resnet_pl.models.weights_file import save_weights
@@ -84,13 +85,14 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     evaluated, source = build_ensemble(cli, others, split) if others else (model, data)
     getattr(cli.trainer, name)(evaluated, datamodule=source, verbose=False, weights_only=True)
     results = dict(getattr(evaluated, "results", {}))
-    confusion = results.pop("confusion", None)
+    confusion, classes = results.pop("confusion", None), results.pop("classes", None)
     checkpoint = cli.checkpoint or {}
     available = None if images is None else len(images)
-    known = {key: results.pop(key, None) for key in NAMES if key != "confusion"}
+    names = NAMES if classes is None else MULTI_LABEL_NAMES
+    known = {key: results.pop(key, None) for key in names if key not in ("confusion", "classes")}
     results = known | {
         "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
-        "per_class": {} if confusion is None else per_class(confusion, class_names(model, len(confusion))),
+        "per_class": _per_class(evaluated, confusion, classes),
         "protocol": _protocol(cli, known["images"], available, [name for name, *_ in others]),
         "split": label,
         "data": describe(data),
@@ -106,6 +108,13 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     if settings["save_to"]:
         run_on_rank_zero(_export, model, checkpoint, Path(settings["save_to"]))
     return results
+
+
+def _per_class(model: Any, confusion: Tensor | None, classes: Tensor | None) -> dict[str, Any]:
+    """The results of each class; empty for a module that has none."""
+    if classes is not None:
+        return per_class_of_several(classes, model.thresholds, class_names(model, classes.shape[1]))
+    return {} if confusion is None else per_class(confusion, class_names(model, len(confusion)))
 
 
 def _logged_metrics(trainer: Trainer, split: str, known: set[str]) -> dict[str, float]:
@@ -186,10 +195,14 @@ def _report_results(folder: Path, results: dict[str, Any], confusion: Tensor | N
     place, plot, mistakes = (result_file(folder, name, results["split"]) for name in names)
     # Files first: a report that cannot be printed must not lose them.
     write_results(results, place)
+    files = [place]
     if confusion is not None:
         save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), plot)
+        files.append(plot)
+    files += [mistakes] if results["per_class"] else []
     print_report(results_table(results))
-    print(f"Saved to {place}" if confusion is None else f"Saved to {place}, {plot} and {mistakes}")
+    *first, last = map(str, files)
+    print(f"Saved to {', '.join(first)} and {last}" if first else f"Saved to {last}")
 
 
 def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:

@@ -32,6 +32,7 @@ from resnet_pl.callbacks import (
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.run_loggers import training_loggers
 from resnet_pl.evaluation.metrics import LOGGED
+from resnet_pl.evaluation.multi_label import MULTI_LABEL_LOGGED
 from resnet_pl.run_dir import TOP1, class_name, get_init_args
 from resnet_pl.utils import UserError, prog_name, rank_zero_print, run_on_rank_zero
 
@@ -106,9 +107,10 @@ def _check_monitor(cli: ProjectCLI) -> None:
     """Raises UserError if nothing logs the metric that chooses best.ckpt; a user's callback or module may log more."""
     if type(cli.model) is not ImageClassifier or cli.config_init["trainer"]["callbacks"]:
         return
-    names = [f"val/{name}" for name in (*LOGGED, *cli.model.own_metrics)]
+    several = getattr(cli.datamodule, "multi_label", None) or cli.model.hparams["multi_label"]
+    names = [f"val/{name}" for name in (*(MULTI_LABEL_LOGGED if several else LOGGED), *cli.model.own_metrics)]
     monitor = cli.config_init["checkpoint"]["monitor"]
-    if monitor not in names:
+    if monitor not in names and not (several and monitor == TOP1):
         raise UserError(f"checkpoint.monitor: {monitor} is not logged in the validation\nuse one of {', '.join(names)}")
 
 

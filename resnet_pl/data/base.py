@@ -352,7 +352,7 @@ class ImageDataModule(LightningDataModule):
             return self.split("test")
         classes = self.restored_provenance.classes if self.restored_provenance else self.classes
         index = {name: label for label, name in enumerate(classes)}
-        labels = [index.get(path.parent.name, -1) for path in self.predict_paths]
+        labels = [-1 if self.multi_label else index.get(path.parent.name, -1) for path in self.predict_paths]
         names = [str(path) for path in self.predict_paths]
         pixel_format = self.pixel_format
         return ImageFileDataset(Path(), names, labels, self.image_size, self.eval_crop, pixel_format=pixel_format)

@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     Attributes:
         images: `(N, C, H, W)`, uint8, or float in [0, 1] after batch augmentation; a list of `View` with test-time
             augmentation.
-        labels: `(N,)` int64, -1 if unknown; `(N, K)` class probabilities after MixUp or CutMix.
+        labels: `(N,)` int64, -1 if unknown; `(N, K)` class probabilities after MixUp or CutMix; with several
+            classes per image `(N, K)` float, 1 for each of its classes.
         indices: `(N,)` int64, index of each image in its split; plus r times the size of the split for the r-th repeat
             of an image in an epoch (`data.sampler: balanced`).
         epoch: epoch of the batch, from 0.
@@ -82,8 +83,13 @@ class Batch(NamedTuple):
         return Batch(images, move(self.labels), move(self.indices), self.epoch, self.batch_idx)
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
+def check_labels(labels: Tensor, num_classes: int, multi_label: bool = False) -> None:
     """Raises UserError if class indices `(N,)` or probabilities `(N, K)` do not fit the number of classes."""
+    if multi_label and labels.ndim == 1:
+        raise UserError(
+            "data: labels have the shape (N,), and model.multi_label needs (N, K)\n"
+            "return floats, 1 for each class of an image and 0 for the others"
+        )
     if labels.ndim == 2:
         wrong = f"labels have {labels.shape[1]} columns" if labels.shape[1] != num_classes else ""
     else:

@@ -84,12 +84,6 @@ class ImageTable(ImageFolder):
         return f"{type(self).__name__} of {self.labels}"
 
     @override
-    def setup(self, stage: str) -> None:
-        if self.multi_label:
-            raise UserError("data: several labels per image cannot be trained yet\nuse one label per image")
-        super().setup(stage)
-
-    @override
     def find_splits(self) -> dict[str, Any]:
         table = self._table  # before the folder is checked: a missing table is the better message
         splits = super().find_splits()

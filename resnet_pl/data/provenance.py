@@ -106,6 +106,26 @@ def resolve_classes(
     return names, len(names) if names else number or getattr(data, "num_classes", None)
 
 
+def resolve_multi_label(data: Any, trained: bool | None) -> bool:
+    """Returns whether an image can have several classes, checked against the data.
+
+    Args:
+        data: the training or test data, if any; its attribute `multi_label` is used.
+        trained: what is known of the network.
+
+    Raises:
+        UserError: the data differs from the network.
+    """
+    found = getattr(data, "multi_label", None)
+    if found is not None and trained is not None and found != trained:
+        one, several = "one label per image", "several labels per image"
+        raise UserError(
+            f"{describe(data)} has {several if found else one}, but the network is for {several if trained else one}\n"
+            "use other data, or train a new network without model.multi_label: it is read from the data"
+        )
+    return bool(found or trained)
+
+
 def describe(data: Any) -> str:
     """Returns a short description of any data module, for messages and reports."""
     return data.describe() if hasattr(data, "describe") else type(data).__name__

@@ -30,12 +30,15 @@ class Prediction:
         class_name: the most probable class.
         probability: its probability.
         probabilities: probability of each class, `(K,)` float32, in the order of `ImageClassifier.class_names`.
+        class_names: the predicted classes: the most probable one; with several classes per image, all that reach their
+            threshold, the most probable first.
     """
 
     source: Path | None
     class_name: str
     probability: float
     probabilities: Tensor = field(repr=False)
+    class_names: list[str] = field(default_factory=list)
 
 
 def image_size_of(checkpoint: Mapping[str, Any]) -> Size | None:
@@ -92,15 +95,22 @@ def classify(
     try:
         while batch := list(islice(loaded, batch_size)):
             inputs = torch.stack([prepare(image) for _, image in batch])
-            probabilities = model(inputs.to(model.device)).float().softmax(1).cpu()
+            probabilities = model.to_probabilities(model(inputs.to(model.device))).cpu()
             best = probabilities.max(1)
             names = model.class_names or [str(index) for index in range(probabilities.shape[1])]
             for (source, _), row, value, index in zip(batch, probabilities, *map(Tensor.tolist, best), strict=True):
-                predictions.append(Prediction(source, names[index], value, row))
+                found = [names[index]] if model.thresholds is None else _above(row, model.thresholds.cpu(), names)
+                predictions.append(Prediction(source, names[index], value, row, found))
     finally:
         for module in training:
             module.training = True
     return predictions
+
+
+def _above(probabilities: Tensor, thresholds: Tensor, names: list[str]) -> list[str]:
+    """The classes that reach their thresholds, the most probable first."""
+    order = probabilities.argsort(descending=True, stable=True).tolist()
+    return [names[index] for index in order if probabilities[index] >= thresholds[index]]
 
 
 def _load(images: Any, pixel_format: PixelFormat) -> Iterator[tuple[Path | None, Tensor]]:

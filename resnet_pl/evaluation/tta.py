@@ -14,17 +14,17 @@ def predict_with_tta(model: Callable[[Tensor], Tensor], images: Tensor | Sequenc
     """Returns the class probabilities of a batch, averaged over the views of each image.
 
     Args:
-        model: maps images `(N, 3, H, W)` to logits `(N, K)`.
+        model: maps images `(N, 3, H, W)` to float32 probabilities `(N, K)`.
         images: one view of each image, `(N, 3, H, W)`, or several views.
         count: number of images in the batch, and the largest number of views per forward pass.
 
     Returns:
-        `(count, K)` float32; each row sums to 1.
+        `(count, K)` float32.
     """
     if isinstance(images, Tensor):
-        return model(images).float().softmax(1)
+        return model(images)
     parts = [
-        (model(views).float().softmax(1), owners)
+        (model(views), owners)
         for group in images
         for views, owners in zip(group.images.split(count), group.owners.split(count), strict=True)
     ]

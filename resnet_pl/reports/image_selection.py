@@ -16,7 +16,7 @@ def mark_of(row: Mapping[str, Any]) -> Mark:
     """Returns whether a prediction is right or wrong, `none` if the true class is unknown."""
     if row["truth"] is None:
         return "none"
-    return "right" if row["truth"] == row["classes"][0] else "wrong"
+    return "right" if row["truth"] == row.get("found", row["classes"][0]) else "wrong"
 
 
 def select_images(rows: Sequence[Mapping[str, Any]], count: int) -> tuple[list[int], str]:

@@ -18,7 +18,7 @@ from resnet_pl.run_dir import BUILT_IN_PYTHON, TOP1, class_name, get_init_args
 
 # Settings that do not change what is trained, the seed, and the classes, which are read from the data.
 IGNORED_KEYS = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "checkpoint", "num_workers"}
-IGNORED_KEYS |= {"num_classes", "class_names", BUILT_IN_PYTHON}
+IGNORED_KEYS |= {"num_classes", "class_names", "multi_label", BUILT_IN_PYTHON}
 # Settings that the columns `model` and `data` show.
 NAMED_KEYS = ("model.backbone", "model.backbone.depth", "model.backbone.shortcut", "data")
 # Columns of the table that are not options.

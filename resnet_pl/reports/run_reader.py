@@ -18,7 +18,7 @@ import yaml
 
 from resnet_pl._renamed import RENAMED_METRICS
 from resnet_pl.reports.results import SINGLE_VIEW, read_results
-from resnet_pl.run_dir import TOP1, class_name, get_init_args, is_complete_row, metrics_reader, score_sign
+from resnet_pl.run_dir import MAP, TOP1, class_name, get_init_args, is_complete_row, metrics_reader, score_sign
 from resnet_pl.utils import UserError, prog_name
 
 # Test error (%) of residual networks with shortcut A on CIFAR-10 after 64,000 iterations, by depth (§4.2, Table 6).
@@ -92,7 +92,8 @@ class Run:
     @property
     def monitor(self) -> str:
         """Log key of the metric that chose best.ckpt."""
-        return (self.config.get("checkpoint") or {}).get("monitor") or TOP1
+        monitor = (self.config.get("checkpoint") or {}).get("monitor") or TOP1
+        return MAP if monitor == TOP1 and TOP1 not in self.metrics and MAP in self.metrics else monitor
 
     @property
     def sign(self) -> int:

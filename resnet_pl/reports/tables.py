@@ -26,6 +26,7 @@ AVERAGES = {
     "precision_macro": "macro precision",
     "recall_macro": "macro recall",
     "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
 }
@@ -80,11 +81,13 @@ def results_table(results: Mapping[str, Any]) -> Group:
         results: as passed to `write_results`; fractions, or None if they do not apply. `metrics` holds further metrics;
             those with several values are not shown.
     """
-    formats = {"top1": ".2%", "top5": ".2%", "loss": ".4f", "calibration_error": ".2%", "images": ","}
-    names = {"top1": "top-1", "top5": "top-5", "calibration_error": "calibration error"}
-    known = {key: form for key, form in formats.items() if results["images"] is not None}
+    formats = {"top1": ".2%", "top5": ".2%", "map": ".2%", "exact_match": ".2%", "loss": ".4f"}
+    formats |= {"calibration_error": ".2%", "images": ","}
+    names = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact_match": "exact match"}
+    names["calibration_error"] = "calibration error"
+    known = {key: form for key, form in formats.items() if results["images"] is not None and key in results}
     cells = {names.get(key, key): number(results[key], form) for key, form in known.items()}
-    if results["top5"] is None:
+    if results.get("top5") is None:
         cells.pop("top-5", None)
     others = results.get("metrics") or {}
     cells |= {name: number(value, ".4f") for name, value in others.items() if not isinstance(value, list)}
@@ -135,16 +138,20 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:
     known = any(row["truth"] is not None for row in shown)
     ranks = range(2, 1 + min(top_k, max((len(row["classes"]) for row in shown), default=1)))
     table = Table(box=SIMPLE_HEAD)
-    for name in ("image", *(["truth"] if known else []), "prediction", *map(_ordinal, ranks)):
+    several = any("found" in row for row in shown)
+    first = ["prediction", "1st"] if several else ["prediction"]
+    for name in ("image", *(["truth"] if known else []), *first, *map(_ordinal, ranks)):
         table.add_column(name, overflow="fold")
     for row in shown:
         predictions = [
             Text(f"{name} {number(p, '.2%')}") for name, p in zip(row["classes"], row["probabilities"], strict=True)
         ]
+        if "found" in row:
+            predictions = [Text(row["found"]), *predictions]
         if row["truth"] is not None:
-            predictions[0].stylize("green" if row["classes"][0] == row["truth"] else "red")
+            predictions[0].stylize("green" if row.get("found", row["classes"][0]) == row["truth"] else "red")
         path = os.path.relpath(row["path"], folder) if folder else row["path"]
-        table.add_row(Text(path), *([Text(row["truth"] or "")] if known else []), *predictions[:top_k])
+        table.add_row(Text(path), *([Text(row["truth"] or "")] if known else []), *predictions[: top_k + several])
     header = [Text(f" in {folder}", style="dim", overflow="fold")] if folder else []
     more = len(rows) > len(shown)
     note = [Text(f" The first {len(shown):,} of {len(rows):,} images.", style="dim")] if more else []
@@ -159,6 +166,9 @@ def _ordinal(number: int) -> str:
 def write_predictions(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes predictions as CSV: path, truth, prediction, probability, class_2, probability_2 and so on.
 
+    With several classes per image, `prediction` has all that reach their threshold, such as `cat|dog`, and `class_1`,
+    `probability_1` and so on follow.
+
     Args:
         rows: as passed to `predictions_table`, all with the same number of classes.
         path: the CSV file; its column `truth` is empty if the true class is unknown.
@@ -166,8 +176,13 @@ def write_predictions(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     ranks = range(2, 1 + (len(rows[0]["classes"]) if rows else 1))
     further = chain.from_iterable((f"class_{rank}", f"probability_{rank}") for rank in ranks)
     predictions = (zip(row["classes"], (f"{p:.6f}" for p in row["probabilities"]), strict=True) for row in rows)
-    lines = ([row["path"], row["truth"], *chain.from_iterable(own)] for row, own in zip(rows, predictions, strict=True))
-    write_csv(path, ["path", "truth", "prediction", "probability", *further], lines)
+    several = any("found" in row for row in rows)
+    lines = (
+        [row["path"], row["truth"], *([row["found"]] if several else []), *chain.from_iterable(own)]
+        for row, own in zip(rows, predictions, strict=True)
+    )
+    first = ["prediction", "class_1", "probability_1"] if several else ["prediction", "probability"]
+    write_csv(path, ["path", "truth", *first, *further], lines)
 
 
 def write_submission(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -177,7 +192,8 @@ def write_submission(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows: as passed to `predictions_table`; the id is the file name without folder and extension.
         path: the CSV file.
     """
-    write_csv(path, ["id", "label"], ([image_id(row["path"]), row["classes"][0]] for row in rows))
+    lines = ([image_id(row["path"]), row.get("found", row["classes"][0])] for row in rows)
+    write_csv(path, ["id", "label"], lines)
 
 
 def image_id(path: str) -> str:
