@@ -69,7 +69,7 @@ def test_other_numbers_of_channels_are_those_of_the_files(tmp_path: Path) -> Non
         read_image(tmp_path / "two.png", PixelFormat(4))
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run(channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for name, level in (("dark", 0), ("bright", 100)):
