@@ -127,7 +127,7 @@ class Prepared:
         (root / "data/cifar10").mkdir()
         np.savez(root / "data/cifar10/cifar10.npz", **arrays)
         (root / "configs").symlink_to(PROJECT / "configs")
-        (root / "torch/hub/checkpoints").mkdir(parents=True)
+        (root / "weights").mkdir()
         self.weights, self.run = cache(self._weights), cache(self._run)
 
     def _weights(self, backbone: str) -> None:
@@ -135,7 +135,7 @@ class Prepared:
         with torch.device("meta"):
             shapes = getattr(torchvision.models, backbone)().state_dict()
         state = {key: torch.zeros_like(value, device="cpu") for key, value in shapes.items()}
-        torch.save(state, self.root / "torch/hub/checkpoints" / WEIGHTS[backbone])
+        torch.save(state, self.root / "weights" / WEIGHTS[backbone])
 
     def _run(self, config: str) -> Path:
         """Returns the folder of a trained and tested run."""

@@ -175,7 +175,7 @@ class ProjectCLI(LightningCLI):
         """The resolved configuration as plain types, as stored in config.yaml and in checkpoints."""
         text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         config = keep_text(yaml.safe_load(text), self.config.as_dict())
-        if self.checkpoint is not None and self.command_line.subcommand == "fit":
+        if self.checkpoint is not None and self.command_line.subcommand == "fit" and config.get("model"):
             # The classes that were read from the data are not part of the configuration, before and after a resume.
             before = run_dir.get_init_args((self.checkpoint[ckpt.METADATA_KEY].get("config") or {}).get("model"))
             read = [name for name in ckpt.CLASS_ARGUMENTS if self.command_line.get(f"model.{name}") is None]
