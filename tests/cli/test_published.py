@@ -47,7 +47,7 @@ def test_a_part_of_imagenet_is_tested_with_the_head_of_the_file(
     run("test", *NET, "--model.weights", "net.pth", *write_split(*names), *SMALL)
     results = read_results(Path("out/results.json"))
     assert results["top1"] == pytest.approx(4 / 6) and results["top5"] > results["top1"]
-    assert results["per_class"][names[1]] == {"images": 4, "correct": 4, "top1": 1.0}
+    assert results["per_class"][names[1]].items() >= {"images": 4, "correct": 4, "top1": 1.0}.items()
     assert "those of ImageNet are assumed" in capsys.readouterr().out
 
 
