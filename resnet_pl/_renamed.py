@@ -216,6 +216,11 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
         _upgrade_format_1(checkpoint, metadata)
     if metadata.get("format") == 2:
         _upgrade_format_2(checkpoint, metadata)
+    # Before this option existed, all images were decoded in full; a run resumes with the pixels of its start.
+    data = (metadata.get("config") or {}).get("data") or {}
+    arguments = data.get("init_args") or {}
+    if str(data.get("class_path")).startswith("resnet_pl.") and "verify_images" in arguments:
+        arguments.setdefault("scaled_decoding", False)
 
 
 def _upgrade_format_1(checkpoint: dict[str, Any], metadata: dict[str, Any]) -> None:

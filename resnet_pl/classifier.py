@@ -33,7 +33,7 @@ from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, im
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
-from resnet_pl.losses import MultiLabelLoss, check_number, set_class_weights
+from resnet_pl.losses import MultiLabelLoss, check_kind, check_number, set_class_weights
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
 from resnet_pl.models.heads import check_channels, find_classifier, reset_classifier, split_outputs, training_loss
 from resnet_pl.models.normalize import Normalize
@@ -176,6 +176,7 @@ class ImageClassifier(LightningModule):
             )
         if several and hparams["loss"] is None:
             self.criterion = MultiLabelLoss(hparams["label_smoothing"])
+        check_kind(self.criterion, several)
         check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")
         if hparams["class_weights"] is not None:
             images = (self.datamodule.split("train") if self.datamodule else data) if rename else None

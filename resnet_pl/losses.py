@@ -97,6 +97,15 @@ class AsymmetricLoss(nn.Module):
         return -(positive + negative).sum(1).mean()
 
 
+def check_kind(loss: nn.Module, multi_label: bool) -> None:
+    """Raises UserError if a loss is for one class per image, and an image can have several."""
+    if multi_label and isinstance(loss, nn.CrossEntropyLoss | FocalLoss):
+        raise UserError(
+            f"model.loss: {type(loss).__name__} is for one class per image, the data has several\n"
+            "use --model.loss null (binary cross-entropy) or AsymmetricLoss"
+        )
+
+
 def set_class_weights(
     loss: nn.Module, weights: Any, num_classes: int, images: Any = None, multi_label: bool = False
 ) -> None:
@@ -147,7 +156,8 @@ def balanced_weights(images: Any, num_classes: int, multi_label: bool = False) -
             "none\ngive one weight for each class: --model.class_weights '[1, 2, …]'"
         )
     present, total = counts.clamp_min(1).double(), len(images)
-    weights = (total - counts) / present if multi_label else total / (num_classes * present)
+    # A class that all images have keeps a small weight: with 0 it would not be learned.
+    weights = (total - counts).clamp_min(1) / present if multi_label else total / (num_classes * present)
     return torch.where(counts > 0, weights, 1.0).float()
 
 

@@ -47,3 +47,12 @@ def test_weights_for_another_number_of_classes(options: list[str], capsys: pytes
     message = refused(capsys, "fit", *options, "--model.class_weights", "[1, 2, 3]")
     assert "model.class_weights: 3 weights for 2 classes" in message
     assert "sampler" in refused(capsys, "fit", *options, "--data.sampler", "equal")
+
+
+def test_advice_for_several_classes_per_image(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{path.relative_to('photos')},{path.parent.name}" for path in sorted(Path("photos").rglob("*.*"))]
+    Path("photos/labels.csv").write_text("\n".join(["path,label", *rows]))
+    table = ["--data", "ImageTable", "--data.labels", "photos/labels.csv", "--data.label_separator", "|"]
+    run("fit", *table, *options[4:], "--trainer.limit_train_batches", "1")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("balance ")]
+    assert line.endswith("try --model.class_weights balanced")

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.losses import AsymmetricLoss, FocalLoss, MultiLabelLoss
+from resnet_pl.data.tensors import TensorImageDataset
+from resnet_pl.losses import AsymmetricLoss, FocalLoss, MultiLabelLoss, balanced_weights
 from resnet_pl.utils import UserError
 from tests.tiny import Tiny, classifier, trainer
 
@@ -101,6 +102,12 @@ def test_a_checkpoint_restores_the_weights_of_its_training(tmp_path: Path) -> No
     resumed = classifier(class_weights="balanced")
     trainer(max_epochs=2, limit_train_batches=1).fit(resumed, datamodule=Tiny(), ckpt_path=path, weights_only=True)
     assert torch.equal(resumed.criterion.weight, first.criterion.weight)
+
+
+def test_a_class_that_all_images_have_is_learned() -> None:
+    labels = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    images = TensorImageDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), labels, list("abcd"))
+    assert balanced_weights(images, 2, multi_label=True).tolist() == [0.25, 3.0]
 
 
 class NoWeight(nn.Module):

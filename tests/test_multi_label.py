@@ -13,11 +13,13 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from torch import Tensor
 
 from resnet_pl import load_run
+from resnet_pl.analysis import cross_validate
+from resnet_pl.analysis.ensemble import Ensemble
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import MixUp, TensorDataModule
 from resnet_pl.data.tensors import TensorImageDataset
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
-from resnet_pl.losses import MultiLabelLoss
+from resnet_pl.losses import FocalLoss, MultiLabelLoss
 from resnet_pl.reports.results import read_results
 from resnet_pl.reports.run_reader import read_run
 from resnet_pl.utils import UserError
@@ -91,6 +93,13 @@ def test_chosen_thresholds_have_the_largest_f1() -> None:
     metrics.reset()
     metrics.update(probabilities, labels)
     check_decisions(metrics.compute(), metrics.thresholds)
+
+
+def test_the_loss_of_certain_predictions() -> None:
+    # In float32, the probability of the log-odds 20 is 1.
+    metrics = MultiLabelMetrics(2)
+    metrics.update(torch.tensor([[20.0, -20.0]]).sigmoid(), torch.tensor([[0.0, 1.0]]))
+    assert metrics.compute()["loss"] == pytest.approx(20, abs=2)
 
 
 # ------------------------------------------------------------------------------------ commands
@@ -172,16 +181,35 @@ def test_a_resumed_run_keeps_its_thresholds_and_its_loss(tmp_path: Path) -> None
     assert torch.equal(loaded.thresholds, model.thresholds) and loaded.thresholds.tolist() != [0.5] * 3
 
 
+def test_cross_validation_does_not_choose_thresholds_on_the_images_it_predicts() -> None:
+    data, model = Several(), classifier()
+    trainer(limit_train_batches=1).fit(model, datamodule=data)
+    assert model.thresholds is not None
+    model.thresholds.fill_(0.999)
+    for _, _, prediction, *probabilities in cross_validate.predict(model.eval(), data):
+        expected = [name for name, p in zip(data.classes, probabilities, strict=True) if float(p) >= 0.5]
+        assert prediction == "|".join(expected)
+
+
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
         ({"multi_label": False}, Several(), "Several has several labels per image, but the network is for one"),
         ({"multi_label": True}, Tiny(), "Tiny has one label per image, but the network is for several"),
+        ({"loss": FocalLoss()}, Several(), "FocalLoss is for one class per image"),
     ],
 )
 def test_another_kind_of_data_is_refused(model: dict[str, Any], data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         trainer().fit(classifier(**model), datamodule=data)
+
+
+def test_an_ensemble_of_both_kinds_is_refused() -> None:
+    one, several = classifier(num_classes=4), classifier(num_classes=4, multi_label=True)
+    one.configure_model()
+    several.configure_model()
+    with pytest.raises(UserError, match="some models are for one class per image, others for several"):
+        Ensemble([one, several])
 
 
 def test_loaders_of_the_user(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl._renamed import upgrade_checkpoint
 from resnet_pl.cli.main import main
 from resnet_pl.reports.results import read_results
 from resnet_pl.run_dir import class_name
@@ -159,6 +160,7 @@ def test_names_in_a_checkpoint_of_format_2(capsys: pytest.CaptureFixture[str]) -
             "verify_images": True,
             "cache": True,
             "crop": {"class_path": "resnet_pl.data.ResizeCenterCrop"},
+            "scaled_decoding": False,
         },
     }
     torch.save(checkpoint, "new.ckpt")
@@ -240,3 +242,16 @@ def test_the_warm_up_in_a_checkpoint_resumes() -> None:
     config = yaml.safe_load(Path("runs/old/version_0/config.yaml").read_text())
     (callback,) = config["trainer"]["callbacks"]
     assert callback["init_args"] == {"error": 0.05, "factor": 0.5, "max_iterations": 4000}
+
+
+def test_a_run_of_before_scaled_decoding_resumes_with_the_same_pixels() -> None:
+    def resumed(data: dict[str, Any]) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = {"resnet_pl": {"format": 3, "config": {"data": data}}}
+        upgrade_checkpoint(checkpoint)
+        return checkpoint["resnet_pl"]["config"]["data"]["init_args"]
+
+    photos = {"class_path": "resnet_pl.ImageFolder", "init_args": {"root": "photos", "verify_images": False}}
+    assert resumed(photos)["scaled_decoding"] is False
+    photos["init_args"] = {"verify_images": False, "scaled_decoding": True}
+    assert resumed(photos)["scaled_decoding"] is True
+    assert "scaled_decoding" not in resumed({"class_path": "resnet_pl.Digits", "init_args": {"batch_size": 8}})

@@ -1,8 +1,9 @@
 """Train one model per fold, each in its own process, and predict every image with the model that was not trained on it.
 
 The images outside the test split are divided into folds; --data.test_split 0 uses all. The model of a fold is that of
-its last epoch: best.ckpt would be chosen on the images that it predicts. Writes runs/NAME/out_of_fold.csv and
-runs/NAME/cross_validation.json. Completed folds are skipped, and interrupted ones resume.
+its last epoch: best.ckpt would be chosen on the images that it predicts. With several classes per image, the threshold
+of each is 0.5 for the same reason. Writes runs/NAME/out_of_fold.csv and runs/NAME/cross_validation.json. Completed
+folds are skipped, and interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ def predict(model: Any, data: ImageDataModule) -> Iterator[list[Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     files, names = data.split("val").names, model.class_names
+    if model.thresholds is not None:
+        model.thresholds.fill_(0.5)  # the validation has chosen them on the images that are predicted here
     with torch.inference_mode():
         for batch in data.val_dataloader():
             batch = batch.to(device)

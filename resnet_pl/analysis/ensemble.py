@@ -27,10 +27,18 @@ class Ensemble(LightningModule):
 
     Attributes:
         results: the metrics, after a test or validation.
+
+    Raises:
+        UserError: some members are for one class per image, others for several.
     """
 
     def __init__(self, members: Sequence[ImageClassifier]) -> None:
         super().__init__()
+        if len({member.thresholds is None for member in members}) > 1:
+            raise UserError(
+                "--ensemble: some models are for one class per image, others for several\n"
+                "their probabilities have different meanings: give models of one kind"
+            )
         self.members = nn.ModuleList(members)
         self.metrics = type(members[0].metrics)(len(members[0].class_names))
         if isinstance(self.metrics, MultiLabelMetrics):

@@ -140,10 +140,11 @@ def _imbalance(data: ImageDataModule, pl_module: LightningModule) -> str | None:
     low, high = int(counts.min()), int(counts.max())
     if high <= IMBALANCE * low:
         return None
-    return (
-        f"{low:,} training images of {names[int(counts.argmin())]}, {high:,} of {names[int(counts.argmax())]}: try "
-        "--data.sampler balanced or --model.class_weights balanced, and --checkpoint.monitor val/f1_macro"
-    )
+    # The sampler needs one class per image, and mAP counts all classes equally already.
+    advice = "--data.sampler balanced or --model.class_weights balanced, and --checkpoint.monitor val/f1_macro"
+    advice = "--model.class_weights balanced" if data.multi_label else advice
+    lowest, highest = names[int(counts.argmin())], names[int(counts.argmax())]
+    return f"{low:,} training images of {lowest}, {high:,} of {highest}: try {advice}"
 
 
 def _batch(trainer: Trainer, data: ImageDataModule) -> str:

@@ -75,8 +75,10 @@ class MultiLabelMetrics(nn.Module):
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
         """Adds a batch of float32 probabilities `(N, K)` and labels `(N, K)`, 1 for each class of an image, else 0."""
-        tiny, present = torch.finfo(probabilities.dtype).tiny, labels > 0.5
-        likelihood = torch.where(present, probabilities, 1 - probabilities).clamp_min(tiny)
+        info, present = torch.finfo(probabilities.dtype), labels > 0.5
+        # A probability that is rounded to 1 is above 1 - eps / 4.
+        absent = (1 - probabilities).clamp_min(info.eps / 4)
+        likelihood = torch.where(present, probabilities.clamp_min(info.tiny), absent)
         self.loss.update(-likelihood.log().mean(1))
         self.scores.update(probabilities, present)
         self.decisions.update(probabilities >= self.thresholds, present)

@@ -195,6 +195,16 @@ def test_score_histograms_agree_with_scikit_learn(scale):
         assert f1_score(present[:, k], probabilities[:, k] >= thresholds[k]) == pytest.approx(best, abs=0.005)
 
 
+def test_areas_of_nearly_equal_probabilities():
+    # An early epoch: the log-odds of all images differ by less than 0.2.
+    present = torch.arange(12)[:, None] % 3 == 0
+    probabilities = (-0.2 + 0.2 * torch.rand(12, 1, generator=torch.Generator().manual_seed(0))).sigmoid()
+    metric = ScoreHistogram(1)
+    metric.update(probabilities, present)
+    assert float(auroc(metric.compute())) == pytest.approx(roc_auc_score(present, probabilities))
+    assert float(average_precision(metric.compute())) == pytest.approx(average_precision_score(present, probabilities))
+
+
 def test_a_threshold_is_in_the_middle_of_the_gap_between_two_groups():
     metric = ScoreHistogram(2)
     metric.update(torch.tensor([[0.9, 0.9], [0.1, 0.1]]), torch.tensor([[True, False], [False, False]]))
