@@ -107,6 +107,7 @@ class ImageClassifier(LightningModule):
             raise UserError("model.label_smoothing is for the default loss only\nset --model.label_smoothing 0")
         self.backbone, self.normalize = backbone, Normalize()
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
+        self.has_default_loss = loss is None
         self.weights, self.optimizer = weights, optimizer
         self.output_names, self.is_published = class_names, False  # see `load_published`
         self.lr: float | None = None  # in place of the optimizer's; Lightning's learning rate finder sets it
@@ -174,7 +175,7 @@ class ImageClassifier(LightningModule):
                 f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs\n"
                 "set the attribute, or --model.num_classes (in Python num_classes=)"
             )
-        if several and hparams["loss"] is None:
+        if several and self.has_default_loss:
             self.criterion = MultiLabelLoss(hparams["label_smoothing"])
         check_kind(self.criterion, several)
         check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")

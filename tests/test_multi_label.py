@@ -19,7 +19,7 @@ from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import MixUp, TensorDataModule
 from resnet_pl.data.tensors import TensorImageDataset
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
-from resnet_pl.losses import FocalLoss, MultiLabelLoss
+from resnet_pl.losses import AsymmetricLoss, FocalLoss, MultiLabelLoss
 from resnet_pl.reports.results import read_results
 from resnet_pl.reports.run_reader import read_run
 from resnet_pl.utils import UserError
@@ -202,6 +202,12 @@ def test_cross_validation_does_not_choose_thresholds_on_the_images_it_predicts()
 def test_another_kind_of_data_is_refused(model: dict[str, Any], data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         trainer().fit(classifier(**model), datamodule=data)
+
+
+def test_a_loss_from_python() -> None:
+    model = classifier(loss=AsymmetricLoss())
+    trainer(limit_train_batches=1, limit_val_batches=1).fit(model, datamodule=Several())
+    assert isinstance(model.criterion, AsymmetricLoss)
 
 
 def test_an_ensemble_of_both_kinds_is_refused() -> None:
