@@ -150,6 +150,8 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         return ", ".join(f"{key}.{name}" if key else name for name in match[1].split(", ")) + ": required"
     elif key in OTHER_TRANSFORMS and _is_other_class(lines):
         text = OTHER_TRANSFORMS[key]
+    elif key.endswith("data.image_size"):
+        text = "not a size in pixels\nuse one whole number, such as 224, or [height, width], such as [192,256]"
     elif unknown := _unknown_class(lines):
         text = unknown
     else:

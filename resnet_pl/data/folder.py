@@ -90,7 +90,7 @@ class ImageFolder(ImageDataModule):
         # Plain integers, which every checkpoint may contain.
         self.pixel_format = PixelFormat(int(in_channels), max_value and int(max_value))
         if cache and self.pixel_format != RGB:
-            raise ValueError("cache is for RGB images\nset --data.cache false with in_channels or max_value")
+            raise UserError("data.cache is for RGB images\nset --data.cache false with in_channels or max_value")
         super().__init__(
             batch_size=batch_size,
             image_size=image_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -142,6 +143,13 @@ class ImageTable(ImageFolder):
         if repeated := rows - len(entries):
             rank_zero_print(f"note: {self.labels} has {repeated:,} more rows for the same images")
         classes = {name for entry in entries.values() for name in label_names(entry.label)}
+        several = min((name for name in classes if re.search("[;|]", name)), default=None)
+        if several and not self.multi_label:
+            separator = "|" if "|" in several else ";"
+            rank_zero_print(
+                f"note: {several} is read as one class; for several labels per image add "
+                f"--data.label_separator '{separator}'"
+            )
         if same := [name for name, count in Counter(map(str.casefold, classes)).items() if count > 1]:
             spellings = sorted(name for name in classes if name.casefold() == same[0])
             rank_zero_print(f"note: classes that differ in upper and lower case only: {', '.join(spellings)}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resnet_pl.data.crops import Size, height_width
+from resnet_pl.utils import UserError
 
 Mean = list[float] | Literal["pixel", "channel"]
 Std = list[float] | Literal["channel"] | None
@@ -54,14 +55,20 @@ class Statistics:
 
 
 def check_input(image_size: Size, mean: Mean, std: Std, channels: int = 3) -> Size:
-    """Returns the size, as one number for a square; raises ValueError for a size or normalization that is not valid."""
+    """Returns the size, as one number for a square.
+
+    Raises:
+        ValueError: a size or a standard deviation is too small.
+        UserError: the mean or the standard deviation has another number of values than there are channels.
+    """
     rows, columns = height_width(image_size)
     if min(rows, columns) < 8:
         raise ValueError(f"image_size is {image_size}, it must be 8 or more")
     for name, values in {"mean": mean, "std": std}.items():
         if isinstance(values, list) and len(values) != channels:
             needed = "three values: red, green and blue" if channels == 3 else f"{channels}, or `channel` to measure it"
-            raise ValueError(f"{name} is {values}, it needs {needed}")
+            fix = "remove the option for the default" if channels == 3 else "set --data.mean channel --data.std channel"
+            raise UserError(f"data.{name} is {values}, it needs {needed}\n{fix}")
     if isinstance(std, list) and not min(std) > 0:
         raise ValueError(f"std is {std}, each value must be above 0")
     return rows if rows == columns else (rows, columns)

@@ -207,6 +207,8 @@ def test_no_gpu(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/no", ["val/no", "val/top1"]),
         ("--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor val/no", ["val/no", "val/top1"]),
         ("--data.image_size 1000000000000", ["1000000000000"]),
+        ("--data.image_size 24x48", ["data.image_size: not a size", "[height, width]"]),
+        ("--data.image_size [24]", ["data.image_size: not a size", "[height, width]"]),
     ],
 )
 def test_an_error_of_a_library_keeps_its_message(

@@ -82,7 +82,10 @@ def test_a_run(channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     model = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--name", "run"]
     measured = ["--data.mean", "channel", "--data.std", "channel"]
     if channels == 1:
-        assert f"it needs {channels}, or" in refused(capsys, "fit", *data, *model)
+        message = refused(capsys, "fit", *data, *model)
+        assert "data.mean is" in message and "--data.mean channel --data.std channel" in message
+        message = refused(capsys, "fit", *data, *model, *measured, "--data.cache", "true")
+        assert "data.cache is for RGB" in message and "--data.cache false" in message
         assert "PCAColor" in refused(capsys, "fit", *data, *model, *measured)
     measured += ["--data.batch_transforms", "[RandomFlip]"]
     if channels == 1:

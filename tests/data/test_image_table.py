@@ -169,6 +169,18 @@ def test_repeated_rows_and_classes_in_other_case_are_noted(
     assert "1 more rows for the same images" in out and "upper and lower case only: Ant, ant" in out
 
 
+@pytest.mark.parametrize(("cell", "separator"), [("ant;bee", ";"), ("ant|bee", "|")])
+def test_classes_that_look_like_several_labels_are_noted(
+    cell: str, separator: str, tmp_path: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "labels.csv", ["path", "label"], [(photos[0], cell), (photos[1], "cat")])
+    labels_of(table(path))
+    assert f"{cell} is read as one class" in (out := capsys.readouterr().out)
+    assert f"--data.label_separator '{separator}'" in out
+    labels_of(table(path, label_separator=separator))
+    assert "one class" not in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------ splits
 def test_groups_of_the_table_are_in_one_split(tmp_path: Path, photos: list[str]) -> None:
     groups = [f"patient {number // 2}" for number in range(28)] + ["", ""]
