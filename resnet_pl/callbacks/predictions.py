@@ -133,5 +133,6 @@ def _thumbnail(image: torch.Tensor) -> np.ndarray:
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    prediction = row.get("found", f"{row['classes'][0]} {row['probabilities'][0]:.0%}")
+    first = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
+    prediction = (row["found"] or "no class") if "found" in row else first
     return f"pred: {prediction}\ntrue: {row['truth']}" if mark_of(row) == "wrong" else prediction

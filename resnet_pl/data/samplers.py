@@ -136,8 +136,8 @@ def class_labels(images: Any, what: str) -> Tensor:
         tensor = torch.empty(0)
     if tensor.ndim != 1 or tensor.is_floating_point() or len(tensor) != len(images):
         raise UserError(
-            f"{what} needs one class index per image, and {type(images).__name__} has none\n"
-            "give the split an attribute `labels`, or remove the option"
+            f"{what} needs one class index per image; the images have several labels, or no attribute `labels`\n"
+            "remove the option; for several labels per image, use --model.class_weights balanced"
         )
     return tensor.long().cpu()
 
