@@ -66,7 +66,15 @@ def run_command(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # ------------------------------------------------------------------------------------ tests of the commands
-@pytest.mark.parametrize("command", CLI_COMMANDS, ids=lambda command: command.removeprefix("python cli.py ")[:80])
+# Commands that differ from others only in a large network.
+LARGE = [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=LARGE if re.search("resnet50|convnext", each) else []) for each in CLI_COMMANDS],
+    ids=lambda command: command.removeprefix("python cli.py ")[:80],
+)
 def test_command_runs(command: str, run_command: Callable[[str], int]) -> None:
     assert run_command(command) == 0
     output = Path(option(shlex.split(command), "output") or "-.csv")

@@ -120,6 +120,7 @@ def test_fit_and_the_plain_loop_train_the_same_weights(tmp_path: Path) -> None:
     assert int(states[0]["bn1.num_batches_tracked"]) == 5
 
 
+@pytest.mark.slow
 def test_accuracy_over_seeds_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +290,7 @@ def small_model() -> nn.Module:
     return LinearModel()
 
 
+@pytest.mark.slow
 def test_gpu_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(gpu.models, "cifar_resnet", small_model)
