@@ -26,7 +26,8 @@ from benchmarks.report import command, make_parser, report, run_in_subprocess, r
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.decode import list_images, read_image
+from resnet_pl.data.decode import read_image
+from resnet_pl.data.image_files import list_images
 from resnet_pl.data.loader import ImageFileLoader
 from resnet_pl.data.samplers import ShardedEpochSampler
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,11 +26,10 @@ from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch, check_labels
-from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size
-from resnet_pl.data.decode import RGB
+from resnet_pl.data.crops import Size
 from resnet_pl.data.provenance import provenance_of, resolve_classes, resolve_multi_label
 from resnet_pl.data.rng import seeded_rng
-from resnet_pl.evaluation.classify import Prediction, classify, eval_crop_of, image_size_of, pixel_format_of
+from resnet_pl.evaluation.classify import Prediction, Preprocessing, classify
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
@@ -117,9 +117,7 @@ class ImageClassifier(LightningModule):
         self.own_metrics = metrics or {}
         # Created in configure_model, when the number of classes is known.
         self.metrics: ClassificationMetrics | MultiLabelMetrics
-        self.image_size: Size | None = None  # of the checkpoint that was loaded
-        self.pixel_format = RGB
-        self.eval_crop: Crop | None = ResizeCenterCrop()  # None: the class of the checkpoint is not known
+        self.preprocessing = Preprocessing()  # of the checkpoint that was loaded
         self.results: dict[str, Any] = {}  # metrics of the last evaluation
         self.compiled_forward: Callable[[Tensor], Tensor] | None = None
         self.compiled_shape: tuple[int, ...] | None = None
@@ -338,22 +336,9 @@ class ImageClassifier(LightningModule):
         Raises:
             UserError: the preprocessing is not known, or something is not an image.
         """
-        known = self.image_size or getattr(self.datamodule, "image_size", None)
-        if transform is None and known is None:
-            raise UserError(
-                "predict: the training data was not an ImageDataModule, so its preprocessing is not known\n"
-                "pass transform=, a function from an image (3, H, W) uint8 to an input of the network"
-            )
-        crop = self.eval_crop if self.datamodule is None else self.datamodule.eval_crop
-        if transform is None and crop is None:
-            raise UserError(
-                "predict: the training data has a crop of your own for the evaluation, which is not in the checkpoint\n"
-                "load the model with load_run, or pass transform="
-            )
-        size: Any = image_size or known
-        prepare = transform or (lambda image: crop(image, size) if crop else image)
-        pixel_format = self.pixel_format if self.datamodule is None else self.datamodule.pixel_format
-        return classify(self, images, prepare, batch_size, pixel_format)
+        known = self.preprocessing if self.datamodule is None else Preprocessing.of_data(self.datamodule)
+        prepare = transform or replace(known, image_size=image_size or known.image_size).prepare
+        return classify(self, images, prepare, batch_size, known.pixel_format)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -384,9 +369,8 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ checkpoints
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the image size and the crop, for `predict`, and the thresholds."""
-        self.image_size, self.eval_crop = image_size_of(checkpoint), eval_crop_of(checkpoint)
-        self.pixel_format = pixel_format_of(checkpoint)
+        """Restores the preprocessing, for `predict`, and the thresholds."""
+        self.preprocessing = Preprocessing.of_checkpoint(checkpoint)
         stored = (checkpoint.get(ckpt.METADATA_KEY) or {}).get("thresholds")
         if stored is not None and self.thresholds is not None:
             self.thresholds.copy_(torch.tensor(stored))

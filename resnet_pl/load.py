@@ -18,9 +18,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl._renamed import upgrade_arguments
+from resnet_pl.classifier import ImageClassifier
 from resnet_pl.config import expand_arguments, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loaders import as_data_module
+from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.given_arguments import parse
 from resnet_pl.import_paths import check_objects, refuse_names
 from resnet_pl.run_dir import find_checkpoint, get_init_args, to_yaml
@@ -144,9 +146,8 @@ def _load(
     network.on_load_checkpoint(checkpoint)
     network.load_state_dict(checkpoint["state_dict"])
     network.eval()
-    if hasattr(network, "image_size") and isinstance(datamodule, ImageDataModule):
-        network.image_size = datamodule.image_size  # an option can have changed it
-        network.eval_crop, network.pixel_format = datamodule.eval_crop, datamodule.pixel_format
+    if isinstance(network, ImageClassifier) and isinstance(datamodule, ImageDataModule):
+        network.preprocessing = Preprocessing.of_data(datamodule)  # an option can have changed it
     provenance = checkpoint[ckpt.METADATA_KEY]["data"]
     if provenance and isinstance(datamodule, ImageDataModule):
         datamodule.use_provenance(provenance)

@@ -98,7 +98,12 @@ class AsymmetricLoss(nn.Module):
 
 
 def check_kind(loss: nn.Module, multi_label: bool) -> None:
-    """Raises UserError if a loss is for one class per image, and an image can have several."""
+    """Raises UserError if a loss is for one class per image, and an image can have several, or the reverse."""
+    if not multi_label and isinstance(loss, MultiLabelLoss | AsymmetricLoss):
+        raise UserError(
+            f"model.loss: {type(loss).__name__} is for several classes per image, the data has one\n"
+            "use --model.loss null (cross-entropy) or FocalLoss"
+        )
     if multi_label and isinstance(loss, nn.CrossEntropyLoss | FocalLoss):
         raise UserError(
             f"model.loss: {type(loss).__name__} is for one class per image, the data has several\n"

@@ -133,6 +133,30 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 @contextmanager
+def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
+    """Locks the file `path` inside the block.
+
+    A process that has to wait prints once that another process `does` `what`.
+    """
+    from filelock import FileLock, Timeout
+
+    created = missing_folders(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process that {does} {what}", file=sys.stderr)
+        held = FileLock(path).acquire(poll_interval=0.2)
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows cannot remove an open file; filelock does it
+                path.unlink()  # before the release: after it, another process may hold the lock
+            remove_empty(created)
+
+
+@contextmanager
 def gc_paused() -> Iterator[None]:
     """Pauses garbage collection during the import of torch, and freezes the imported objects.
 

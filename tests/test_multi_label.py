@@ -197,6 +197,7 @@ def test_cross_validation_does_not_choose_thresholds_on_the_images_it_predicts()
         ({"multi_label": False}, Several(), "Several has several labels per image, but the network is for one"),
         ({"multi_label": True}, Tiny(), "Tiny has one label per image, but the network is for several"),
         ({"loss": FocalLoss()}, Several(), "FocalLoss is for one class per image"),
+        ({"loss": AsymmetricLoss()}, Tiny(), "AsymmetricLoss is for several classes per image"),
     ],
 )
 def test_another_kind_of_data_is_refused(model: dict[str, Any], data: Any, message: str) -> None:

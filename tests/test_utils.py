@@ -144,7 +144,7 @@ def test_nothing_changes_if_torch_has_been_imported() -> None:
 
 
 def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     monkeypatch.setenv("DISK", "/disk")
     monkeypatch.delenv("NONE", raising=False)
     words = [
@@ -156,8 +156,8 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         "--data.group_pattern=a$",
         "$NONE/z",
     ]
-    expanded = ["fit", "--data.root=/home/me/x", "--output", "/disk/y", *words[4:]]
+    expanded = ["fit", "--data.root=/users/me/x", "--output", "/disk/y", *words[4:]]
     assert expand_words(words) == expanded
     values = {"data": {"root": "~/x", "list": ["${DISK}/a", "https://a.org//b", 3, None]}, "delimiter": "~"}
-    assert expand_values(values)["data"] == {"root": "/home/me/x", "list": ["/disk/a", "https://a.org//b", 3, None]}
-    assert expand_values(values)["delimiter"] == "~" and expand_path("~") == "/home/me"
+    assert expand_values(values)["data"] == {"root": "/users/me/x", "list": ["/disk/a", "https://a.org//b", 3, None]}
+    assert expand_values(values)["delimiter"] == "~" and expand_path("~") == "/users/me"

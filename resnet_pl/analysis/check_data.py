@@ -26,7 +26,8 @@ from rich.text import Text
 
 from resnet_pl.analysis.near_duplicates import find_near_duplicates, perceptual_hash
 from resnet_pl.data import ImageFolder, ImageTable
-from resnet_pl.data.decode import BadImage, printable_path, read_image, verify_image
+from resnet_pl.data.bad_images import BadImage, printable_path
+from resnet_pl.data.decode import read_image, verify_image
 from resnet_pl.data.digests import content_digest
 from resnet_pl.data.loader import default_num_workers
 from resnet_pl.reports.tables import print_report

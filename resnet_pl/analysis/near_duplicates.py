@@ -9,7 +9,9 @@ import numpy as np
 from imagehash import phash
 from PIL import Image
 
-from resnet_pl.data.decode import BadImage, EncodedImage
+from resnet_pl.data.bad_images import BadImage
+from resnet_pl.data.decode import EncodedImage
+from resnet_pl.data.jpeg import REDUCTIONS
 
 # Of 64 bits. In 3,670 photos of flowers, all 22 pairs up to 6 show the same photo or scene, of the next 8 pairs 6 do.
 MAX_DISTANCE = 6
@@ -26,7 +28,7 @@ def perceptual_hash(path: Path) -> np.ndarray | None:
     """
     encoded = EncodedImage(path)
     side = min(encoded.jpeg_size or (0, 0))
-    reduction = next((each for each in (8, 4, 2) if side >= each * _MIN_SIDE), 1)
+    reduction = next((each for each in REDUCTIONS if side >= each * _MIN_SIDE), 1)
     try:
         pixels = encoded.decode(reduction)
     except BadImage:  # only --decode reports it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch
@@ -18,6 +19,9 @@ from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from resnet_pl.classifier import ImageClassifier
+
+
+CLASS_SEPARATOR = "|"  # between the classes of an image
 
 
 def get_datamodule(trainer: Trainer) -> LightningDataModule | None:
@@ -65,9 +69,24 @@ def gather_rows(trainer: Trainer, own: list[Any]) -> list[Any]:
     return [row for rows in gathered for row in rows]
 
 
+def image_indices(trainer: Trainer, outputs: Mapping[str, Any], images: Any, seen: int, count: int) -> Tensor:
+    """Returns the index of each image of a batch, `(N,)`.
+
+    Args:
+        trainer: the Trainer.
+        outputs: what the step has returned.
+        images: the split; without one, images are numbered in the order of the loader.
+        seen: images of earlier batches in this process.
+        count: images in the batch, N.
+    """
+    if images is not None and outputs.get("indices") is not None:
+        return outputs["indices"]
+    return torch.arange(seen, seen + count) * trainer.world_size + trainer.global_rank
+
+
 def join_classes(chosen: Sequence[Any], names: Sequence[str]) -> str:
     """Returns the names of the classes of an image, such as `cat|dog`, from one true or false value per class."""
-    return "|".join(name for name, each in zip(names, chosen, strict=True) if each)
+    return CLASS_SEPARATOR.join(name for name, each in zip(names, chosen, strict=True) if each)
 
 
 def display_path(images: Any, index: int) -> str:

@@ -46,6 +46,7 @@ class EMA(WeightAveraging):
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stores the weights that are being trained, and puts the averaged ones into the module."""
         metrics = getattr(pl_module, "metrics", None)
         in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self.log_raw and in_training and isinstance(metrics, ClassificationMetrics | MultiLabelMetrics):
@@ -63,6 +64,7 @@ class EMA(WeightAveraging):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Classifies the batch with the stored weights too."""
         if self._metrics is None:
             return
         module: Any = pl_module  # with metrics, it is an ImageClassifier
@@ -73,6 +75,7 @@ class EMA(WeightAveraging):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the monitored metric of the stored weights."""
         super().on_validation_epoch_end(trainer, pl_module)
         if self._metrics is not None:
             choose = [True] if isinstance(self._metrics, MultiLabelMetrics) else []

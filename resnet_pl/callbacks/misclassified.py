@@ -10,11 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import class_names, display_path, gather_rows
+from resnet_pl.callbacks.access import CLASS_SEPARATOR, class_names, display_path, gather_rows, image_indices
 from resnet_pl.data.batch import Batch
 from resnet_pl.reports.tables import write_csv
-
-SEPARATOR = "|"  # between the classes of an image
 
 
 class MisclassifiedWriter(Callback):
@@ -49,10 +47,7 @@ class MisclassifiedWriter(Callback):
             return
         probabilities: Tensor = outputs["probabilities"].cpu()
         labels = (outputs["labels"] if "labels" in outputs else Batch.of(batch).labels).cpu()
-        indices = outputs.get("indices")
-        if self.images is None or indices is None:
-            order = torch.arange(self._seen, self._seen + len(labels))
-            indices = order * trainer.world_size + trainer.global_rank
+        indices = image_indices(trainer, outputs, self.images, self._seen, len(labels))
         self._seen += len(labels)
         if (thresholds := getattr(pl_module, "thresholds", None)) is None:
             confidence, predicted = probabilities.max(1)
@@ -71,12 +66,17 @@ class MisclassifiedWriter(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gathers the mistakes of all processes and writes the file."""
         rows = gather_rows(trainer, self._mistakes)
         if not trainer.is_global_zero or not self._seen:
             return
         names = class_names(pl_module, 1 + max((max((*true, *found)) for *_, true, found in rows), default=0))
         lines = (
-            [display_path(self.images, index), *(SEPARATOR.join(names[i] for i in each) for each in sets), f"{-p:.6f}"]
+            [
+                display_path(self.images, index),
+                *(CLASS_SEPARATOR.join(names[i] for i in each) for each in sets),
+                f"{-p:.6f}",
+            ]
             for p, index, *sets in sorted(rows)
         )
         write_csv(self.path, ["file", "truth", "prediction", "probability"], lines)

@@ -12,7 +12,14 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import class_names, display_path, gather_rows, get_datamodule, join_classes
+from resnet_pl.callbacks.access import (
+    class_names,
+    display_path,
+    gather_rows,
+    get_datamodule,
+    image_indices,
+    join_classes,
+)
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
@@ -67,11 +74,7 @@ class PredictionWriter(Callback):
         k = min(self.top_k, outputs["probabilities"].shape[1])
         probabilities, classes = outputs["probabilities"].topk(k, dim=1)
         size = len(probabilities)
-        indices = outputs.get("indices")
-        if _images(trainer) is None or indices is None:
-            # Images of other data have no index: they are numbered in the order of the loader.
-            first = len(self._own)
-            indices = torch.arange(first, first + size) * trainer.world_size + trainer.global_rank
+        indices = image_indices(trainer, outputs, _images(trainer), len(self._own), size)
         labels = outputs.get("labels", torch.full((size,), -1))
         columns = indices, labels, classes, probabilities
         rows = zip(*(column.tolist() for column in columns), strict=True)

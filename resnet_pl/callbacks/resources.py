@@ -50,6 +50,7 @@ class Estimate(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Measures the batches after the first ones, and prints the estimate once."""
         self._batches += 1
         if self._batches not in (SKIPPED, SKIPPED + MEASURED):
             return
@@ -106,6 +107,7 @@ class OutOfMemory(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Adds the note to an out-of-memory error."""
         batch, self._batch, data = self._batch, None, get_image_data(trainer)
         if data is None or not is_out_of_memory(exception):
             return

@@ -14,7 +14,8 @@ from resnet_pl.callbacks import GracefulStop, PredictionWriter
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.evaluate import OUTPUT, prepare_split
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.decode import find_images, printable_path
+from resnet_pl.data.bad_images import printable_path
+from resnet_pl.data.image_files import find_images
 from resnet_pl.reports.tables import image_id, predictions_table, print_report, write_submission
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, run_on_rank_zero

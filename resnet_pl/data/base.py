@@ -94,9 +94,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)  # of the subclass too; a checkpoint holds them
         to_plain_hparams(self.hparams)
-        self.image_size: Any = check_input(
-            image_size, mean, std, self.pixel_format.channels
-        )  # int, or (height, width) if not square
+        # One number, or (height, width) if it is not a square.
+        self.image_size: Any = check_input(image_size, mean, std, self.pixel_format.channels)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.eval_crop: Crop = ResizeCenterCrop()
         self.mean: Mean = mean

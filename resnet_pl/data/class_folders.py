@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from resnet_pl.data.decode import is_image_name
+from resnet_pl.data.image_files import is_image_name
 from resnet_pl.utils import UserError
 
 # Files that commands write to the folder of their output.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from resnet_pl.data.decode import BadImage, printable_path
+from resnet_pl.data.bad_images import BadImage, printable_path
 from resnet_pl.utils import prog_name, progress
 
 
@@ -48,7 +48,7 @@ def content_digest(path: Path) -> str:
 
 
 # Of a fingerprint: bytes, characters in base64, and those of a file that cannot be read. They equal no other.
-_BYTES, CHARACTERS, _UNREADABLE = 6, 8, "-" * 8
+_BYTES, _CHARACTERS, _UNREADABLE = 6, 8, "-" * 8
 _BLOCK = 4096
 
 
@@ -103,7 +103,7 @@ def describe_copies(root: Path, names: Mapping[str, Sequence[str]], found: Mappi
 
 def split_fingerprints(text: str) -> list[str]:
     """Returns the fingerprints in a string of `fingerprints`, in order."""
-    return [text[at : at + CHARACTERS] for at in range(0, len(text), CHARACTERS)]
+    return [text[at : at + _CHARACTERS] for at in range(0, len(text), _CHARACTERS)]
 
 
 def readable(found: Iterable[str]) -> set[str]:

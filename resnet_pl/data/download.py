@@ -10,7 +10,6 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
 from stat import S_IFDIR, S_IFMT, S_IFREG
@@ -19,14 +18,12 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, build_opener
 
-from filelock import FileLock, Timeout
-
-from resnet_pl.utils import UserError, atomic_write, missing_folders, progress, remove_empty
+from resnet_pl.utils import UserError, atomic_write, lock, progress
 
 ANSWER = 6.0  # seconds until a server must answer
 TIMEOUT = 20.0  # seconds between two bytes
 ATTEMPTS = 3  # per address
-PAUSE = 1.0  # seconds between two attempts, and between two checks of a lock
+PAUSE = 1.0  # seconds between two attempts
 
 
 class DownloadError(UserError):
@@ -73,28 +70,6 @@ def fetch(urls: Sequence[str], path: Path, checksum: str | None = None, what: st
         raise UserError(f"cannot write {path}: {error.strerror}\nfree space there or choose another folder") from error
     advice = f"put the file at {path}" + (f"; {hint}" if hint else "")
     raise DownloadError(f"cannot download {what} {path.name}, tried {', '.join(failures)}\n{advice}")
-
-
-@contextmanager
-def lock(path: Path, what: str, does: str = "downloads") -> Iterator[None]:
-    """Locks the file `path` inside the block.
-
-    A process that has to wait prints once that another process `does` `what`.
-    """
-    created = missing_folders(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(path).acquire(blocking=False)
-    except Timeout:
-        print(f"waiting for another process that {does} {what}", file=sys.stderr)
-        held = FileLock(path).acquire(poll_interval=PAUSE)
-    with held:
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows cannot remove an open file; filelock does it
-                path.unlink()  # before the release: after it, another process may hold the lock
-            remove_empty(created)
 
 
 def _download(url: str, path: Path, checksum: str | None, what: str) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 from typing_extensions import override
 
+from resnet_pl.data.bad_images import bad_images_error, check_bad_fraction, log_bad_image
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import BatchTransform, PCAColor, RandomFlip
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.decode import RGB, BadImage, PixelFormat, check_bad_fraction, log_bad_image, verify_image
+from resnet_pl.data.decode import RGB, PixelFormat, verify_images
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.digests import content_digests, describe_copies, fingerprints
 from resnet_pl.data.group_splits import describe_groups, match_groups
@@ -23,7 +24,7 @@ from resnet_pl.data.restored_splits import RestoredSplits, total_bytes
 from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.typed_kwargs import ImageDataModuleArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, expand_path, progress, rank_zero_print, run_on_rank_zero
+from resnet_pl.utils import UserError, expand_path, rank_zero_print, run_on_rank_zero
 
 # RGB statistics of ImageNet, images in [0, 1]; torchvision's pretrained weights use them.
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -287,28 +288,13 @@ class ImageFolder(ImageDataModule):
 
     def _verify_images(self, listings: dict[str, Listing]) -> None:
         """Checks all files quickly; raises UserError for bad files, or removes them from the listings."""
-        bad: list[BadImage] = []
         names = {name for listing in listings.values() for name in listing}
-        with progress("checking images", len(names)) as advance:
-            for name in sorted(names):
-                try:
-                    verify_image(self.root / name)
-                except BadImage as error:
-                    bad.append(error)
-                advance(1)
+        bad = verify_images([self.root / name for name in sorted(names)])
         if bad and self.on_bad_image == "error":
-            raise UserError(_bad_images_message(bad))
+            raise bad_images_error(bad)
         check_bad_fraction(bad, len(names))
         for error in bad:
             rank_zero_print(f"skipped: {error}")
             run_on_rank_zero(log_bad_image, self.bad_images_dir, error)
             for listing in listings.values():
                 listing.pop(Path(error.path).relative_to(self.root).as_posix(), None)
-
-
-def _bad_images_message(bad: Sequence[BadImage]) -> str:
-    examples = "; ".join(str(error) for error in bad[:3]) + (" …" if len(bad) > 3 else "")
-    return (
-        f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read: {examples}\n"
-        "repair or remove them, or skip such files with --data.on_bad_image skip"
-    )

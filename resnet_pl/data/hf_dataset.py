@@ -12,12 +12,11 @@ from PIL import Image
 from typing_extensions import override
 
 from resnet_pl.data.cache import default_folder, short_hash, stat_key
-from resnet_pl.data.download import lock
 from resnet_pl.data.image_table import ImageTable
 from resnet_pl.data.layout import split_name
 from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, atomic_write, rank_zero_print
+from resnet_pl.utils import UserError, atomic_write, lock, rank_zero_print
 
 
 class HFDataset(ImageTable):

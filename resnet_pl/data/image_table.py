@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from resnet_pl.data.decode import IMAGE_EXTENSIONS, BadImage, check_bad_fraction, printable_path
+from resnet_pl.data.bad_images import BadImage, check_bad_fraction, printable_path
 from resnet_pl.data.folder import ImageFolder
+from resnet_pl.data.image_files import IMAGE_EXTENSIONS
 from resnet_pl.data.layout import Listing, label_names
 from resnet_pl.data.table import Table, read_table
 from resnet_pl.data.table_rows import Entry, RowReader

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl.data.class_folders import class_folders, has_results
-from resnet_pl.data.decode import NEEDS_PLUGIN, is_image_name, walk_files
+from resnet_pl.data.image_files import NEEDS_PLUGIN, is_image_name, walk_files
 from resnet_pl.utils import UserError
 
 # Names of split folders in lower case, those that Hugging Face datasets recognizes.

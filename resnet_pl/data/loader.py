@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from resnet_pl.data.bad_images import BadImage, check_bad_fraction, log_bad_image, printable_path
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.decode import BadImage, check_bad_fraction, log_bad_image, printable_path
 from resnet_pl.data.samplers import RepeatedImages, ShardedEpochSampler
 from resnet_pl.data.views import View, group_by_size
 from resnet_pl.data.workers import BatchReader

@@ -112,7 +112,7 @@ class RestoredSplits:
                 new = ", ".join(sorted(_classes_of(listing[name] for name in unknown) - known)[:5])
                 rank_zero_print(f"note: {len(unknown):,} {split} images are not used: the network has no class {new}")
                 splits[split] = {name: each for name, each in listing.items() if name not in unknown}
-            before = len((self.restored.digests or {}).get(split, "")) // 8
+            before = len(split_fingerprints((self.restored.digests or {}).get(split, "")))
             if not self.is_evaluation and before not in (0, len(splits[split])):
                 rank_zero_print(
                     f"note: the {split} split had {before:,} images when the checkpoint was saved and has "

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 
-from resnet_pl.data.decode import BadImage
 from resnet_pl.data.rng import hash_seed
 from resnet_pl.utils import UserError
 
@@ -112,11 +111,11 @@ class RepeatedImages(Dataset[Any]):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """Returns the sample (image, label, index) with the index of the key, or the error of an unreadable image."""
+        """Returns the sample (image, label, index) with the index of the key, or the error that the split returns."""
         epoch, number = key
         repeat, index = divmod(number, len(self.images))
         sample = self.images[epoch + (repeat << 32), index]
-        return sample if isinstance(sample, BadImage) else (*sample[:2], number)
+        return sample if isinstance(sample, UserError) else (*sample[:2], number)
 
 
 def class_labels(images: Any, what: str) -> Tensor:

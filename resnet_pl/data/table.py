@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resnet_pl.data.decode import IMAGE_EXTENSIONS
+from resnet_pl.data.image_files import IMAGE_EXTENSIONS
 from resnet_pl.utils import UserError, similar
 
 # Usual names of columns, in lower case and with _ for spaces. The first that the table has is used.

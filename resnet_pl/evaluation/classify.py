@@ -13,12 +13,15 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from resnet_pl.checkpoint import METADATA_KEY
 from resnet_pl.data.crops import Crop, Letterbox, ResizeCenterCrop, Size
-from resnet_pl.data.decode import RGB, PixelFormat, find_images, pil_to_tensor, read_image
+from resnet_pl.data.decode import RGB, PixelFormat, pil_to_tensor, read_image
+from resnet_pl.data.image_files import find_images
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from resnet_pl.classifier import ImageClassifier
+    from resnet_pl.data import ImageDataModule
 
 
 @dataclass
@@ -41,32 +44,59 @@ class Prediction:
     class_names: list[str] = field(default_factory=list)
 
 
-def image_size_of(checkpoint: Mapping[str, Any]) -> Size | None:
-    """Returns the image size that a checkpoint was trained with, pixels.
+@dataclass
+class Preprocessing:
+    """How images are prepared for a trained network.
 
-    None if it is not stored, or if data of another kind has prepared the images: its preprocessing is not known.
+    Attributes:
+        image_size: size of the network's input, pixels; None if it is not known.
+        eval_crop: crop of the evaluation; None if its class is not part of this project.
+        pixel_format: number of channels and range of the pixels.
     """
-    metadata = checkpoint.get("resnet_pl") or {}
-    if not metadata.get("data"):
-        return None
-    config = metadata.get("config") or {}
-    data = config.get("data") or {}
-    stored = [checkpoint.get("datamodule_hyper_parameters"), data.get("init_args"), data]
-    size = next((each["image_size"] for each in stored if each and each.get("image_size")), None)
-    return tuple(size) if isinstance(size, list) else size
 
+    image_size: Size | None = None
+    eval_crop: Crop | None = field(default_factory=ResizeCenterCrop)
+    pixel_format: PixelFormat = RGB
 
-def pixel_format_of(checkpoint: Mapping[str, Any]) -> PixelFormat:
-    """Returns the pixel format that a checkpoint was trained with; RGB in checkpoints of earlier versions."""
-    return PixelFormat(*((checkpoint.get("resnet_pl") or {}).get("data") or {}).get("pixel_format", RGB))
+    @classmethod
+    def of_data(cls, data: ImageDataModule) -> Preprocessing:
+        """Returns that of a data module."""
+        return cls(data.image_size, data.eval_crop, data.pixel_format)
 
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> Preprocessing:
+        """Returns that of the training; without a size if data of another kind has prepared the images."""
+        metadata = checkpoint.get(METADATA_KEY) or {}
+        if not (data := metadata.get("data")):
+            return cls()
+        section = (metadata.get("config") or {}).get("data") or {}
+        stored = [checkpoint.get("datamodule_hyper_parameters"), section.get("init_args"), section]
+        size = next((each["image_size"] for each in stored if each and each.get("image_size")), None)
+        # Checkpoints of earlier versions have no crop and no pixel format: there was one of each.
+        crop: Crop | None = ResizeCenterCrop()
+        if own := data.get("eval_crop"):
+            is_letterbox = own["class_path"] == "resnet_pl.data.Letterbox"
+            crop = Letterbox(**own["init_args"]) if is_letterbox else None
+        pixel_format = PixelFormat(*data.get("pixel_format", RGB))
+        return cls(tuple(size) if isinstance(size, list) else size, crop, pixel_format)
 
-def eval_crop_of(checkpoint: Mapping[str, Any]) -> Crop | None:
-    """Returns the crop that a checkpoint is evaluated with; None for a class outside of this project."""
-    stored = ((checkpoint.get("resnet_pl") or {}).get("data") or {}).get("eval_crop")
-    if stored is None:  # also in checkpoints of earlier versions, which knew no other
-        return ResizeCenterCrop()
-    return Letterbox(**stored["init_args"]) if stored["class_path"] == "resnet_pl.data.Letterbox" else None
+    def prepare(self, image: Tensor) -> Tensor:
+        """Converts an image `(C, H, W)` uint8 to an input of the network.
+
+        Raises:
+            UserError: the size or the crop is not known.
+        """
+        if self.image_size is None:
+            raise UserError(
+                "predict: the training data was not an ImageDataModule, so its preprocessing is not known\n"
+                "pass transform=, a function from an image (3, H, W) uint8 to an input of the network"
+            )
+        if self.eval_crop is None:
+            raise UserError(
+                "predict: the training data has a crop of your own for the evaluation, which is not in the checkpoint\n"
+                "load the model with load_run, or pass transform="
+            )
+        return self.eval_crop(image, self.image_size)
 
 
 @torch.no_grad()

@@ -14,9 +14,8 @@ from resnet_pl.evaluation.metrics import FurtherMetrics, class_scores
 from resnet_pl.evaluation.score_histogram import ScoreHistogram, auroc, average_precision, best_thresholds, bin_edges
 
 # Names of the results of `MultiLabelMetrics.compute`: numbers that are logged, and others.
-MULTI_LABEL_LOGGED = (
-    *("map", "f1_macro", "f1_micro", "precision_macro", "recall_macro", "exact_match", "auroc", "loss"),
-)  # fmt: skip
+_MACRO = ("f1_macro", "f1_micro", "precision_macro", "recall_macro")
+MULTI_LABEL_LOGGED = ("map", *_MACRO, "exact_match", "auroc", "loss")
 MULTI_LABEL_NAMES = (*MULTI_LABEL_LOGGED, "images", "classes")
 
 

@@ -3,15 +3,12 @@
 import json
 import math
 import warnings
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from resnet_pl.utils import UserError, atomic_write, missing_folders, remove_empty
+from resnet_pl.utils import UserError, atomic_write, lock
 
 SINGLE_VIEW = "single view"
 IDENTITY = ("protocol", "checkpoint", "data", "split")
@@ -31,27 +28,12 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with _locked(path):
-        _write(results, path)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Makes other processes wait that add results to the same file; without it, the later one would remove a result."""
-    place = path.with_name(f".{path.name}.lock")
-    created = missing_folders(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(place).acquire()
+        # Without the lock, the later of two processes would remove the result of the other.
+        with lock(path.with_name(f".{path.name}.lock"), f"the results in {path}", "writes"):
+            _write(results, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}\nchoose another place") from error
-    with held:
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # as in data/download.py
-                place.unlink()
-            remove_empty(created)
 
 
 def _write(results: Mapping[str, Any], path: Path) -> None:

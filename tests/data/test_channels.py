@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from resnet_pl import ImageClassifier, load_run
-from resnet_pl.data.decode import BadImage, PixelFormat, read_image
+from resnet_pl.data.bad_images import BadImage
+from resnet_pl.data.decode import PixelFormat, read_image
 from tests.cli.commands import PROJECT, refused, run
 
 GRAY = PixelFormat(1)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from resnet_pl.data.bad_images import BadImage
 from resnet_pl.data.crops import RandomResizedCrop, ResizeCenterCrop, ScaleCrop
 from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.decode import BadImage
 
 
 @pytest.fixture

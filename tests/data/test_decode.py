@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from resnet_pl.data import decode
-from resnet_pl.data.decode import BadImage, list_images, read_image, verify_image
+from resnet_pl.data.bad_images import BadImage
+from resnet_pl.data.decode import read_image, verify_image
+from resnet_pl.data.image_files import list_images
 from resnet_pl.data.jpeg import read_header
 from resnet_pl.data.workers import BatchReader
 from resnet_pl.utils import UserError

@@ -93,7 +93,7 @@ def test_a_network_for_entire_images_is_evaluated_on_entire_images(
     alone = ImageClassifier.load_from_checkpoint(folder / "checkpoints/best.ckpt", map_location="cpu")
     model, _ = load_run(folder)
     for each in (alone, model):
-        assert isinstance(each.eval_crop, Letterbox) and each.eval_crop.fill == 20
+        assert isinstance(crop := each.preprocessing.eval_crop, Letterbox) and crop.fill == 20
         names = [prediction.class_name for prediction in each.predict(str(photos))]
         assert names == ["left"] * 12 + ["none"] * 12
 
@@ -120,7 +120,7 @@ def test_rectangular_input_and_a_crop_that_was_built_in_python(
     folder = fit(model=ImageClassifier(cifar_resnet(8)), data=data, epochs=1, name="wide").folder
     model, loaded = load_run(folder)
     assert isinstance(loaded.eval_crop, Letterbox) and loaded.eval_crop.fill == 3
-    assert model.image_size == loaded.image_size == (16, 48)
+    assert model.preprocessing.image_size == loaded.image_size == (16, 48)
     assert model.normalize.mean.shape == (3, 16, 48)
     assert len(model.predict(str(photos / "left"))) == 12
     run("test", "--ckpt_path", folder, "--data.crop", "ScaleCrop", "--tta", "10-crop")

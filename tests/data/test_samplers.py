@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_pl.data import RandomFlip, TensorDataModule
+from resnet_pl.data import ImageFolder, RandomFlip, TensorDataModule
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.loader import ImageFileLoader
 from resnet_pl.data.samplers import FixedOrderSampler, ShardedEpochSampler, class_counts
@@ -137,3 +137,16 @@ def test_class_counts() -> None:
     several = ImageFileDataset(Path(), ["a", "b"], [(0, 2), (2,)], 8)  # type: ignore[list-item]
     assert class_counts(several, 3).tolist() == [1, 0, 2]  # type: ignore[union-attr]
     assert class_counts(object(), 3) is None
+
+
+class Halve(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, ::2]
+
+
+def test_a_wrong_transform_of_repeated_images_is_named(tmp_path: Path) -> None:
+    data = ImageFolder(str(write_photos(tmp_path / "photos")), transforms=[Halve()], sampler="balanced", image_size=16)
+    data.prepare_data()
+    data.setup("fit")
+    with pytest.raises(UserError, match=r"data\.transforms: Halve"):
+        next(iter(data.train_dataloader()))

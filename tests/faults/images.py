@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from resnet_pl.data.decode import BadImage, read_image, verify_image
+from resnet_pl.data.bad_images import BadImage
+from resnet_pl.data.decode import read_image, verify_image
 from tests.conftest import write_photos
 from tests.faults.forks import forked, run_command
 

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from resnet_pl.cli.main import main
-from resnet_pl.data.decode import list_images, read_image, verify_image
+from resnet_pl.data.decode import read_image, verify_image
+from resnet_pl.data.image_files import list_images
 from resnet_pl.utils import UserError
 from tests.cli.commands import refused, run
 from tests.conftest import write_photos
