@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+# Arguments of the Trainer that are a number of batches, or a fraction of all.
+BATCHES = [f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]
+BATCHES += ["overfit_batches", "val_check_interval"]
 # What jsonargparse writes in the place of a value that it cannot write.
 NOT_WRITTEN = "Unable to serialize instance"
 
@@ -35,6 +39,21 @@ def parse(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
             written = yaml.safe_load(parser.dump(config, skip_validation=True, skip_none=False))
         _drop_not_written(config, written)
     return config
+
+
+def keep_whole_numbers(config: Any, given: Callable[[str], Any]) -> None:
+    """Restores numbers of batches that were read as fractions: 1 is one batch, 1.0 is all of them.
+
+    Python stores `Optional[Union[int, float]]` once in a process, in the order of its first use. If another library has
+    written `Union[float, int]` before, jsonargparse reads 1 as 1.0.
+
+    Args:
+        config: the Trainer's arguments, a dictionary or a Namespace.
+        given: returns what the user has written for an argument.
+    """
+    for name in BATCHES:
+        if isinstance(config.get(name), float) and re.fullmatch(r"\d+", text := str(given(name))):
+            config[name] = int(text)
 
 
 def names_other_packages(config: Namespace) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 
 from resnet_pl import fit
 from resnet_pl.utils import UserError
-from tests.cli.commands import SMALL, refused, rows, run
+from tests.cli.commands import PROJECT, SMALL, refused, rows, run
 
 RUN = Path("runs/digits/version_0")
 TINY = [
@@ -199,3 +201,17 @@ def test_a_trainer_that_ignores_the_other_processes_is_refused(
     assert f"{variables.get('WORLD_SIZE', '2')} processes" in message and message.endswith(fix)
     with pytest.raises(UserError, match="processes were started"):
         fit([*TINY, "--trainer.accelerator", "cpu"])
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_whole_number_of_batches_is_not_a_fraction(tmp_path: Path) -> None:
+    # With these imports before, jsonargparse reads 1 as 1.0.
+    first = "import matplotlib.pyplot, sklearn.metrics, sys; sys.path.insert(0, sys.argv[1])"
+    code = f"{first}\nfrom resnet_pl.cli.main import main; sys.exit(main(sys.argv[2:]))"
+    words = ["--model.backbone.depth", "8", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    config = ["--config", str(PROJECT / "configs/digits.yaml"), "--dashboard", "false"]
+    command = [sys.executable, "-c", code, str(PROJECT), "fit", *config, *words]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300).stdout
+    assert "1 epochs, 1 iterations" in out
+    assert "limit_train_batches: 1\n" in (tmp_path / "runs/digits/version_0/config.yaml").read_text()

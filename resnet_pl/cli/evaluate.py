@@ -96,6 +96,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
         "protocol": _protocol(cli, known["images"], available, [name for name, *_ in others]),
         "split": label,
         "data": describe(data),
+        "other_data": getattr(data, "is_other_data", False),
         "tested_on": data.describe_split(split) if isinstance(data, ImageDataModule) else describe(data),
         "checkpoint": checkpoint_label(cli),
         "epoch": checkpoint.get("epoch"),

@@ -36,7 +36,7 @@ from resnet_pl.cli.trainer_checks import check_processes, check_trainer
 from resnet_pl.command_line import CommandLine
 from resnet_pl.config import check_annotations, expand_arguments, keep_text, parser_message
 from resnet_pl.data import ImageDataModule
-from resnet_pl.given_arguments import names_other_packages, parse
+from resnet_pl.given_arguments import keep_whole_numbers, names_other_packages, parse
 from resnet_pl.import_paths import check_objects
 from resnet_pl.load import check_reopens, config_file
 from resnet_pl.utils import UserError, missing_folders, remove_empty, run_on_rank_zero
@@ -175,6 +175,7 @@ class ProjectCLI(LightningCLI):
         """The resolved configuration as plain types, as stored in config.yaml and in checkpoints."""
         text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         config = keep_text(yaml.safe_load(text), self.config.as_dict())
+        keep_whole_numbers(config.get("trainer") or {}, self._written)
         if self.checkpoint is not None and self.command_line.subcommand == "fit" and config.get("model"):
             # The classes that were read from the data are not part of the configuration, before and after a resume.
             before = run_dir.get_init_args((self.checkpoint[ckpt.METADATA_KEY].get("config") or {}).get("model"))
@@ -213,6 +214,7 @@ class ProjectCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the loggers and callbacks of the subcommand to those of the configuration."""
+        keep_whole_numbers(self.config_init["trainer"], self._written)
         check_trainer(self.config_init["trainer"], self.model)
         with self.removing_new_run():
             if self.command_line.subcommand == "fit":
@@ -220,6 +222,12 @@ class ProjectCLI(LightningCLI):
             trainer = super().instantiate_trainer(**trainer_arguments(self), **kwargs)
             check_processes(trainer, self.config_init["trainer"]["sync_batchnorm"])
         return trainer
+
+    def _written(self, name: str) -> Any:
+        """Returns the value of an argument of the Trainer as the user has written it, or as it is in the checkpoint."""
+        stored = ((self.checkpoint or {}).get(ckpt.METADATA_KEY) or {}).get("config") or {}
+        given = self.command_line.get(f"trainer.{name}")
+        return (stored.get("trainer") or {}).get(name) if given is None else given
 
     def _find_run_folder(self) -> Path:
         """Returns the run folder of the checkpoint, or a new one; `fast_dev_run` must not change the former."""

@@ -67,6 +67,8 @@ class ImageDataModule(LightningDataModule):
     paper_batch_size: ClassVar[int] = 256
     # Whether an image can have several labels, or none; its label is then `(K,)` float, 1 for each of its classes.
     multi_label = False
+    # Whether a checkpoint is evaluated on other data than that of its training.
+    is_other_data = False
     # Whether checkpoints store the image names of each split; not needed if the folders on disk define the splits.
     store_split_names = True
     pixel_format = RGB  # number of channels and range of the pixels; `ImageFolder` has options for them

@@ -229,7 +229,6 @@ class ImageFolder(ImageDataModule):
         """Returns the checkpoint's splits if this is the data it was trained on; otherwise only images to test on."""
         finder = RestoredSplits(restored, self.root, self.source, self._stage, self.on_bad_image == "skip")
         images = {name: class_name for listing in listings.values() for name, class_name in listing.items()}
-        is_other = False
         if restored.splits is None and {"train", "val"} <= set(listings):
             splits = finder.check_split_folders(self._complete_splits(listings))
         elif found := finder.find(images):
@@ -241,9 +240,9 @@ class ImageFolder(ImageDataModule):
             source = f"{split}/" if split else "all images"
             self.split_sources = dict.fromkeys(("val", "test"), f"{source} of a folder other than the training data")
             chosen = listings[split] if split else images
-            splits, is_other = {"val": chosen, "test": chosen}, True
+            splits, self.is_other_data = {"val": chosen, "test": chosen}, True
         for split in ("val", "test"):
-            splits[split], count = finder.without_trained(splits.get(split, {}), split, is_other)
+            splits[split], count = finder.without_trained(splits.get(split, {}), split, self.is_other_data)
             if count:
                 self.split_sources[split] = f"{self.describe_source(split)} without {count:,} training images"
         return splits

@@ -17,9 +17,10 @@ IDENTITY = ("protocol", "checkpoint", "data", "split")
 def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Adds the results of one test to the file.
 
-    The first single-view test is stored at the top level; before there is one, the first test. A repeated test (same
-    protocol, checkpoint, data and split) replaces its earlier result. Any other test is stored under a key that names
-    the difference, for example `10-crop, last.ckpt`. A damaged file is renamed to `….bad`, with a warning.
+    The first single-view test on the data of the training is stored at the top level; before that, the first test. A
+    repeated test (same protocol, checkpoint, data and split) replaces its earlier result. Any other test is stored
+    under a key that names the difference, for example `10-crop, last.ckpt`. A damaged file is renamed to `….bad`, with
+    a warning.
 
     Args:
         results: numbers, strings, lists and dicts, also NumPy scalars and arrays; NaN is written as null.
@@ -92,8 +93,10 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _distance(test: Mapping[str, Any]) -> int:
-    """How much a test differs from a single-view test of all images, the ordinary one."""
+    """How much a test differs from a single-view test of all images, on the data of the training: the ordinary one."""
     protocol = str(test.get("protocol"))
+    if test.get("other_data"):
+        return 3
     return 0 if protocol == SINGLE_VIEW else 1 if protocol.startswith(SINGLE_VIEW) else 2
 
 

@@ -253,7 +253,9 @@ def find_single_view_test(path: Path) -> dict[str, Any] | None:
     files = [file for name in TEST_RESULTS if (file := path / name).exists()]
     stored = [test for results in map(read_results, files) for test in (results, *results.values())]
     tests = [test for test in stored if isinstance(test, dict) and "protocol" in test]
-    single_view = [test for test in tests if str(test["protocol"]).startswith(SINGLE_VIEW)]
+    # The data of another folder is not that of the training, which `compare` lists.
+    own = [test for test in tests if not test.get("other_data")]
+    single_view = [test for test in own if str(test["protocol"]).startswith(SINGLE_VIEW)]
     return min(single_view, key=lambda test: (test.get("split") != "test", len(test["protocol"])), default=None)
 
 

@@ -66,6 +66,9 @@ def test_a_test_on_training_images_is_not_reported(
     results = read_results(Path("runs/folder/version_0/results.json"))
     # The network was not trained on its own test images.
     assert 4 <= results["images"] <= 6 and f"training images, ImageFolder at {other}" in results["tested_on"]
+    assert "Not tested: runs/folder/version_0" in printed(capsys, "compare", "runs/folder")
+    printed(capsys, "test", *BEST)
+    assert "the test split" in read_results(Path("runs/folder/version_0/results.json"))["tested_on"]
     splits = json.loads(Path("runs/folder/version_0/splits.json").read_text())["splits"]
     for name in splits["train"]:
         (other / "all/x" / name).parent.mkdir(parents=True, exist_ok=True)

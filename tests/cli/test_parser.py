@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from resnet_pl import ImageClassifier
 from resnet_pl.cli import train
 from resnet_pl.cli.parser import ProjectCLI
 from resnet_pl.command_line import CommandLine
+from resnet_pl.given_arguments import keep_whole_numbers
 from resnet_pl.models import NETWORKS
 from resnet_pl.run_dir import class_name
 from tests.cli.commands import SMALL, printed, refused, run
@@ -295,3 +297,10 @@ def test_an_error_of_a_thread_is_one_line(
     thread.join()
     (line,) = capsys.readouterr().err.splitlines()
     assert "ZeroDivisionError" in line
+
+
+def test_a_whole_number_of_batches_that_was_read_as_a_fraction_is_restored() -> None:
+    config = Namespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=0.5, val_check_interval=2.0)
+    written = {"limit_train_batches": "1", "limit_val_batches": "1.0", "limit_test_batches": 0.5}
+    keep_whole_numbers(config, {**written, "val_check_interval": 2}.get)
+    assert [type(value) for value in vars(config).values()] == [int, float, float, int]
