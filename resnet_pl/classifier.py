@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -337,7 +336,7 @@ class ImageClassifier(LightningModule):
             UserError: the preprocessing is not known, or something is not an image.
         """
         known = self.preprocessing if self.datamodule is None else Preprocessing.of_data(self.datamodule)
-        prepare = transform or replace(known, image_size=image_size or known.image_size).prepare
+        prepare = transform or known.function(image_size)
         return classify(self, images, prepare, batch_size, known.pixel_format)
 
     @override

@@ -224,7 +224,7 @@ class ProjectCLI(LightningCLI):
         return trainer
 
     def _written(self, name: str) -> Any:
-        """Returns the value of an argument of the Trainer as the user has written it, or as it is in the checkpoint."""
+        """Returns the value of an argument of the Trainer as the user has written it, or as the checkpoint holds it."""
         stored = ((self.checkpoint or {}).get(ckpt.METADATA_KEY) or {}).get("config") or {}
         given = self.command_line.get(f"trainer.{name}")
         return (stored.get("trainer") or {}).get(name) if given is None else given

@@ -80,11 +80,14 @@ class Preprocessing:
         pixel_format = PixelFormat(*data.get("pixel_format", RGB))
         return cls(tuple(size) if isinstance(size, list) else size, crop, pixel_format)
 
-    def prepare(self, image: Tensor) -> Tensor:
-        """Converts an image `(C, H, W)` uint8 to an input of the network.
+    def function(self, image_size: Size | None = None) -> Callable[[Tensor], Tensor]:
+        """Returns a function that converts an image `(C, H, W)` uint8 to an input of the network.
+
+        Args:
+            image_size: another size than that of the training, pixels.
 
         Raises:
-            UserError: the size or the crop is not known.
+            UserError: the size or the crop of the training is not known.
         """
         if self.image_size is None:
             raise UserError(
@@ -96,7 +99,8 @@ class Preprocessing:
                 "predict: the training data has a crop of your own for the evaluation, which is not in the checkpoint\n"
                 "load the model with load_run, or pass transform="
             )
-        return self.eval_crop(image, self.image_size)
+        crop, size = self.eval_crop, image_size or self.image_size
+        return lambda image: crop(image, size)
 
 
 @torch.no_grad()
