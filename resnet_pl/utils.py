@@ -11,9 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EISDIR
 from functools import partial
+from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
+
+# The packages of each extra in pyproject.toml, for a clone that is not installed.
+EXTRAS = {
+    "explain": "captum cleanlab",
+    "export": "onnx onnxscript onnxruntime safetensors",
+    "heif": "pillow-heif",
+    "hf": "datasets",
+    "serve": "starlette uvicorn python-multipart",
+    "tables": "openpyxl pyarrow",
+}
 
 
 class UserError(Exception):
@@ -118,6 +130,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require(module: str, extra: str, what: str) -> ModuleType:
+    """Imports and returns a module of an optional package.
+
+    Args:
+        module: the module, such as `onnxruntime` or `safetensors.torch`.
+        extra: the extra of this project that installs the package.
+        what: what needs it, such as a command or a file.
+
+    Raises:
+        UserError: the package is not installed, or cannot be imported.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        from importlib.metadata import PackageNotFoundError, distribution
+
+        package = module.partition(".")[0]
+        reason = "" if isinstance(error, ModuleNotFoundError) else f", which cannot be imported: {error}"
+        try:
+            names = f"'{distribution('resnet_pl').name}[{extra}]'"
+        except PackageNotFoundError:  # in a clone: pip would look for a package of this name in its index
+            names = EXTRAS[extra]
+        raise UserError(f"{what} needs the package {package}{reason}\npip install {names}") from error
 
 
 def missing_folders(folder: Path) -> list[Path]:

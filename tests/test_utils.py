@@ -5,11 +5,15 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from resnet_pl.utils import (
+    EXTRAS,
     UserError,
     atomic_write,
     expand_path,
@@ -18,6 +22,7 @@ from resnet_pl.utils import (
     gc_paused,
     prog_name,
     progress,
+    require,
     shell_command,
     similar,
 )
@@ -161,3 +166,34 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"data": {"root": "~/x", "list": ["${DISK}/a", "https://a.org//b", 3, None]}, "delimiter": "~"}
     assert expand_values(values)["data"] == {"root": "/users/me/x", "list": ["/disk/a", "https://a.org//b", 3, None]}
     assert expand_values(values)["delimiter"] == "~" and expand_path("~") == "/users/me"
+
+
+# ------------------------------------------------------------------------------------ optional packages
+
+
+def test_the_extras_are_those_of_the_installation() -> None:
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra: " ".join(each.partition(">=")[0] for each in packages) for extra, packages in extras.items()}
+    assert named == EXTRAS
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_missing_package_is_named_with_its_command(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> SimpleNamespace:
+        if not installed:
+            raise metadata.PackageNotFoundError(name)
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", find)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    packages = "'resnet_pl[serve]'" if installed else "starlette uvicorn python-multipart"
+    with pytest.raises(UserError) as error:
+        require("uvicorn", "serve", "serve")
+    assert str(error.value) == f"serve needs the package uvicorn\npip install {packages}"
+
+
+def test_a_package_that_is_installed_but_broken_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_package.py").write_text("raise ImportError('libfoo.so: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="broken_package, which cannot be imported: libfoo"):
+        require("broken_package", "serve", "serve")

@@ -16,7 +16,7 @@ from resnet_pl.data.image_table import ImageTable
 from resnet_pl.data.layout import split_name
 from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, atomic_write, lock, rank_zero_print
+from resnet_pl.utils import UserError, atomic_write, lock, rank_zero_print, require
 
 
 class HFDataset(ImageTable):
@@ -89,10 +89,7 @@ class HFDataset(ImageTable):
 
     def _load(self) -> dict[str, Any]:
         """The splits of the dataset, by `train`, `val` and `test`."""
-        try:
-            import datasets  # pyright: ignore[reportMissingImports] - optional
-        except ImportError as error:
-            raise UserError("HFDataset needs the package datasets\npip install datasets") from error
+        datasets = require("datasets", "hf", "HFDataset")
         path = Path(self.dataset)
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
         try:

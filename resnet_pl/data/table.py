@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl.data.image_files import IMAGE_EXTENSIONS
-from resnet_pl.utils import UserError, similar
+from resnet_pl.utils import UserError, require, similar
 
 # Usual names of columns, in lower case and with _ for spaces. The first that the table has is used.
 COLUMN_NAMES = {
@@ -96,10 +96,6 @@ def read_table(path: Path, delimiter: str | None = None, column_names: Sequence[
     try:
         found = _text_rows(path, delimiter) if reader is None else reader(path)
         rows = [(line, [cell.strip() for cell in cells]) for line, cells in found]
-    except ImportError as error:
-        raise UserError(
-            f"data.labels: {path} needs the package {error.name}\npip install {error.name}, or save the table as CSV"
-        ) from error
     except UserError:
         raise
     except Exception as error:  # of any type in damaged Excel and Parquet files
@@ -137,9 +133,8 @@ def _text_rows(path: Path, delimiter: str | None) -> Iterator[tuple[int, list[st
 
 
 def _excel_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    from openpyxl import load_workbook
-
-    book = load_workbook(path, read_only=True, data_only=True)
+    openpyxl = require("openpyxl", "tables", f"data.labels: {path}")
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
         for line, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
             yield line, [_as_text(cell) for cell in cells]
@@ -148,9 +143,7 @@ def _excel_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    from pyarrow.parquet import read_table as read_parquet  # pyright: ignore[reportMissingImports] - optional
-
-    table = read_parquet(path)
+    table = require("pyarrow.parquet", "tables", f"data.labels: {path}").read_table(path)
     yield 0, list(table.column_names)
     for line, row in enumerate(table.to_pylist(), 1):
         yield line, [_as_text(cell) for cell in row.values()]

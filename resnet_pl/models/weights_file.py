@@ -7,16 +7,14 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resnet_pl.utils import UserError, atomic_write
+from resnet_pl.utils import UserError, atomic_write, require
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 """Keys under which training programs save the state dict of a model in a checkpoint; the last one is DINO's."""
@@ -85,7 +83,7 @@ def _read(path: Path) -> tuple[Any, list[str] | None]:
         raise UserError(f"weights file not found: {path}")
     try:
         if path.suffix == ".safetensors":
-            with _safetensors(path).safe_open(path, "pt") as file:
+            with require("safetensors", "export", str(path)).safe_open(path, "pt") as file:
                 names = json.loads((file.metadata() or {}).get("classes", "null"))
                 return {key: file.get_tensor(key) for key in file.keys()}, _as_names(names)  # noqa: SIM118
         with torch.serialization.safe_globals(SAFE_CLASSES):
@@ -112,21 +110,13 @@ def _as_names(names: Any) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _safetensors(path: Path) -> ModuleType:
-    """Imports safetensors, an optional package."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise UserError(f"{path}: .safetensors files need the package safetensors\npip install safetensors") from error
-    return safetensors
-
-
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes the weights of a model as `.safetensors`, with metadata in the file's header.
 
     Raises:
         UserError: safetensors is not installed, or `path` cannot be written.
     """
-    save = partial(_safetensors(path).torch.save_file, metadata=dict(metadata))
+    safetensors = require("safetensors.torch", "export", str(path))
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(path) as temporary:
-        save({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
+        safetensors.save_file(state, temporary, metadata=dict(metadata))

@@ -74,5 +74,5 @@ def test_wrong_columns_are_named(saved: Path, options: dict, message: str) -> No
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs the package datasets\npip install datasets"):
+    with pytest.raises(UserError, match=r"HFDataset needs the package datasets\npip install "):
         hf_data(tmp_path).prepare_data()
