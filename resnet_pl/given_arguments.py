@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 # Arguments of the Trainer that are a number of batches, or a fraction of all.
@@ -36,7 +36,7 @@ def parse(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
         _keep_given(config, parser.parse_args([*classes, *args], defaults=False))
     if any(not isinstance(value, str | int | float | None) for value in _leaves(config)):
         with warnings.catch_warnings(action="ignore"):
-            written = yaml.safe_load(parser.dump(config, skip_validation=True, skip_none=False))
+            written = json.loads(parser.dump(config, format="json", skip_validation=True, skip_none=False))
         _drop_not_written(config, written)
     return config
 

@@ -168,13 +168,18 @@ class ProjectCLI(LightningCLI):
             keep_found(self.config, stored)
         if self.command_line.subcommand == "fit" and names_other_packages(self.config):
             check_reopens(self.plain_config)
-            del self.plain_config  # what follows may change the configuration
+            del self.plain_config, self.config_dump  # what follows may change the configuration
+
+    @cached_property
+    def config_dump(self) -> dict[str, Any]:
+        """The configuration as Lightning writes it, which takes the hyperparameters of model and data from it."""
+        options = {"skip_validation": True, "skip_link_targets": False, "skip_none": False}  # it has been parsed
+        return yaml.safe_load(self.parser.dump(self.config, format="yaml", **options))
 
     @cached_property
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain types, as stored in config.yaml and in checkpoints."""
-        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
-        config = keep_text(yaml.safe_load(text), self.config.as_dict())
+        config = keep_text(self.config_dump, self.config.as_dict())
         keep_whole_numbers(config.get("trainer") or {}, self._written)
         if self.checkpoint is not None and self.command_line.subcommand == "fit" and config.get("model"):
             # The classes that were read from the data are not part of the configuration, before and after a resume.
