@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import platform
 import re
+import shutil
 import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -38,7 +39,8 @@ SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
     "lr_schedulers": (list, type(None)),
     METADATA_KEY: dict,
 }
-METADATA_TYPES = {"format": int, "config": (dict, type(None)), "data": (dict, type(None))}
+OPTIONAL = (dict, type(None))
+METADATA_TYPES = {"format": int, "config": OPTIONAL, "data": OPTIONAL, "calibration": OPTIONAL}
 # Arguments of ImageClassifier that are read from the data.
 CLASS_ARGUMENTS = ("num_classes", "class_names", "multi_label")
 # Sections of the configuration that evaluation needs: model and data, not how the model was trained.
@@ -186,6 +188,22 @@ def _check_complete(lacking: Collection[str], path: Path, subcommand: str, given
                 f"{path} lacks {name}, built in Python without a form in YAML\n"
                 f"pass it again, in Python with {call}, or with --{section}"
             )
+
+
+def store_calibration(path: Path, calibration: dict[str, Any] | None) -> None:
+    """Writes a calibration into a checkpoint, or removes it; everything else in the file stays the same.
+
+    So do its mode and its times, because `best` stands for the newest file of several runs. A link stays a link.
+    """
+    path = path.resolve()
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint[METADATA_KEY].pop("calibration", None)
+    if calibration is not None:
+        checkpoint[METADATA_KEY]["calibration"] = calibration
+    with atomic_write(path) as partial:
+        torch.save(checkpoint, partial)
+        torch.load(partial, weights_only=True, mmap=True)  # an error leaves the file as it was
+        shutil.copystat(path, partial)
 
 
 def strip_pretrained_args(model: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from resnet_pl.data.batch import Batch, check_labels
 from resnet_pl.data.crops import Size
 from resnet_pl.data.provenance import provenance_of, resolve_classes, resolve_multi_label
 from resnet_pl.data.rng import seeded_rng
+from resnet_pl.evaluation.calibration import rescale
 from resnet_pl.evaluation.classify import Prediction, Preprocessing, classify
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
@@ -117,6 +118,8 @@ class ImageClassifier(LightningModule):
         # Created in configure_model, when the number of classes is known.
         self.metrics: ClassificationMetrics | MultiLabelMetrics
         self.preprocessing = Preprocessing()  # of the checkpoint that was loaded
+        self.temperature = 1.0  # see `set_calibration`
+        self.confidence_threshold: float | None = None
         self.results: dict[str, Any] = {}  # metrics of the last evaluation
         self.compiled_forward: Callable[[Tensor], Tensor] | None = None
         self.compiled_shape: tuple[int, ...] | None = None
@@ -216,7 +219,11 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        """Compiles the backbone for training batches; evaluation and batches of another shape run uncompiled."""
+        """Compiles the backbone for training batches; evaluation and batches of another shape run uncompiled.
+
+        Removes the calibration, which is for the weights from before this training.
+        """
+        self.set_calibration()
         if self.hparams["compile"] and self.compiled_forward is None:
             self.compiled_forward = torch.compile(self.backbone.forward, dynamic=False)
             self.compiled_shape = None if self.datamodule is None else self.datamodule.batch_shape
@@ -282,8 +289,23 @@ class ImageClassifier(LightningModule):
 
     # ------------------------------------------------------------------------------------ evaluation
     def to_probabilities(self, logits: Tensor) -> Tensor:
-        """Converts logits `(N, num_classes)` to float32 probabilities."""
-        return logits.float().sigmoid() if self.hparams["multi_label"] else logits.float().softmax(1)
+        """Converts logits `(N, num_classes)` to float32 probabilities; the temperature divides the logits."""
+        logits = logits.float() / self.temperature
+        return logits.sigmoid() if self.hparams["multi_label"] else logits.softmax(1)
+
+    def set_calibration(self, temperature: float = 1.0, confidence_threshold: float | None = None) -> None:
+        """Sets the calibration of the evaluation; by default there is none.
+
+        Args:
+            temperature: what the logits are divided by. With `multi_label`, the thresholds change with the
+                probabilities, so that the predicted classes stay the same.
+            confidence_threshold: probability of the most probable class below which a prediction is `unknown`.
+        """
+        if self.thresholds is not None:
+            self.thresholds.copy_(rescale(self.thresholds, temperature / self.temperature))
+        if isinstance(metrics := getattr(self, "metrics", None), ClassificationMetrics):
+            metrics.accepted.threshold = confidence_threshold
+        self.temperature, self.confidence_threshold = temperature, confidence_threshold
 
     @property
     def thresholds(self) -> Tensor | None:
@@ -368,15 +390,21 @@ class ImageClassifier(LightningModule):
     # ------------------------------------------------------------------------------------ checkpoints
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the preprocessing, for `predict`, and the thresholds."""
+        """Restores the preprocessing, for `predict`, the thresholds, and the calibration, unless it will be trained."""
         self.preprocessing = Preprocessing.of_checkpoint(checkpoint)
-        stored = (checkpoint.get(ckpt.METADATA_KEY) or {}).get("thresholds")
-        if stored is not None and self.thresholds is not None:
-            self.thresholds.copy_(torch.tensor(stored))
+        metadata = checkpoint.get(ckpt.METADATA_KEY) or {}
+        self.set_calibration()
+        if metadata.get("thresholds") is not None and self.thresholds is not None:
+            self.thresholds.copy_(torch.tensor(metadata["thresholds"]))
+        if (calibration := metadata.get("calibration")) and not (self._has_trainer and self.trainer.training):
+            self.set_calibration(calibration["temperature"], calibration["threshold"])
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the splits and versions, as plain types; the callback `SaveConfig` also adds the configuration."""
         checkpoint.setdefault(ckpt.METADATA_KEY, ckpt.build_metadata(None, provenance_of(self.datamodule)))
+        metadata = checkpoint[ckpt.METADATA_KEY]
         if self.thresholds is not None:
-            checkpoint[ckpt.METADATA_KEY]["thresholds"] = self.thresholds.tolist()
+            metadata["thresholds"] = rescale(self.thresholds, 1 / self.temperature).tolist()
+        if self.temperature != 1 or self.confidence_threshold is not None:
+            metadata["calibration"] = {"temperature": self.temperature, "threshold": self.confidence_threshold}

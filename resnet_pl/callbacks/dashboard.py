@@ -21,7 +21,9 @@ from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.decode import to_displayed
+from resnet_pl.evaluation.metrics import reliability_rows
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
+from resnet_pl.reports.reliability import reliability_diagram
 from resnet_pl.run_dir import TOP1
 from resnet_pl.types import NonNegativeFloat, NonNegativeInt
 from resnet_pl.utils import UserError
@@ -32,18 +34,18 @@ BEST = (TOP1, "val/loss")
 
 @optional
 class Dashboard(Callback):
-    """Logs the first training batch, the confusion matrix, the worst mistakes, and the model graph.
+    """Logs the first training batch, confusion matrix, reliability diagram, worst mistakes, and the model graph.
 
     The images go to all loggers that take images, the graph to TensorBoard. At the first validation the run gets a row
     in TensorBoard's HPARAMS tab, with hyperparameters and the best validation, which the other loggers also get:
     `val_best/top1` and its loss, `val_best/loss`, and the metric that chooses best.ckpt. Of two equal scores the later
     counts, as for best.ckpt.
 
-    A confusion matrix needs an ImageClassifier; mistakes need the `probabilities` in the output of `validation_step`.
-    An error in this callback is a warning and does not end the training.
+    Confusion matrix and reliability diagram need an ImageClassifier; mistakes need the `probabilities` in the output of
+    `validation_step`. An error in this callback is a warning and does not end the training.
 
     Args:
-        images: images per contact sheet; 0 logs no images, also no confusion matrix.
+        images: images per contact sheet; 0 logs no images, also no confusion matrix and no reliability diagram.
         min_interval_seconds: minimum time between two logs of images, so that they do not slow down short epochs;
             the last validation is always logged.
         graph: whether the model graph is logged.
@@ -129,7 +131,7 @@ class Dashboard(Callback):
         self._mistakes = sorted([*self._mistakes, *mistakes], key=lambda mistake: mistake[:4])[: self.images]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the best validation so far, the confusion matrix and the worst mistakes."""
+        """Logs the best validation so far, the plots and the worst mistakes."""
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         # The last completed step, as for all metrics: resuming from here hides what has a later step.
@@ -138,9 +140,13 @@ class Dashboard(Callback):
         if not self._drawing:
             return
         self._last_draw = time.monotonic()
-        if (confusion := getattr(pl_module, "results", {}).get("confusion")) is not None:
+        results = getattr(pl_module, "results", {})
+        if (confusion := results.get("confusion")) is not None:
             names = class_names(pl_module, len(confusion))
             log_image(trainer, "val/confusion", confusion_matrix(confusion.numpy(), names), step)
+        if (bins := results.get("reliability")) is not None:
+            diagram = reliability_diagram(reliability_rows(bins), results["calibration_error"])
+            log_image(trainer, "val/reliability", diagram, step)
         if self._mistakes:
             names = class_names(pl_module, 1 + max(max(mistake[2:4]) for mistake in self._mistakes))
             images, data = [_pixels(image) for *_, image in self._mistakes], get_image_data(trainer)

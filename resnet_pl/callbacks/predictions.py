@@ -20,6 +20,7 @@ from resnet_pl.callbacks.access import (
     image_indices,
     join_classes,
 )
+from resnet_pl.evaluation.classify import UNKNOWN, is_unknown
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
@@ -35,8 +36,9 @@ class PredictionWriter(Callback):
         sheet: maximum number of images on the contact sheet: those of `select_images`.
 
     Attributes:
-        rows: one dictionary per image: `path`, `truth` (None if unknown), `classes` and `probabilities`; with several
-            classes per image also `found`, all that reach their threshold.
+        rows: one dictionary per image: `path`, `truth` (None if it is not known), `classes` and `probabilities`; with
+            several classes per image also `found`, all that reach their threshold; with a confidence threshold `found`
+            is the most probable class or `unknown`, and `is_unknown` says which.
         order: which images the contact sheet shows and in which order, as text; empty without one.
         outputs: what `predict_step` of another kind of module returned for each batch of this process.
     """
@@ -103,6 +105,7 @@ class PredictionWriter(Callback):
             }
             for index, label, classes, probabilities, found in sorted(gathered)
         ]
+        _apply_threshold(self.rows, getattr(pl_module, "confidence_threshold", None))
         if self.rows or not self.outputs:
             write_predictions(self.rows, self.folder / "predictions.csv")
         if images is None:
@@ -115,6 +118,13 @@ class PredictionWriter(Callback):
             marks: list[Mark] = [mark_of(row) for row in shown]
             sheet = contact_sheet(thumbnails, [_caption(row) for row in shown], marks, self.order)
             save_png(sheet, self.folder / "contact_sheet.png")
+
+
+def _apply_threshold(rows: list[dict[str, Any]], threshold: float | None) -> None:
+    """Adds `found` and `is_unknown` to the rows, if there is a confidence threshold."""
+    for row in rows if threshold is not None else ():
+        row["is_unknown"] = is_unknown(row["probabilities"][0], threshold)
+        row["found"] = UNKNOWN if row["is_unknown"] else row["classes"][0]
 
 
 def _truth(label: int | list[float], names: list[str]) -> str | None:
@@ -137,5 +147,8 @@ def _thumbnail(image: torch.Tensor) -> np.ndarray:
 
 def _caption(row: Mapping[str, Any]) -> str:
     first = f"{row['classes'][0]} {row['probabilities'][0]:.0%}"
-    prediction = (row["found"] or "no class") if "found" in row else first
+    if "is_unknown" in row:
+        prediction = f"{row['found']} ({first})" if row["is_unknown"] else first
+    else:
+        prediction = (row["found"] or "no class") if "found" in row else first
     return f"pred: {prediction}\ntrue: {row['truth']}" if mark_of(row) == "wrong" else prediction

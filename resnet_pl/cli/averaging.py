@@ -20,7 +20,7 @@ from resnet_pl.data.crops import ResizeCenterCrop
 from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
 from resnet_pl.load import load_run
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, rank_zero_print
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -106,4 +106,11 @@ def build_ensemble(cli: ProjectCLI, others: Sequence[Member], split: str | None)
     first.on_load_checkpoint(cli.checkpoint)
     cli.datamodule.trainer = cli.trainer
     cli.trainer.ckpt_path = None
-    return Ensemble([network for _, network, _ in members]), EnsembleData([data for *_, data in members])
+    networks = [network for _, network, _ in members]
+    if any(network.temperature != 1 or network.confidence_threshold is not None for network in networks):
+        temperatures = ", ".join(f"{network.temperature:.3g}" for network in networks)
+        rank_zero_print(
+            f"note: the probabilities of each model are calibrated (temperatures {temperatures}), not their mean; "
+            "no confidence threshold is used"
+        )
+    return Ensemble(networks), EnsembleData([data for *_, data in members])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,12 +27,13 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.data.crops import describe_crop
 from resnet_pl.data.provenance import describe
 from resnet_pl.data.views import MultiScale
-from resnet_pl.evaluation.metrics import NAMES, per_class
+from resnet_pl.evaluation.metrics import NAMES, accepted_scores, per_class, reliability_rows
 from resnet_pl.evaluation.multi_label import MULTI_LABEL_NAMES, per_class_of_several
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.models.normalize import BatchNorm
 from resnet_pl.models.weights_file import save_weights
 from resnet_pl.reports.plots import confusion_matrix, save_png
+from resnet_pl.reports.reliability import reliability_diagram
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import print_report, results_table
 from resnet_pl.types import PositiveInt
@@ -85,14 +87,16 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     evaluated, source = build_ensemble(cli, others, split) if others else (model, data)
     getattr(cli.trainer, name)(evaluated, datamodule=source, verbose=False, weights_only=True)
     results = dict(getattr(evaluated, "results", {}))
-    confusion, classes = results.pop("confusion", None), results.pop("classes", None)
+    tensors = {key: results.pop(key, None) for key in ("confusion", "classes", "reliability", "accepted")}
+    classes = tensors["classes"]
     checkpoint = cli.checkpoint or {}
     available = None if images is None else len(images)
     names = NAMES if classes is None else MULTI_LABEL_NAMES
-    known = {key: results.pop(key, None) for key in names if key not in ("confusion", "classes")}
+    known = {key: results.pop(key, None) for key in names if key not in tensors}
     results = known | {
         "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
-        "per_class": _per_class(evaluated, confusion, classes),
+        **_calibration(evaluated, tensors["accepted"], known["images"]),
+        "per_class": _per_class(evaluated, tensors["confusion"], classes),
         "protocol": _protocol(cli, known["images"], available, [name for name, *_ in others]),
         "split": label,
         "data": describe(data),
@@ -105,7 +109,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 2),
         "versions": ckpt.versions(),
     }
-    run_on_rank_zero(_report_results, cli.output, results, confusion)
+    run_on_rank_zero(_report_results, cli.output, results, tensors)
     if settings["save_to"]:
         run_on_rank_zero(_export, model, checkpoint, Path(settings["save_to"]))
     return results
@@ -116,6 +120,16 @@ def _per_class(model: Any, confusion: Tensor | None, classes: Tensor | None) -> 
     if classes is not None:
         return per_class_of_several(classes, model.thresholds, class_names(model, classes.shape[1]))
     return {} if confusion is None else per_class(confusion, class_names(model, len(confusion)))
+
+
+def _calibration(model: Any, accepted: Tensor | None, images: int | None) -> dict[str, Any]:
+    """The calibration of a model that has one: its temperature, and the results with its confidence threshold."""
+    temperature, threshold = getattr(model, "temperature", 1.0), getattr(model, "confidence_threshold", None)
+    scores = {"temperature": temperature} if temperature != 1 else {}
+    if threshold is not None and accepted is not None and images:
+        count, correct = accepted.tolist()
+        scores["accepted"] = {"threshold": threshold, **accepted_scores(count, correct, images)}
+    return scores
 
 
 def _logged_metrics(trainer: Trainer, split: str, known: set[str]) -> dict[str, float]:
@@ -191,15 +205,18 @@ def result_file(folder: Path, name: str, split: str) -> Path:
     return path.with_stem(path.stem + {"test": "", "val": "-val"}.get(split, "-val-no-test"))
 
 
-def _report_results(folder: Path, results: dict[str, Any], confusion: Tensor | None) -> None:
-    names = ("results.json", "confusion.png", "misclassified.csv")
-    place, plot, mistakes = (result_file(folder, name, results["split"]) for name in names)
+def _report_results(folder: Path, results: dict[str, Any], tensors: Mapping[str, Tensor | None]) -> None:
+    names = ("results.json", "confusion.png", "reliability.png", "misclassified.csv")
+    place, matrix, diagram, mistakes = (result_file(folder, name, results["split"]) for name in names)
     # Files first: a report that cannot be printed must not lose them.
     write_results(results, place)
     files = [place]
-    if confusion is not None:
-        save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), plot)
-        files.append(plot)
+    if (confusion := tensors["confusion"]) is not None:
+        save_png(confusion_matrix(confusion.numpy(), list(results["per_class"])), matrix)
+        files.append(matrix)
+    if (bins := tensors["reliability"]) is not None:
+        save_png(reliability_diagram(reliability_rows(bins), results["calibration_error"]), diagram)
+        files.append(diagram)
     files += [mistakes] if results["per_class"] else []
     print_report(results_table(results))
     *first, last = map(str, files)
@@ -214,5 +231,8 @@ def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> N
         save_weights(model.backbone, path, {name: json.dumps(each) for name, each in facts.items()})
     else:
         state = {key: value.cpu() for key, value in model.state_dict().items()}
-        ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | {"state_dict": state}, path)
+        # The calibration is that of the network with the statistics of the training.
+        metadata = {key: value for key, value in checkpoint[ckpt.METADATA_KEY].items() if key != "calibration"}
+        changed = {"state_dict": state, ckpt.METADATA_KEY: metadata}
+        ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | changed, path)
     print(f"Saved to {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -19,9 +19,12 @@ SUBCOMMANDS = {
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
     "predict": "classify images with a checkpoint",
+    "calibrate": "fit probabilities, and a confidence threshold, to the validation set",
 }
 # The module of each subcommand in this package.
-MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict"}
+MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict", "calibrate": "calibrate"}
+# Commands of both kinds that use a trained model; they have a heading of their own.
+USES = ("predict", "calibrate")
 # Subcommands of other training scripts, and what to use here.
 OTHER_SUBCOMMANDS = {
     **dict.fromkeys(["train", "training"], "fit"),
@@ -29,15 +32,25 @@ OTHER_SUBCOMMANDS = {
     **dict.fromkeys(["infer", "inference", "classify"], "predict"),
 }
 
+
+def _listed(commands: Mapping[str, str]) -> str:
+    """The lines of commands in the help."""
+    return "\n".join(f"  {name:<17}{text}" for name, text in commands.items())
+
+
+EVERY = SUBCOMMANDS | COMMANDS
 HELP = f"""usage: {prog_name()} SUBCOMMAND [options]
 
 resnet_pl {__version__} trains and evaluates ResNets with PyTorch Lightning.
 
 train and evaluate:
-{chr(10).join(f"  {name:<17}{text}" for name, text in SUBCOMMANDS.items())}
+{_listed({name: text for name, text in SUBCOMMANDS.items() if name not in USES})}
+
+use a trained model:
+{_listed({name: EVERY[name] for name in USES})}
 
 inspect models, data and runs:
-{chr(10).join(f"  {name:<17}{text}" for name, text in COMMANDS.items())}
+{_listed({name: text for name, text in COMMANDS.items() if name not in USES})}
 
 examples:
   {prog_name()} fit --config configs/digits.yaml

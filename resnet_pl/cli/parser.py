@@ -263,7 +263,7 @@ class ProjectCLI(LightningCLI):
         """Folder that the subcommand writes to: `--output`, else the run folder, else the working folder."""
         if self.command_line.subcommand == "fit":
             return self.run_folder
-        if asked := self.config["output"]:
+        if asked := self.config.get("output"):
             return Path(asked)
         return (self.command_line.checkpoint and run_dir.run_dir_of(self.command_line.checkpoint)) or Path()
 

@@ -16,6 +16,7 @@ from resnet_pl.cli.evaluate import OUTPUT, prepare_split
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.bad_images import printable_path
 from resnet_pl.data.image_files import find_images
+from resnet_pl.evaluation.classify import UNKNOWN
 from resnet_pl.reports.tables import image_id, predictions_table, print_report, write_submission
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, run_on_rank_zero
@@ -105,6 +106,9 @@ def _report(cli: ProjectCLI) -> None:
     images = getattr(cli.datamodule, "predict_images", None)
     if images is not None and (missing := len(images) - len(writer.rows)):
         print(f"note: {missing:,} of {len(images):,} images are not among the predictions")
+    if unknown := sum(row.get("is_unknown", False) for row in writer.rows):
+        below = f"below {cli.model.confidence_threshold:.4f}"
+        print(f"note: {unknown:,} of {len(writer.rows):,} predictions are {UNKNOWN}: their probability is {below}")
     files = [str(cli.output / "predictions.csv"), *([submission] if submission else [])]
     sheet = f" and {cli.output / 'contact_sheet.png'} ({writer.order})" if writer.order else ""
     print(f"Saved to {', '.join(files)}{sheet}")

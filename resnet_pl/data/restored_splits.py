@@ -11,8 +11,14 @@ from resnet_pl.data.layout import Listing, label_names
 from resnet_pl.data.provenance import Provenance
 from resnet_pl.utils import UserError, rank_zero_print
 
-# The split that a stage cannot do without.
-NEEDED = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+# The splits that a stage cannot do without.
+NEEDED = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+    "calibrate": ("val", "test"),
+}
 
 
 class RestoredSplits:
@@ -22,7 +28,7 @@ class RestoredSplits:
         restored: what the checkpoint knows of its data.
         root: the folder.
         source: what defines the images, see `ImageFolder.source`.
-        stage: `fit`, `validate`, `test` or `predict`; only its splits have to be complete.
+        stage: the subcommand, such as `fit` or `test`; only its splits have to be complete.
         skip: whether missing images are skipped, as unreadable ones are.
     """
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from resnet_pl.classifier import ImageClassifier
     from resnet_pl.data import ImageDataModule
 
+# The class of a prediction below the model's confidence threshold.
+UNKNOWN = "unknown"
+
 
 @dataclass
 class Prediction:
@@ -30,11 +33,11 @@ class Prediction:
 
     Attributes:
         source: the file; None for an image that was given as an object.
-        class_name: the most probable class.
+        class_name: the most probable class; `unknown` below the model's `confidence_threshold`.
         probability: its probability.
         probabilities: probability of each class, `(K,)` float32, in the order of `ImageClassifier.class_names`.
-        class_names: the predicted classes: the most probable one; with several classes per image, all that reach their
-            threshold, the most probable first.
+        class_names: the predicted classes: the most probable one, none if it is unknown; with several classes per
+            image, all that reach their threshold, the most probable first.
     """
 
     source: Path | None
@@ -133,12 +136,21 @@ def classify(
             best = probabilities.max(1)
             names = model.class_names or [str(index) for index in range(probabilities.shape[1])]
             for (source, _), row, value, index in zip(batch, probabilities, *map(Tensor.tolist, best), strict=True):
-                found = [names[index]] if model.thresholds is None else _above(row, model.thresholds.cpu(), names)
-                predictions.append(Prediction(source, names[index], value, row, found))
+                if model.thresholds is not None:
+                    name, found = names[index], _above(row, model.thresholds.cpu(), names)
+                else:
+                    name = UNKNOWN if is_unknown(value, model.confidence_threshold) else names[index]
+                    found = [] if name == UNKNOWN else [name]
+                predictions.append(Prediction(source, name, value, row, found))
     finally:
         for module in training:
             module.training = True
     return predictions
+
+
+def is_unknown(confidence: float, threshold: float | None) -> bool:
+    """Whether the probability of the most probable class is below the confidence threshold, or NaN."""
+    return threshold is not None and not confidence >= threshold
 
 
 def _above(probabilities: Tensor, thresholds: Tensor, names: list[str]) -> list[str]:

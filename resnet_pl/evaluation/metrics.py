@@ -12,53 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-from typing_extensions import override
 
+from resnet_pl.evaluation.calibration_error import AcceptedPredictions, ConfidenceBins, adaptive_error, binned_error
 from resnet_pl.evaluation.score_histogram import ScoreHistogram, auroc
 from resnet_pl.utils import UserError
 
 # Names of the results of `ClassificationMetrics.compute`: numbers that are logged, and others.
 MACRO = ("precision_macro", "recall_macro", "f1_macro", "balanced_accuracy", "auroc")
-LOGGED = ("top1", "top5", "loss", "calibration_error", *MACRO)
-NAMES = (*LOGGED, "images", "confusion")
+# Names that are newer than the option `model.metrics`: a metric of the user's with such a name replaces ours.
+NEWER = ("adaptive_calibration_error", *MACRO)
+LOGGED = ("top1", "top5", "loss", "calibration_error", *NEWER)
+NAMES = (*LOGGED, "images", "confusion", "reliability", "accepted")
 Z95 = NormalDist().inv_cdf(0.975)
-
-
-class BinnedCalibrationError(Metric):
-    """Expected calibration error (ECE) with bins of equal width (Guo et al., 2017, arXiv:1706.04599).
-
-    `torchmetrics.CalibrationError` stores the confidence of every image; this class stores three sums per bin.
-
-    Args:
-        bins: number of bins.
-    """
-
-    count: Tensor
-    confidence: Tensor
-    correct: Tensor
-
-    def __init__(self, bins: int = 15) -> None:
-        super().__init__()
-        self.bins = bins
-        for name in ("count", "confidence", "correct"):
-            self.add_state(name, torch.zeros(bins), dist_reduce_fx="sum")
-
-    @override
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Adds a batch of probabilities `(N, K)` and labels `(N,)`."""
-        confidence, predicted = probabilities.max(1)
-        bin_index = (confidence * self.bins).long().clamp_(0, self.bins - 1)
-        columns = {"count": torch.ones_like(confidence), "confidence": confidence, "correct": predicted == labels}
-        for name, column in columns.items():
-            state = getattr(self, name)
-            # Sums of the batch first: adding single images to a large float32 sum loses precision, and Apple's GPUs
-            # have no float64.
-            state += torch.zeros_like(state).scatter_add_(0, bin_index, column.to(state))
-
-    @override
-    def compute(self) -> Tensor:
-        """Returns the mean gap between confidence and accuracy, 0 to 1."""
-        return (self.confidence - self.correct).abs().sum() / self.count.sum()
 
 
 class ClassificationMetrics(nn.Module):
@@ -84,7 +49,7 @@ class ClassificationMetrics(nn.Module):
         )
         # validate_args=False: validation would synchronize with the GPU in every batch.
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.calibration_error = BinnedCalibrationError()
+        self.confidences, self.accepted = ConfidenceBins(), AcceptedPredictions()
         self.scores = ScoreHistogram(num_classes)
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
@@ -94,7 +59,8 @@ class ClassificationMetrics(nn.Module):
         if self.top5 is not None:
             self.top5.update(probabilities, labels)
         self.confusion.update(probabilities.argmax(1), labels)
-        self.calibration_error.update(probabilities, labels)
+        self.confidences.update(probabilities, labels)
+        self.accepted.update(probabilities, labels)
         self.scores.update(probabilities, F.one_hot(labels, self.num_classes).bool())
         self.others.update_all(probabilities, labels)
 
@@ -102,22 +68,28 @@ class ClassificationMetrics(nn.Module):
         """Returns the metrics over the images of all processes.
 
         Returns:
-            `top1`, `top5` (None for five classes or fewer), `loss` (cross-entropy in nats), `calibration_error`, those
-            of `macro_averages`, `auroc` (the mean over the classes, each against all others), `images` (their number),
-            and `confusion`, a `(K, K)` int64 tensor with labels as rows and predictions as columns; and the further
-            metrics: a float, or nested lists of floats if a metric has several values.
+            `top1`, `top5` (None for five classes or fewer), `loss` (cross-entropy in nats), `calibration_error` with
+            bins of equal width, `adaptive_calibration_error` with bins of equal numbers of images, those of
+            `macro_averages`, `auroc` (the mean over the classes, each against all others), `images` (their number),
+            `confusion`, a `(K, K)` int64 tensor with labels as rows and predictions as columns; `reliability`, the
+            sums of the bins of equal width, see `ConfidenceBins`; `accepted`, see `AcceptedPredictions`, None without a
+            threshold; and the further metrics: a float, or nested lists of floats if a metric has several values.
         """
         confusion = self.confusion.compute().cpu()
         images = int(confusion.sum())
+        equal_width, fine = self.confidences.compute()
         return {
             "top1": int(confusion.diag().sum()) / max(1, images),
             "top5": None if self.top5 is None else float(self.top5.compute()),
             "loss": float(self.loss.compute()),
-            "calibration_error": float(self.calibration_error.compute()),
+            "calibration_error": binned_error(equal_width),
+            "adaptive_calibration_error": adaptive_error(fine),
             **macro_averages(confusion),
             "auroc": float(auroc(self.scores.compute()).nanmean()),
             "images": images,
             "confusion": confusion,
+            "reliability": equal_width,
+            "accepted": None if self.accepted.threshold is None else self.accepted.compute(),
             **self.others.compute(),
         }
 
@@ -165,8 +137,7 @@ class FurtherMetrics(nn.ModuleDict):
 
 def _create(name: str, factory: Callable[[int], Metric], num_classes: int) -> Metric:
     """Creates a further metric; raises UserError if its name or class is not usable."""
-    # The names of MACRO are newer than this option: a metric of the user's with such a name replaces ours.
-    if name in {*NAMES} - {*MACRO} or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+    if name in {*NAMES} - {*NEWER} or not name.isidentifier() or hasattr(nn.ModuleDict, name):
         raise UserError(f"model.metrics.{name}: this name is not available\nuse another, such as my_{name}")
     try:
         return factory(num_classes)
@@ -229,6 +200,44 @@ def class_scores(correct: int, images: int, predicted: int) -> dict[str, Any]:
         values = [correct / trials, *wilson_interval(correct, trials)] if trials else []
         values = [2 * value / (1 + value) for value in values] if name == "f1" else values
         scores |= {name: values[0] if values else None, f"{name}_interval": values[1:] or None}
+    return scores
+
+
+def reliability_rows(bins: Tensor) -> list[dict[str, Any]]:
+    """Returns the bins of `reliability` that have images, as `reports.reliability.reliability_diagram` takes them.
+
+    Args:
+        bins: number of images, sum of confidences and number of correct predictions of each bin, `(3, B)`.
+    """
+    count = bins.shape[1]
+    return [
+        {
+            "low": index / count,
+            "high": (index + 1) / count,
+            "images": int(images),
+            "confidence": confidence / images,
+            "accuracy": correct / images,
+            "interval": wilson_interval(round(correct), round(images)),
+        }
+        for index, (images, confidence, correct) in enumerate(bins.T.tolist())
+        if images
+    ]
+
+
+def accepted_scores(accepted: int, correct: int, images: int) -> dict[str, Any]:
+    """Returns `coverage`, the share of accepted images, and `precision`, the share of these that are correct.
+
+    Each has its 95 % interval (Wilson). The precision is None if no image is accepted.
+
+    Args:
+        accepted: images whose prediction reaches the confidence threshold.
+        correct: correct ones among them.
+        images: all images.
+    """
+    scores: dict[str, Any] = {"images": accepted, "correct": correct}
+    for name, successes, trials in (("coverage", accepted, images), ("precision", correct, accepted)):
+        interval = list(wilson_interval(successes, trials)) if trials else None
+        scores |= {name: successes / trials if trials else None, f"{name}_interval": interval}
     return scores
 
 

@@ -42,8 +42,7 @@ class ScoreHistogram(Metric):
             probabilities: `(N, K)` float32; NaN counts as the smallest one.
             present: `(N, K)` bool, whether an image has a class.
         """
-        position = (probabilities.logit() / SCALE).asinh().nan_to_num(LOW).clamp_(LOW, HIGH)
-        bins = ((position - LOW) * (self.bins / (HIGH - LOW))).long().clamp_(max=self.bins - 1)
+        bins = score_bins(probabilities, self.bins)
         rows = torch.arange(bins.shape[1], device=bins.device) + (~present).long() * bins.shape[1]
         index = (rows * self.bins + bins).flatten()
         self.counts.view(-1).scatter_add_(0, index, torch.ones_like(index, dtype=torch.int32))
@@ -52,6 +51,12 @@ class ScoreHistogram(Metric):
     def compute(self) -> Tensor:
         """Returns the numbers of images, `(2, K, bins)` float64 on the CPU: with the class, and without it."""
         return self.counts.cpu().double()
+
+
+def score_bins(probabilities: Tensor, bins: int) -> Tensor:
+    """Returns the bin of each probability, int64, from 0; NaN is in the first one."""
+    position = (probabilities.logit() / SCALE).asinh().nan_to_num(LOW).clamp_(LOW, HIGH)
+    return ((position - LOW) * (bins / (HIGH - LOW))).long().clamp_(max=bins - 1)
 
 
 def bin_edges(bins: int) -> Tensor:

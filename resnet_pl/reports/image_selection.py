@@ -13,8 +13,8 @@ MARKS: tuple[Mark, ...] = ("wrong", "none", "right")
 
 
 def mark_of(row: Mapping[str, Any]) -> Mark:
-    """Returns whether a prediction is right or wrong, `none` if the true class is unknown."""
-    if row["truth"] is None:
+    """Returns whether a prediction is right or wrong; `none` if it is `unknown`, or if the true class is not known."""
+    if row["truth"] is None or row.get("is_unknown"):
         return "none"
     return "right" if row["truth"] == row.get("found", row["classes"][0]) else "wrong"
 
@@ -22,9 +22,9 @@ def mark_of(row: Mapping[str, Any]) -> Mark:
 def select_images(rows: Sequence[Mapping[str, Any]], count: int) -> tuple[list[int], str]:
     """Returns the positions of up to `count` images, in order, and that order as text.
 
-    Mistakes come first, the most confident one on top. Then come images of unknown class, then correct predictions, in
-    both cases the least confident one first. If not all images fit, each predicted class gets the same number where
-    possible: a class that is often predicted would otherwise fill the sheet.
+    Mistakes come first, the most confident one on top. Then come images whose class or prediction is unknown, then
+    correct predictions, in both cases the least confident one first. If not all images fit, each predicted class gets
+    the same number where possible: a class that is often predicted would otherwise fill the sheet.
 
     Args:
         rows: one per image: `truth` (or None), `classes` and `probabilities`, the most probable class first.

@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from resnet_pl.reports.image_selection import mark_of
 from resnet_pl.utils import atomic_write
 
 MAX_CLASSES = 25
@@ -30,6 +31,8 @@ AVERAGES = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
 }
+# Columns of a table of predictions that reach the confidence threshold.
+ACCEPTED = ["coverage", "precision of the accepted", "accepted"]
 
 
 def report_width() -> int:
@@ -82,9 +85,9 @@ def results_table(results: Mapping[str, Any]) -> Group:
             those with several values are not shown.
     """
     formats = {"top1": ".2%", "top5": ".2%", "map": ".2%", "exact_match": ".2%", "loss": ".4f"}
-    formats |= {"calibration_error": ".2%", "images": ","}
+    formats |= {"calibration_error": ".2%", "adaptive_calibration_error": ".2%", "images": ","}
     names = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact_match": "exact match"}
-    names["calibration_error"] = "calibration error"
+    names |= {"calibration_error": "calibration error", "adaptive_calibration_error": "adaptive error"}
     known = {key: form for key, form in formats.items() if results["images"] is not None and key in results}
     cells = {names.get(key, key): number(results[key], form) for key, form in known.items()}
     if results.get("top5") is None:
@@ -95,8 +98,44 @@ def results_table(results: Mapping[str, Any]) -> Group:
     averages = {name: number(value, ".2%") for name, value in averages.items()}
     # Text: in a plain string rich interprets square brackets as markup.
     title = Text(" " + " · ".join(results[key] for key in ("data", "split", "protocol", "checkpoint")), style="bold")
+    if "temperature" in results:
+        title.append(f" · temperature {results['temperature']:.3g}")
     rows = [_row_table(each) for each in (cells, averages) if each]
+    if accepted := results.get("accepted"):
+        table = numbers_table(numbers=["confidence threshold", *ACCEPTED])
+        table.add_row(f"{accepted['threshold']:.4f}", *accepted_cells(accepted))
+        rows.append(table)
     return Group(title, *rows, *(_classes_table(results["per_class"]) if results["per_class"] else ()))
+
+
+def accepted_cells(accepted: Mapping[str, Any]) -> list[str]:
+    """The cells of a table of predictions that reach the confidence threshold: coverage, precision and number."""
+    scores = (_with_interval(accepted[key], accepted[f"{key}_interval"]) for key in ("coverage", "precision"))
+    return [*scores, f"{accepted['images']:,}"]
+
+
+def calibration_table(calibration: Mapping[str, Any]) -> Group:
+    """Returns the tables of `calibrate`: the scores before and after, and the predictions above the threshold.
+
+    Args:
+        calibration: as stored in the checkpoint, with the results on `val` and perhaps `test`.
+    """
+    title = f" temperature {calibration['temperature']:.4g}, fitted to {calibration['images']:,} validation images"
+    scores = numbers_table("split", "", numbers=["loss", "calibration error", "adaptive error"])
+    accepted = numbers_table("split", numbers=ACCEPTED)
+    splits = [name for name in ("val", "test") if name in calibration]
+    for name in splits:
+        for when in ("before", "after"):
+            row = calibration[name][when]
+            errors = (number(row[key], ".2%") for key in ("calibration_error", "adaptive_calibration_error"))
+            scores.add_row(name if when == "before" else "", when, number(row["loss"], ".4f"), *errors)
+        if calibration["threshold"] is not None:
+            accepted.add_row(name, *accepted_cells(calibration[name]["accepted"]))
+    if calibration["threshold"] is None:
+        return Group(Text(title, style="bold"), scores)
+    threshold = f" confidence threshold {calibration['threshold']:.4f}"
+    note = Text(" Intervals: 95 %, Wilson.", style="dim")
+    return Group(Text(title, style="bold"), scores, Text(threshold, style="bold"), accepted, note)
 
 
 def _row_table(cells: Mapping[str, str]) -> Table:
@@ -148,8 +187,8 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], top_k: int) -> Group:
         ]
         if "found" in row:
             predictions = [Text(row["found"]), *predictions]
-        if row["truth"] is not None:
-            predictions[0].stylize("green" if row.get("found", row["classes"][0]) == row["truth"] else "red")
+        if (mark := mark_of(row)) != "none":
+            predictions[0].stylize({"right": "green", "wrong": "red"}[mark])
         path = os.path.relpath(row["path"], folder) if folder else row["path"]
         table.add_row(Text(path), *([Text(row["truth"] or "")] if known else []), *predictions[: top_k + several])
     header = [Text(f" in {folder}", style="dim", overflow="fold")] if folder else []
@@ -167,7 +206,7 @@ def write_predictions(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes predictions as CSV: path, truth, prediction, probability, class_2, probability_2 and so on.
 
     With several classes per image, `prediction` has all that reach their threshold, such as `cat|dog`, and `class_1`,
-    `probability_1` and so on follow.
+    `probability_1` and so on follow. So they do with a confidence threshold: `prediction` can be `unknown`.
 
     Args:
         rows: as passed to `predictions_table`, all with the same number of classes.
@@ -192,8 +231,12 @@ def write_submission(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows: as passed to `predictions_table`; the id is the file name without folder and extension.
         path: the CSV file.
     """
-    lines = ([image_id(row["path"]), row.get("found", row["classes"][0])] for row in rows)
-    write_csv(path, ["id", "label"], lines)
+
+    def label(row: Mapping[str, Any]) -> str:
+        """The most probable class also if it is below the confidence threshold: `unknown` is never right."""
+        return row["classes"][0] if row.get("is_unknown") else row.get("found", row["classes"][0])
+
+    write_csv(path, ["id", "label"], ([image_id(row["path"]), label(row)] for row in rows))
 
 
 def image_id(path: str) -> str:

@@ -58,7 +58,8 @@ def hparams_metrics(found: EventAccumulator) -> set[str]:
 
 def test_images_and_graph(tmp_path):
     found = fit(tmp_path, Dashboard(), max_epochs=2)
-    assert set(found.Tags()["images"]) == {"train/first_batch", "val/confusion", "val/worst_mistakes"}
+    plots = {"val/confusion", "val/reliability"}
+    assert set(found.Tags()["images"]) == {"train/first_batch", "val/worst_mistakes"} | plots
     assert found.Tags()["graph"] and b"conv1" in found.Graph().SerializeToString()
 
 

@@ -24,7 +24,8 @@ def test_the_tags(tmp_path):
     metrics = fit(tmp_path / "a/b", Throughput(), Dashboard(graph=False), max_epochs=2)
     train, val = events(tmp_path / "a/b"), events(tmp_path / "a/b/val")
     curves = ["loss", "lr", "top1", "top1_generalization_gap", "train_images_per_second"]
-    scores = ["auroc", "balanced_accuracy", "calibration_error", "f1_macro", "precision_macro", "recall_macro"]
+    scores = ["adaptive_calibration_error", "auroc", "balanced_accuracy", "calibration_error"]
+    scores += ["f1_macro", "precision_macro", "recall_macro"]
     others = ["train/epoch_seconds", *(f"val/{name}" for name in scores), "val_best/loss", "val_best/top1"]
     # TensorBoard shows them in this order and expands the first two groups: no other group comes before the curves.
     assert sorted(train.Tags()["scalars"]) == [*(f"curves/{name}" for name in curves), *others]

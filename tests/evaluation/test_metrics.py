@@ -20,10 +20,11 @@ from sklearn.metrics import (
 from torch import Tensor
 from torchmetrics import Metric
 
+from resnet_pl.evaluation.calibration_error import ConfidenceBins, adaptive_error, binned_error
 from resnet_pl.evaluation.metrics import (
     MACRO,
-    BinnedCalibrationError,
     ClassificationMetrics,
+    accepted_scores,
     class_scores,
     macro_averages,
     per_class,
@@ -59,6 +60,7 @@ def reference(probabilities: Tensor, labels: Tensor, bins: int = 15) -> dict[str
         "top5": None if p.shape[1] <= 5 else (p[np.arange(len(p)), truth] >= fifth).mean(),
         "loss": -np.log(p[np.arange(len(p)), truth]).mean(),
         "calibration_error": error,
+        "adaptive_calibration_error": adaptive(confidence, predicted == truth),
         "precision_macro": precision_score(truth, predicted, **scores),
         "recall_macro": recall_score(truth, predicted, **scores),
         "f1_macro": f1_score(truth, predicted, **scores),
@@ -69,14 +71,23 @@ def reference(probabilities: Tensor, labels: Tensor, bins: int = 15) -> dict[str
     }
 
 
+def adaptive(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """The calibration error with 15 bins of equal numbers of images; an image can be in two bins in part."""
+    order = np.argsort(confidence)
+    gaps = np.concatenate([[0], np.cumsum((confidence - correct)[order])])
+    edges = np.linspace(0, len(order), bins + 1)
+    return np.abs(np.diff(np.interp(edges, np.arange(len(order) + 1), gaps))).sum() / len(order)
+
+
 def assert_same(metrics: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert metrics.keys() == expected.keys()
+    assert metrics.keys() == {*expected, "reliability", "accepted"}
     assert np.array_equal(metrics["confusion"], expected["confusion"])
     for name in ("top1", "top5", "images"):
         assert metrics[name] == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-7)), name
     for name in ("loss", "calibration_error", *MACRO[:-1]):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
-    assert metrics["auroc"] == pytest.approx(expected["auroc"], abs=1e-3)
+    for name in ("auroc", "adaptive_calibration_error"):
+        assert metrics[name] == pytest.approx(expected[name], abs=1e-3), name
 
 
 def evaluate(probabilities: Tensor, labels: Tensor, batch: int) -> ClassificationMetrics:
@@ -122,17 +133,21 @@ def test_memory_does_not_grow_with_the_dataset():
 
 def test_sums_of_many_images_are_exact():
     # A float32 sum stays at 2**24 if ones are added to it.
-    metric = BinnedCalibrationError()
-    metric.count += 2**24
+    metric = ConfidenceBins()
+    metric.equal_width[0] += 2**24
     metric.update(torch.tensor([[0.9, 0.1]] * 4), torch.zeros(4, dtype=torch.long))
-    assert metric.count[13] == 2**24 + 4
+    assert metric.equal_width[0, 13] == 2**24 + 4
 
 
 def test_confidences_of_zero_and_one():
-    certain = BinnedCalibrationError()
-    certain.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
-    assert certain.compute() == pytest.approx(0.5)
-    assert certain.count.tolist() == [0] * 14 + [2]
+    # torchmetrics 1.9 puts a confidence of exactly 1 into a bin of its own (its issue 3510).
+    certain = ConfidenceBins()
+    certain.update(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.95, 0.05]]), torch.tensor([0, 0, 0]))
+    equal_width, fine = certain.compute()
+    assert equal_width[0].tolist() == [0] * 14 + [3]
+    assert binned_error(equal_width) == pytest.approx(2.95 / 3 - 2 / 3)
+    # Five bins for each of the three images. Two of them have the same confidence and share ten bins.
+    assert adaptive_error(fine) == pytest.approx((0.05 + 2 * 0.5) / 3)
 
 
 def test_the_loss_of_a_label_with_probability_zero_is_finite():
@@ -173,6 +188,17 @@ def test_intervals_are_those_of_wilson():
     share = 81 / 263
     assert scores["f1"] == pytest.approx(2 * share / (1 + share))
     assert scores["f1_interval"] == pytest.approx([2 * 0.2553 / 1.2553, 2 * 0.3662 / 1.3662], abs=1e-4)
+
+
+def test_accepted_predictions() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.3, 0.7]])
+    metrics = ClassificationMetrics(2)
+    metrics.accepted.threshold = float(probabilities[1, 0])
+    metrics.update(probabilities, torch.tensor([0, 1, 0, 1]))
+    found = accepted_scores(*metrics.compute()["accepted"].tolist(), 4)
+    assert (found["images"], found["correct"], found["coverage"], found["precision"]) == (2, 1, 0.5, 0.5)
+    assert found["coverage_interval"] == pytest.approx([0.15, 0.85], abs=0.005)
+    assert accepted_scores(0, 0, 4)["precision"] is None
 
 
 @pytest.mark.parametrize("scale", [0.1, 3, 30])

@@ -1,0 +1,166 @@
+"""The subcommand `calibrate`: fits a temperature, and a confidence threshold, to the validation images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+from typing_extensions import override
+
+from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks import GracefulStop
+from resnet_pl.callbacks.access import gather_rows
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.evaluate import prepare_split
+from resnet_pl.data import ImageDataModule
+from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature
+from resnet_pl.evaluation.classify import UNKNOWN
+from resnet_pl.reports.tables import calibration_table, print_report
+from resnet_pl.types import UnitInterval
+from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+# With fewer images, a temperature is a rough estimate.
+FEW = 100
+TARGET = (
+    "Also choose a confidence threshold: the smallest one with this precision on the accepted validation images."
+    " Predictions below it are `unknown`."
+)
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """Adds the options of `calibrate`."""
+    parser.add_argument("--target_precision", type=UnitInterval | None, default=None, help=TARGET)
+    parser.add_argument("--reset", action="store_true", help="Remove the calibration from the checkpoint.")
+
+
+def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
+    """Returns a stand-in: modules may use `self.logger` in all stages."""
+    return [DummyLogger()]
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """Returns the callback that collects the logits, and the one that handles signals."""
+    return [GracefulStop(cli.output), LogitCollector()]
+
+
+class LogitCollector(Callback):
+    """Collects the logits and labels of an evaluation, on the CPU.
+
+    Attributes:
+        logits: `(N, K)` float32 of the images of all processes, after the evaluation.
+        labels: `(N,)`, or `(N, K)` with several classes per image.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    def __init__(self) -> None:
+        self._own: list[tuple[Tensor, Tensor]] = []
+        self._outputs: list[Any] = []  # of the module, in the current batch
+        self._hook: Any = None
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._own = []
+        self._hook = pl_module.register_forward_hook(lambda module, args, output: self._outputs.append(output))
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._own.append((torch.cat(self._outputs).float().cpu(), outputs["labels"].cpu()))
+        self._outputs.clear()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.remove()
+        self.logits, self.labels = (torch.cat(parts) for parts in zip(*gather_rows(trainer, self._own), strict=True))
+
+    on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
+
+
+def run(cli: ProjectCLI) -> None:
+    """Fits, reports and stores the calibration."""
+    path, target = cli.command_line.checkpoint, cli.config["target_precision"]
+    target = None if target is None else float(target)  # not a subclass, which a checkpoint must not contain
+    if path is None:
+        raise UserError("calibrate: published weights have no checkpoint to store the temperature in\ngive --ckpt_path")
+    if cli.config["reset"]:
+        run_on_rank_zero(ckpt.store_calibration, path, None)
+        rank_zero_print(f"Removed the calibration from {path}")
+        return
+    _check(cli.model, target)
+    prepare_split(cli, "val")
+    splits = {"val": _collect(cli, "validate")}
+    if _has_test_set(cli.datamodule):
+        splits["test"] = _collect(cli, "test")
+    logits, labels = splits["val"]
+    if len(labels) < FEW:
+        rank_zero_print(f"note: {len(labels):,} images are few for a calibration; with {FEW} or more it is better")
+    temperature = fit_temperature(logits, labels)
+    threshold = None if target is None else choose_threshold(logits / temperature, labels, target)
+    calibration: dict[str, Any] = {"temperature": temperature, "threshold": threshold, "target_precision": target}
+    calibration["images"] = len(labels)
+    for name, (outputs, truth) in splits.items():
+        calibration[name] = {
+            "before": calibration_scores(outputs, truth),
+            "after": calibration_scores(outputs / temperature, truth),
+            "accepted": None if threshold is None else accepted_at(threshold, outputs / temperature, truth),
+        }
+    run_on_rank_zero(_report, path, calibration)
+
+
+def _check(model: LightningModule, target: float | None) -> None:
+    """Raises UserError if the model cannot be calibrated, or cannot have a confidence threshold."""
+    if not isinstance(model, ImageClassifier):
+        raise UserError(f"calibrate needs an ImageClassifier\n{type(model).__name__} is a module of another kind")
+    if target is not None and model.hparams["multi_label"]:
+        raise UserError(
+            "--target_precision: with several classes per image, each class has a threshold already\nremove the option"
+        )
+    if target is not None and UNKNOWN in model.class_names:
+        raise UserError(
+            f"--target_precision: a class is named {UNKNOWN!r}, as predictions below the threshold are\n"
+            "rename the class, or remove the option"
+        )
+
+
+def _has_test_set(data: LightningDataModule) -> bool:
+    """Whether the data has test images that are not those of the validation."""
+    if isinstance(data, ImageDataModule):
+        return "test" in data.splits and "test" not in data.split_labels
+    return type(data).test_dataloader is not LightningDataModule.test_dataloader
+
+
+def _collect(cli: ProjectCLI, stage: str) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the split that `validate` or `test` evaluates on."""
+    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, verbose=False, weights_only=True)
+    collector = cli.callback(LogitCollector)
+    assert collector is not None  # added by `callbacks`
+    return collector.logits, collector.labels
+
+
+def _report(path: Path, calibration: dict[str, Any]) -> None:
+    """Stores the calibration and prints it."""
+    ckpt.store_calibration(path, calibration)
+    print_report(calibration_table(calibration))
+    if "test" not in calibration:
+        print("note: no test set; the scores are those of the images that the calibration was fitted to")
+    if calibration["target_precision"] is not None and calibration["threshold"] is None:
+        print("No threshold is needed: the precision on all validation images is high enough")
+    print(f"Saved to {path}: test, predict and load_run use it, and training does not")
