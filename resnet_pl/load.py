@@ -131,6 +131,34 @@ def load_run(
         return _load(checkpoint, config, options, file, given, files)
 
 
+def load_model(file: Path, what: str) -> ImageClassifier:
+    """Loads the model of a checkpoint in evaluation mode, without its data.
+
+    Args:
+        file: the checkpoint.
+        what: the command that needs the model, for messages.
+
+    Raises:
+        UserError: the checkpoint has another kind of model, or cannot be loaded.
+    """
+    checkpoint = ckpt.read(file)
+    config = ckpt.config_of(checkpoint, file, "test", given=["data"])
+    with isolate_rng():
+        model, _ = build(config, checkpoint=file, skip=["data"])
+    if not isinstance(model, ImageClassifier):
+        raise UserError(f"{what}: {file} has a {type(model).__name__}\nderive it from ImageClassifier")
+    _restore(model, checkpoint)
+    return model
+
+
+def _restore(model: Any, checkpoint: dict[str, Any]) -> None:
+    """Loads the state of a checkpoint into a model and puts it into evaluation mode."""
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.eval()
+
+
 def _load(
     checkpoint: dict[str, Any],
     config: dict[str, Any],
@@ -142,10 +170,7 @@ def _load(
     built = build(config, options, file, given)
     network: Any = given.get("model", built[0])
     datamodule: Any = given.get("data", built[1])
-    network.configure_model()
-    network.on_load_checkpoint(checkpoint)
-    network.load_state_dict(checkpoint["state_dict"])
-    network.eval()
+    _restore(network, checkpoint)
     if isinstance(network, ImageClassifier) and isinstance(datamodule, ImageDataModule):
         network.preprocessing = Preprocessing.of_data(datamodule)  # an option can have changed it
     provenance = checkpoint[ckpt.METADATA_KEY]["data"]

@@ -22,6 +22,7 @@ LEVELS = [
     ["api"],
     ["cli"],
     ["analysis"],
+    ["server"],
     ["load"],
     ["classifier", "config", "given_arguments"],
     ["yaml_forms"],

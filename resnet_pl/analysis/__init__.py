@@ -24,6 +24,7 @@ COMMANDS = {
     "sweep": "train and test every combination of option values",
     "cross-validate": "train a model per fold and predict every image with the model that has not seen it",
     "check-data": "corrupt files, duplicates, class balance and image sizes of an image folder",
+    "serve": "classify photos in the browser, and as a JSON endpoint",
     "paper": "list the commands for the experiments of the ResNet paper",
     "paper responses": "per-layer response standard deviation (paper, Fig. 7)",
     "paper gradients": "per-layer gradient norms at initialization and at a checkpoint",

@@ -24,7 +24,7 @@ SUBCOMMANDS = {
 # The module of each subcommand in this package.
 MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict", "calibrate": "calibrate"}
 # Commands of both kinds that use a trained model; they have a heading of their own.
-USES = ("predict", "calibrate")
+USES = ("predict", "serve", "calibrate")
 # Subcommands of other training scripts, and what to use here.
 OTHER_SUBCOMMANDS = {
     **dict.fromkeys(["train", "training"], "fit"),

@@ -30,6 +30,10 @@ class BadImage(UserError):
         return type(self), (self.path, self.reason)
 
 
+class LargeImage(BadImage):
+    """An image with too many pixels."""
+
+
 def printable_path(path: Path | str) -> str:
     """Returns a path for a message, on one line even if it contains control characters."""
     return str(path) if str(path).isprintable() else repr(str(path))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from resnet_pl.data.bad_images import BadImage
+from resnet_pl.data.bad_images import BadImage, LargeImage
 from resnet_pl.data.image_files import NEEDS_PLUGIN
 from resnet_pl.data.jpeg import decode_jpeg, read_header
 from resnet_pl.utils import progress
@@ -44,6 +44,8 @@ class EncodedImage:
     Args:
         path: the file.
         pixel_format: what it is converted to.
+        data: content of the file; by default it is read.
+        max_pixels: largest image that is decoded; `MAX_PIXELS` by default.
 
     Attributes:
         jpeg_size: upright height and width in pixels of a JPEG, which `decode` can reduce; None for any other file.
@@ -52,23 +54,30 @@ class EncodedImage:
         BadImage: the file is missing or unreadable.
     """
 
-    def __init__(self, path: Path, pixel_format: PixelFormat = RGB) -> None:
+    def __init__(
+        self, path: Path, pixel_format: PixelFormat = RGB, data: bytes | None = None, max_pixels: int | None = None
+    ) -> None:
         self.path, self.pixel_format = path, pixel_format
+        self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         with _as_bad_image(path):
-            self.data = path.read_bytes()
+            self.data = path.read_bytes() if data is None else data
         header = read_header(self.data)
-        supported = header and header.channels in (1, 3) and 0 < header.height * header.width <= MAX_PIXELS
+        supported = header and header.channels in (1, 3) and 0 < header.height * header.width <= self.max_pixels
         self._header = header if supported and pixel_format.channels in (1, 3) else None
         self.jpeg_size = None if self._header is None else self._header.upright_size
 
     def decode(self, reduction: int = 1) -> torch.Tensor:
-        """Returns the pixels as `read_image` does; a JPEG's height and width can be divided by 2, 4 or 8."""
+        """Returns the pixels as `read_image` does; a JPEG's height and width can be divided by 2, 4 or 8.
+
+        Raises:
+            BadImage: see `read_image`; a `LargeImage` if it has more than `max_pixels`.
+        """
         if self._header is not None:
             # Pillow reads some files that this decoder does not, and has better error messages.
             with suppress(ValueError):
                 return decode_jpeg(self.data, self._header, reduction, self.pixel_format.channels)
         with _as_bad_image(self.path):
-            image = _open(io.BytesIO(self.data))
+            image = _open(io.BytesIO(self.data), self.max_pixels)
             image.load()
             return pil_to_tensor(image, self.pixel_format)
 
@@ -129,7 +138,7 @@ def verify_image(path: Path) -> tuple[int, int]:
         BadImage: see `read_image`.
     """
     with _as_bad_image(path), Path(path).open("rb") as file:
-        image = _open(file)
+        image = _open(file, MAX_PIXELS)
         trailer = _TRAILERS.get(image.format or "")
         if trailer:
             file.seek(-len(trailer), os.SEEK_END)
@@ -152,13 +161,13 @@ def verify_images(paths: Sequence[Path]) -> list[BadImage]:
     return bad
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
     if not file.read(1):
         raise ValueError("the file is empty")
     file.seek(0)
     image = Image.open(file, formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+    if image.width * image.height > max_pixels:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
     return image
 
 
@@ -189,6 +198,8 @@ def _as_bad_image(path: Path) -> Iterator[None]:
         raise BadImage(path, "not an image of a known format") from error
     except OSError as error:
         raise BadImage(path, error.strerror or str(error)) from error
+    except Image.DecompressionBombError as error:
+        raise LargeImage(path, str(error)) from error
     # A damaged file makes Pillow raise almost anything: SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise BadImage(path, str(error) or type(error).__name__) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from contextlib import suppress
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 REDUCTIONS = (8, 4, 2)  # libjpeg-turbo has fast inverse DCTs for these; other fractions are hardly faster than 1
 # Axes of `(3, H, W)` to flip for each EXIF orientation; from 5 on, height and width are swapped first.
 _FLIPS = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not the restart markers, which are in the data of a scan
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -50,6 +52,18 @@ def read_header(data: bytes) -> JpegHeader | None:
             return JpegHeader(height, width, channels, orientation) if precision == 8 else None
         at += 2 + length
     return None
+
+
+def count_scans(data: bytes) -> int:
+    """Returns the number of scans of a JPEG; 0 for any other data.
+
+    A decoder needs a fraction of a second for each scan of a large progressive JPEG, whose scans can be of a few bytes.
+    """
+    at, scans = 2, 0
+    while data[:2] == b"\xff\xd8" and (marker := _MARKER.search(data, at)) and marker[0] != b"\xff\xd9":
+        scans += marker[0] == b"\xff\xda"
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans
 
 
 def _read_orientation(block: bytes) -> int:
