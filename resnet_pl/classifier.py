@@ -30,6 +30,7 @@ from resnet_pl.data.provenance import provenance_of, resolve_classes, resolve_mu
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.calibration import rescale
 from resnet_pl.evaluation.classify import Prediction, Preprocessing, classify
+from resnet_pl.evaluation.features import collect_features
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
@@ -360,6 +361,12 @@ class ImageClassifier(LightningModule):
         known = self.preprocessing if self.datamodule is None else Preprocessing.of_data(self.datamodule)
         prepare = transform or known.function(image_size)
         return classify(self, images, prepare, batch_size, known.pixel_format)
+
+    def features(self, images: Any, **options: Any) -> Tensor:
+        """Returns the features of images, `(N, C)` float32: the inputs of the classifier head, see `predict`."""
+        with collect_features(self) as features:
+            self.predict(images, **options)
+        return torch.cat(features)
 
     @override
     def on_validation_epoch_end(self) -> None:

@@ -9,7 +9,6 @@ import warnings
 from contextlib import redirect_stdout, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,7 +19,7 @@ from resnet_pl.callbacks.loggers import image_loggers, log_image
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.decode import to_displayed
+from resnet_pl.data.decode import to_pixels
 from resnet_pl.evaluation.metrics import reliability_rows
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
 from resnet_pl.reports.reliability import reliability_diagram
@@ -94,7 +93,7 @@ class Dashboard(Callback):
             images, labels = batch.images[: self.images], batch.labels[: self.images].cpu()
             names = class_names(pl_module, int(labels.max()) + 1)
             captions = [_label(label, names) for label in labels]
-            log_image(trainer, "train/first_batch", contact_sheet([_pixels(image) for image in images], captions), 0)
+            log_image(trainer, "train/first_batch", contact_sheet([to_pixels(image) for image in images], captions), 0)
 
     # ------------------------------------------------------------------------------------ validation
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,7 +148,7 @@ class Dashboard(Callback):
             log_image(trainer, "val/reliability", diagram, step)
         if self._mistakes:
             names = class_names(pl_module, 1 + max(max(mistake[2:4]) for mistake in self._mistakes))
-            images, data = [_pixels(image) for *_, image in self._mistakes], get_image_data(trainer)
+            images, data = [to_pixels(image) for *_, image in self._mistakes], get_image_data(trainer)
             if data is not None:
                 full = (data.splits["val"].load_full_image(index) for _, index, *_ in self._mistakes)
                 images = [image.permute(1, 2, 0).numpy() for image in full]
@@ -196,15 +195,6 @@ def _log_graph(logger: TensorBoardLogger, pl_module: LightningModule, shape: tup
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    """Returns a network input `(C, H, W)` as `(H, W, C)` uint8; values outside [0, 1] are scaled to that range."""
-    if image.dtype != torch.uint8:
-        image = image.float()
-        low, high = image.amin().clamp(max=0), image.amax().clamp(min=1)
-        image = ((image - low) / (high - low) * 255).byte()
-    return to_displayed(image).permute(1, 2, 0).cpu().numpy()
 
 
 def _label(label: torch.Tensor, names: list[str]) -> str:

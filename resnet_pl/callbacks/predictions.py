@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from resnet_pl.callbacks.access import (
     image_indices,
     join_classes,
 )
+from resnet_pl.callbacks.heatmap_files import MAX_FILES, HeatmapWriter
 from resnet_pl.evaluation.classify import UNKNOWN, is_unknown
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
@@ -34,25 +35,29 @@ class PredictionWriter(Callback):
         folder: folder of predictions.csv and contact_sheet.png.
         top_k: number of classes per image.
         sheet: maximum number of images on the contact sheet: those of `select_images`.
+        heatmaps: writes heat maps, of up to `MAX_FILES` images, which the contact sheet then shows too; None for none.
 
     Attributes:
         rows: one dictionary per image: `path`, `truth` (None if it is not known), `classes` and `probabilities`; with
             several classes per image also `found`, all that reach their threshold; with a confidence threshold `found`
             is the most probable class or `unknown`, and `is_unknown` says which.
         order: which images the contact sheet shows and in which order, as text; empty without one.
+        explained: which images have heat maps, as text; empty if all have one, or none.
         outputs: what `predict_step` of another kind of module returned for each batch of this process.
     """
 
-    def __init__(self, folder: Path, top_k: int = 5, sheet: int = 64) -> None:
-        self.folder, self.top_k, self.sheet = folder, top_k, sheet
+    def __init__(self, folder: Path, top_k: int = 5, sheet: int = 64, heatmaps: HeatmapWriter | None = None) -> None:
+        self.folder, self.top_k, self.sheet, self.heatmaps = folder, top_k, sheet, heatmaps
         self.rows: list[dict[str, Any]] = []
         self.outputs: list[Any] = []
-        self.order = ""
+        self.order = self.explained = ""
         self._own: list[tuple[Any, ...]] = []
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._own, self.outputs = [], []
+        if self.heatmaps is not None:
+            self.heatmaps.check(trainer, pl_module)
 
     def on_predict_batch_end(
         self,
@@ -87,7 +92,7 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the predictions of all processes and writes the files."""
-        gathered = gather_rows(trainer, self._own)
+        gathered = sorted(gather_rows(trainer, self._own))
         if not trainer.is_global_zero:
             return
         if self.outputs:
@@ -103,20 +108,41 @@ class PredictionWriter(Callback):
                 "probabilities": probabilities,
                 **({} if found is None else {"found": join_classes(found, names)}),
             }
-            for index, label, classes, probabilities, found in sorted(gathered)
+            for index, label, classes, probabilities, found in gathered
         ]
         _apply_threshold(self.rows, getattr(pl_module, "confidence_threshold", None))
         if self.rows or not self.outputs:
             write_predictions(self.rows, self.folder / "predictions.csv")
-        if images is None:
-            return
-        indices = sorted(index for index, *_ in gathered)
+        if images is not None:
+            self._draw(trainer, pl_module, images, [(row[0], row[2][0]) for row in gathered])
+
+    def _draw(
+        self, trainer: Trainer, pl_module: LightningModule, images: Any, predicted: Sequence[tuple[int, int]]
+    ) -> None:
+        """Writes the heat maps and the contact sheet.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the model.
+            images: the images that are classified.
+            predicted: index and predicted class of the image of each row.
+        """
         chosen, self.order = select_images(self.rows, self.sheet)
+        indices, explained, title = [predicted[position][0] for position in chosen], {}, self.order
+        if self.heatmaps is not None:
+            most, text = select_images(self.rows, MAX_FILES)
+            self.explained = text if len(most) < len(self.rows) else ""
+            maps = self.heatmaps.write(trainer, pl_module, dict(predicted[position] for position in most))
+            explained = {index: image for index, image in maps if index in indices}
+            title += "; heat maps of the predicted class"
         if chosen:
-            thumbnails = [_thumbnail(images.load_full_image(indices[position])) for position in chosen]
-            shown = [self.rows[position] for position in chosen]
-            marks: list[Mark] = [mark_of(row) for row in shown]
-            sheet = contact_sheet(thumbnails, [_caption(row) for row in shown], marks, self.order)
+            thumbnails = [
+                explained[index] if index in explained else _thumbnail(images.load_full_image(index))
+                for index in indices
+            ]
+            rows = [self.rows[position] for position in chosen]
+            marks: list[Mark] = [mark_of(row) for row in rows]
+            sheet = contact_sheet(thumbnails, [_caption(row) for row in rows], marks, title)
             save_png(sheet, self.folder / "contact_sheet.png")
 
 

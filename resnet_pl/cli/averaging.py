@@ -41,7 +41,7 @@ def add_averaging_arguments(parser: LightningArgumentParser) -> None:
 
 def check_kinds(settings: Namespace, model: LightningModule, data: LightningDataModule, *keys: str) -> None:
     """Raises UserError if `--tta`, `--ensemble` or one of `keys` is given for a module or data of another kind."""
-    used = [f"--{key}" for key in ("ensemble", "tta", *keys) if settings[key] not in (None, "none")]
+    used = [f"--{key}" for key in ("ensemble", "tta", *keys) if settings[key] not in (None, "none", False)]
     if used and not (isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule)):
         raise UserError(f"{used[0]} needs an ImageClassifier and an ImageDataModule\nremove the option")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from resnet_pl.callbacks import GracefulStop, PredictionWriter
+from resnet_pl.callbacks.features_npz import FeatureWriter
+from resnet_pl.callbacks.heatmap_files import HeatmapWriter
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.evaluate import OUTPUT, prepare_split
 from resnet_pl.data import ImageDataModule
@@ -31,6 +34,12 @@ IMAGES = (
 SUBMISSION = (
     "CSV file with the columns id and label, as for Kaggle: file name without folder and extension, predicted class."
 )
+LAST = "last"  # the value of --heatmaps without one
+HEATMAPS = (
+    "Write a heat map for each image into heatmaps/, and show them on the contact sheet: the evidence for the predicted"
+    " class (Grad-CAM) in the last feature map, or in that of LAYER, such as layer3."
+)
+FEATURES = "Write features.npz: the features of each image before the classifier head, file names and labels."
 
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
@@ -40,6 +49,8 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--top_k", type=PositiveInt, default=5, help="Number of classes reported per image.")
     add_averaging_arguments(parser)
     parser.add_argument("--submission", type=str | None, default=None, help=SUBMISSION)
+    parser.add_argument("--heatmaps", type=str | None, nargs="?", const=LAST, metavar="LAYER", help=HEATMAPS)
+    parser.add_argument("--features", action="store_true", help=FEATURES)
 
 
 def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
@@ -48,14 +59,19 @@ def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:
-    """Returns the callback that writes the predictions, and the one that handles signals."""
-    return [GracefulStop(cli.output), PredictionWriter(cli.output, cli.config["top_k"])]
+    """Returns the callbacks that write the results, and the one that handles signals."""
+    layer, heatmaps = cli.config["heatmaps"], None
+    if layer is not None:
+        heatmaps = HeatmapWriter(cli.output / "heatmaps", None if layer == LAST else layer)
+    features = [FeatureWriter(cli.output / "features.npz")] if cli.config["features"] else []
+    return [GracefulStop(cli.output), *features, PredictionWriter(cli.output, cli.config["top_k"], heatmaps=heatmaps)]
 
 
 def run(cli: ProjectCLI) -> None:
     """Classifies images, prints and writes the predictions."""
     settings, data, files = cli.config, cli.datamodule, None
-    check_kinds(settings, cli.model, data)
+    check_kinds(settings, cli.model, data, "heatmaps", "features")
+    _check_one_view(settings)
     if settings["images"]:
         if not isinstance(data, ImageDataModule):
             raise UserError(
@@ -74,6 +90,14 @@ def run(cli: ProjectCLI) -> None:
     model, data = build_ensemble(cli, others, None if files else "test") if others else (cli.model, data)
     cli.trainer.predict(model, datamodule=data, return_predictions=False, weights_only=True)
     run_on_rank_zero(_report, cli)
+
+
+def _check_one_view(settings: Namespace) -> None:
+    """Raises UserError if heat maps or features are requested of several views or networks."""
+    for key in ("heatmaps", "features"):
+        for other in ("tta", "ensemble"):
+            if settings[key] and settings[other] not in (None, "none"):
+                raise UserError(f"--{key} is for one view and one checkpoint\nremove --{other}")
 
 
 def _check_ids(data: LightningDataModule) -> None:
@@ -110,5 +134,9 @@ def _report(cli: ProjectCLI) -> None:
         below = f"below {cli.model.confidence_threshold:.4f}"
         print(f"note: {unknown:,} of {len(writer.rows):,} predictions are {UNKNOWN}: their probability is {below}")
     files = [str(cli.output / "predictions.csv"), *([submission] if submission else [])]
+    files += [str(cli.output / "features.npz")] if cli.config["features"] else []
+    files += [f"{cli.output / 'heatmaps'}/"] if cli.config["heatmaps"] and writer.rows else []
+    if writer.explained:
+        print(f"note: heat maps of {writer.explained}")
     sheet = f" and {cli.output / 'contact_sheet.png'} ({writer.order})" if writer.order else ""
     print(f"Saved to {', '.join(files)}{sheet}")

@@ -126,6 +126,15 @@ def to_displayed(image: torch.Tensor) -> torch.Tensor:
     return image[:1].expand(3, -1, -1) if len(image) < 3 else image[:3]
 
 
+def to_pixels(image: torch.Tensor) -> np.ndarray:
+    """Returns a network input `(C, H, W)` as `(H, W, C)` uint8; values outside [0, 1] are scaled to that range."""
+    if image.dtype != torch.uint8:
+        image = image.float()
+        low, high = image.amin().clamp(max=0), image.amax().clamp(min=1)
+        image = ((image - low) / (high - low) * 255).byte()
+    return to_displayed(image).permute(1, 2, 0).cpu().numpy()
+
+
 def verify_image(path: Path) -> tuple[int, int]:
     """Checks header, size and end marker of an image file.
 

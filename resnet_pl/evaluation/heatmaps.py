@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from resnet_pl.evaluation.feature_map import Grid, find_feature_map
+from resnet_pl.evaluation.features import Grid, find_feature_map
 from resnet_pl.utils import require
 
 if TYPE_CHECKING:

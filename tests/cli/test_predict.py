@@ -119,3 +119,35 @@ def test_ctrl_c_interrupts_a_prediction_without_a_file(
     monkeypatch.setattr(ImageClassifier, "predict_step", stopped)
     assert main(["predict", "--ckpt_path", str(copy)]) == 130
     assert "Traceback" not in capsys.readouterr().err and not list(copy.glob("predictions*"))
+
+
+def test_predict_writes_heat_maps_and_features(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("captum")
+    monkeypatch.setattr("resnet_pl.callbacks.predictions.MAX_FILES", 3)
+    rng = np.random.default_rng(0)
+    for name in ("photos/7/a.png", "photos/7/b.jpg", "photos/odd/b.jpg", "photos/odd/b.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(name)
+    given = ["predict", "--ckpt_path", copy / "checkpoints/best.ckpt", "--images", "photos"]
+    run(*given, "--output", "out", "--heatmaps", "--features")
+    out = capsys.readouterr().out
+    assert "out/features.npz, out/heatmaps/ and out/contact_sheet.png" in out
+    assert "note: heat maps of 3 of 4 images, most confident mistakes first" in out
+    maps = {path.relative_to("out/heatmaps").as_posix(): Image.open(path) for path in Path("out").rglob("heatmaps/*/*")}
+    names = {row["path"].removeprefix("photos/") + ".png" for row in predictions(Path("out"))}
+    assert len(maps) == 3 and maps.keys() < names
+    assert {image.size for image in maps.values()} == {(448, 224)}  # the digits have 8 x 8 pixels
+    model, _ = load_run(copy)
+    assert isinstance(model, ImageClassifier)
+    with np.load("out/features.npz") as stored:
+        assert stored["files"].tolist() == [row["path"] for row in predictions(Path("out"))]
+        assert stored["labels"].tolist() == [7, 7, -1, -1] and stored["classes"].tolist() == model.class_names
+        features = torch.from_numpy(stored["features"])
+    torch.testing.assert_close(features, model.features("photos"))
+    probabilities = model.to_probabilities(model.backbone.fc(features)).amax(1).tolist()
+    assert probabilities == pytest.approx([float(row["probability"]) for row in predictions(Path("out"))], abs=1e-4)
+    assert "layre3 is not a layer" in refused(capsys, *given, "--heatmaps", "layre3", "--output", "other")
+    assert "remove --tta" in refused(capsys, *given, "--features", "--tta", "flip")
+    assert not Path("other").exists()

@@ -16,7 +16,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 
 from resnet_pl import ImageClassifier, cifar_resnet
-from resnet_pl.evaluation.feature_map import find_feature_map
+from resnet_pl.evaluation.features import find_feature_map
 from resnet_pl.evaluation.heatmaps import heatmaps, overlay
 from resnet_pl.models.heads import find_classifier
 from resnet_pl.utils import UserError

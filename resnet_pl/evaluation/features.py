@@ -1,12 +1,14 @@
-"""Finds the last feature map of any network: the last layer whose output still has a spatial grid."""
+"""Features of any network: its last feature map, and the inputs of its classifier head."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnet_pl.models.heads import find_classifier
 from resnet_pl.utils import UserError, similar
@@ -132,3 +134,22 @@ def find_feature_map(model: ImageClassifier, image: Tensor, name: str | None = N
             "they show where in a map of features the evidence is; use a network with convolutions or patches"
         )
     return last[-1]
+
+
+@contextmanager
+def collect_features(model: ImageClassifier) -> Iterator[list[Tensor]]:
+    """Yields a list to which each forward pass inside the block adds its features: the inputs of the classifier head.
+
+    They are `(N, C)` float32 on the CPU. The inputs of a convolutional head are averaged over the positions.
+    """
+    features: list[Tensor] = []
+
+    def add(head: Any, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().float()
+        features.append((values.mean((2, 3)) if isinstance(head, nn.Conv2d) else values).cpu())
+
+    handle = find_classifier(model.backbone)[1].register_forward_pre_hook(add)
+    try:
+        yield features
+    finally:
+        handle.remove()
