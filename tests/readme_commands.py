@@ -16,6 +16,7 @@ import torchvision
 import yaml
 from PIL import Image
 
+from resnet_pl import models
 from resnet_pl.cli.main import main
 from resnet_pl.command_line import split_option
 from resnet_pl.run_dir import class_name, get_init_args
@@ -27,6 +28,8 @@ WEIGHTS = {
     "resnet50": "resnet50-0676ba61.pth",
     "convnext_tiny": "convnext_tiny-983f1562.pth",
 }
+# ResNets of this project, which these commands train with fewer channels.
+OWN, WIDTH = [name for name in models.NETWORKS if name.startswith("resnet")], "8"
 FEW_STEPS = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --data.num_workers 0"
 FEW_STEPS += " --dashboard.images 0 --dashboard.graph false"
 SMALL_IMAGES = "--data.image_size 32 --data.batch_size 4 --trainer.devices 1"
@@ -92,6 +95,10 @@ def shortened(args: list[str]) -> list[str]:
             small += ["--trainer.max_epochs", "2"]
         if (setting(args, "model.backbone") or "").startswith("cifar_"):
             small += ["--model.backbone.depth", "8"]
+        if setting(args, "data") == "CIFAR10" and option(args, "data.val_split") is None:
+            small += ["--data.val_split", "20"]
+    if setting(args, "model.backbone") in OWN:
+        small += ["--model.backbone.width", WIDTH]
     if setting(args, "data") in IMAGE_FILES:
         small += shlex.split(SMALL_IMAGES)
     return [*args, *small]
@@ -121,7 +128,7 @@ class Prepared:
         for part in ("train", "val"):
             write_images(root / "data/imagenet" / part, ("n01440764", "n01443537"))
         rng, arrays = np.random.default_rng(0), {}
-        for part, count in (("train", 5100), ("test", 20)):
+        for part, count in (("train", 300), ("test", 20)):
             arrays[f"x_{part}"] = rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
             arrays[f"y_{part}"] = np.arange(count) % 10
         (root / "data/cifar10").mkdir()
@@ -131,9 +138,11 @@ class Prepared:
         self.weights, self.run = cache(self._weights), cache(self._run)
 
     def _weights(self, backbone: str) -> None:
-        """Writes a file with the names and shapes of torchvision's weights; all values are zero."""
+        """Writes a file with the names of torchvision's weights and the shapes of the network; all values are zero."""
         with torch.device("meta"):
-            shapes = getattr(torchvision.models, backbone)().state_dict()
+            own = backbone in OWN
+            net = getattr(models, backbone)(width=int(WIDTH)) if own else getattr(torchvision.models, backbone)()
+            shapes = net.state_dict()
         state = {key: torch.zeros_like(value, device="cpu") for key, value in shapes.items()}
         torch.save(state, self.root / "weights" / WEIGHTS[backbone])
 

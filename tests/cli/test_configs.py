@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 import yaml
 from PIL import Image
 
+from resnet_pl import models
 from resnet_pl.data import CIFAR10, CIFAR100
 from resnet_pl.optim import Schedule, ScheduledLR
 from resnet_pl.reports.results import read_results
@@ -35,6 +35,7 @@ FOR = {
 }
 # File names of torchvision's weights by backbone.
 WEIGHTS = {"resnet18": "resnet18-f37072fd.pth", "resnet34": "resnet34-b627a593.pth"}
+FEW_CHANNELS = 8  # of the ResNets
 FEW = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
 
 
@@ -64,10 +65,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with random weights under the file names of torchvision."""
+    """Returns a folder with random weights of narrow networks under the file names of torchvision."""
     home = tmp_path_factory.mktemp("torch")
     for name, file in WEIGHTS.items():
-        torch.save(getattr(torchvision.models, name)().state_dict(), home / file)
+        torch.save(getattr(models, name)(width=FEW_CHANNELS).state_dict(), home / file)
     return home
 
 
@@ -81,7 +82,8 @@ def no_download(weights_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def overrides(name: str, data: Path) -> list[str]:
     """Returns the options that make a config small and use the generated data."""
-    kind = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["class_path"]
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    kind, network = config["data"]["class_path"], class_name(config["model"]["backbone"])
     small = {
         "Digits": [],
         "CIFAR10": ["--data.root", str(data), "--data.val_split", "20"],
@@ -93,7 +95,8 @@ def overrides(name: str, data: Path) -> list[str]:
         small["CIFAR10"] += ["--data.batch_size", "32", "--trainer.precision", "32-true"]
     # Images and the graph of the network take as long as the rest; one config is enough for them.
     dashboard = [] if name == "digits" else ["--dashboard.images", "0", "--dashboard.graph", "false"]
-    return [*small.get(kind, photos), "--data.num_workers", "0", *FEW, *dashboard]
+    narrow = ["--model.backbone.width", str(FEW_CHANNELS)] if network.startswith("resnet") else []
+    return [*small.get(kind, photos), *narrow, "--data.num_workers", "0", *FEW, *dashboard]
 
 
 @pytest.mark.parametrize(
