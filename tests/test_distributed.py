@@ -31,17 +31,6 @@ def run(folder: Path, *argv: str) -> str:
     return done.stdout
 
 
-@pytest.mark.process
-@pytest.mark.timeout(1200)
-def test_two_processes(tmp_path: Path) -> None:
-    config = str(PROJECT / "configs/digits.yaml")
-    small = ["--model.backbone.depth", "8", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "5"]
-    out = run(tmp_path, "fit", "--config", config, *small, "--trainer.devices", "2")
-    # Only one of the processes prints.
-    assert out.count("2 processes") == 1 and out.lower().count("best validation top-1") == 1
-    assert [path.name for path in (tmp_path / "runs/digits").iterdir()] == ["version_0"]
-
-
 # ------------------------------------------------------------------------------------ forked processes
 class SmallCNN(nn.Sequential):
     """A network with or without BatchNorm and dropout, whose states a resumed run must restore.

@@ -125,13 +125,14 @@ def test_unusual_file_names(photo_folder: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.process
-def test_two_processes_write_one_list_of_skipped_files(vanishing_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_print_once_and_write_one_list_of_skipped_files(vanishing_folder: Path, tmp_path: Path) -> None:
     for name in BAD:
         (vanishing_folder / "ant" / name).write_bytes(b"")
-    words = fit(
-        vanishing_folder, tmp_path, "--trainer.devices", 2, "--trainer.accelerator", "cpu", "--trainer.max_epochs", 2
-    )
+    words = fit(vanishing_folder, tmp_path, "--trainer.devices", 2, "--trainer.accelerator", "cpu")
+    words += ["--trainer.max_epochs", 2, "--data.val_split", 4]
     out = run_process(tmp_path, *map(str, words), "--data.on_bad_image", "skip")
+    assert out.count("2 processes") == 1 and out.lower().count("best validation top-1") == 1
+    assert [path.name for path in (tmp_path / "runs/folder").iterdir()] == ["version_0"]
     assert skipped_files(tmp_path) == sorted(f"{name}: the file is empty" for name in BAD)
     assert out.count(" so far") >= 2
 
