@@ -42,6 +42,8 @@ def run_command(line: str) -> None:
     small = FEW_STEPS if words[2] == "fit" else []
     if "configs/folder.yaml" in words:
         small = [*small, "--model.weights", "null", "--data.num_workers", "0"]  # nothing is downloaded
+        if "--model.backbone" not in words:
+            small += ["--model.backbone.width", "8"]  # of its ResNet
     if "configs/digits.yaml" in words and "--model.backbone.depth" not in words:
         small = [*small, "--model.backbone.depth", "8"]
     assert main([*words[2:], *small]) == 0, line

@@ -24,6 +24,8 @@ SMALL = [
     *["--data.num_workers", "0", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"],
     *["--dashboard.graph", "false", "--dashboard.images", "0"],
 ]
+# With few channels, where no weights of torchvision are loaded.
+NARROW = [*SMALL, "--model.backbone.width", "8"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +79,9 @@ def test_torchvision_weights_saved_locally(place: Path) -> None:
 
 
 def test_our_own_checkpoint_as_weights(place: Path) -> None:
-    run("fit", *SMALL, "--model.weights", "null", "--name", "first")
+    run("fit", *NARROW, "--model.weights", "null", "--name", "first")
     first = "runs/first/version_0/checkpoints/last.ckpt"
-    run("fit", *SMALL, *STILL, "--model.weights", first, "--name", "second")
+    run("fit", *NARROW, *STILL, "--model.weights", first, "--name", "second")
     assert torch.allclose(backbone("second")["fc.weight"], backbone("first")["fc.weight"], atol=1e-6)
 
 
@@ -99,8 +101,8 @@ def test_offline_says_what_to_do(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_checkpoint_needs_no_pretrained_weights(place: Path) -> None:
-    torch.save(resnet18().state_dict(), "mine.pth")
-    run("fit", *SMALL, "--model.weights", "mine.pth")
+    torch.save(resnet18(width=8).state_dict(), "mine.pth")
+    run("fit", *NARROW, "--model.weights", "mine.pth")
     Path("mine.pth").unlink()
     run("test", "--ckpt_path", "best")
     run("predict", "--ckpt_path", "best", "--images", "data/photos/cat")
@@ -119,20 +121,20 @@ def test_a_backbone_with_weights_of_its_own(place: Path, monkeypatch: pytest.Mon
 
 
 def test_predict_needs_no_training_data(place: Path) -> None:
-    run("fit", *SMALL, "--model.weights", "null")
+    run("fit", *NARROW, "--model.weights", "null")
     (place / "data").rename(place / "elsewhere")
     run("predict", "--ckpt_path", "best", "--images", "elsewhere/photos/dog/1.png")
     run("test", "--ckpt_path", "best", "--data.root", "elsewhere/photos")
 
 
 def test_data_that_is_gone_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit", *SMALL, "--model.weights", "null")
+    run("fit", *NARROW, "--model.weights", "null")
     (place / "data").rename(place / "elsewhere")
     assert "data/photos" in refused(capsys, "test", "--ckpt_path", "best")
 
 
 def test_renamed_classes_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit", *SMALL, "--model.weights", "null")
+    run("fit", *NARROW, "--model.weights", "null")
     (place / "other/cat").mkdir(parents=True)
     (place / "other/wolf").mkdir()
     for path in (place / "data/photos/dog").iterdir():

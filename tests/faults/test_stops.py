@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from resnet_pl.callbacks import BestCheckpoint, GracefulStop, LastCheckpoint, MetricsCSV, Throughput
 from resnet_pl.optim import Schedule
@@ -53,9 +54,11 @@ def fit(
     **settings: Any,
 ) -> None:
     """Trains with four batches per epoch; resumes from last.ckpt if it exists."""
+    torch.manual_seed(0)  # of the weights
     last = folder / "last.ckpt"
     start = torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
-    module = classifier(optimizer=optimizer(lr=0.05, momentum=0.9), schedule=schedule)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.1), nn.Linear(36, 4))
+    module = classifier(backbone=network, optimizer=optimizer(lr=0.05, momentum=0.9), schedule=schedule)
     saving = [Throughput(), BestCheckpoint(folder), LastCheckpoint(folder, every_n_steps=every), GracefulStop(folder)]
     settings = {"log_every_n_steps": 3, "enable_checkpointing": True, "logger": MetricsCSV(folder, start), **settings}
     ckpt_path = last if last.is_file() else None

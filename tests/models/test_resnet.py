@@ -33,8 +33,8 @@ def tiny(**kwargs: Any) -> ResNet:
 
 def count(model: nn.Module, size: int) -> tuple[int, float]:
     """Returns the number of parameters, and of multiply-adds for one image of `size` × `size` pixels."""
-    with FlopCounterMode(display=False) as flops:
-        model(torch.empty(1, 3, size, size, device="meta"))
+    with torch.inference_mode(), FlopCounterMode(display=False) as flops:
+        model.eval()(torch.empty(1, 3, size, size, device="meta"))
     return sum(p.numel() for p in model.parameters()), flops.get_total_flops() / 2
 
 
