@@ -41,6 +41,12 @@ SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
 }
 OPTIONAL = (dict, type(None))
 METADATA_TYPES = {"format": int, "config": OPTIONAL, "data": OPTIONAL, "calibration": OPTIONAL}
+# Files that `export` writes from a checkpoint, and what they are for.
+EXPORTED = {
+    ".onnx": "an exported network, for `predict --images` only",
+    ".pt2": "an exported network, for torch.export.load",
+    ".safetensors": "weights, for --model.weights",
+}
 # Arguments of ImageClassifier that are read from the data.
 CLASS_ARGUMENTS = ("num_classes", "class_names", "multi_label")
 # Sections of the configuration that evaluation needs: model and data, not how the model was trained.
@@ -73,6 +79,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path}\ncheckpoints are in runs/NAME/version_N/checkpoints")
+    if path.suffix in EXPORTED:
+        raise UserError(f"{path} is not a checkpoint, but {EXPORTED[path.suffix]}\ngive the checkpoint itself")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

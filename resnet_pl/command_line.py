@@ -66,6 +66,7 @@ class CommandLine:
         help: whether `--help` is given.
         class_help: key and class name of `--KEY.help NAME`, with an empty name for `--KEY.help`; None without it.
         checkpoint: the file behind `--ckpt_path`, with `best` and `last` resolved.
+        exported: the same if it is an exported network, for `predict`, which then has no checkpoint.
         files: the configuration files, in order.
         options: the other arguments. They override the files, in whatever order they are given.
     """
@@ -73,6 +74,7 @@ class CommandLine:
     def __init__(self, args: Sequence[str], bare: bool = False) -> None:
         self.args, self.subcommand = expand_words(args), args[0]
         self.checkpoint: Path | None = None
+        self.exported: Path | None = None
         self._settings: dict[str, Any] = {}
         files, self.options = split_option(self.args[1:], "--config", "-c")
         self.files = [self._from_pipe(_from_checkout(file)) for file in files]
@@ -90,6 +92,8 @@ class CommandLine:
             if (file := self._given(section)) and Path(file).is_file():
                 self._settings = _deep_merge(self._settings, {section: read_config(Path(file))})
         self.checkpoint = self._find_checkpoint(self.get("ckpt_path") or self._given("ensemble"))
+        if self.subcommand == "predict" and self.checkpoint is not None and self.checkpoint.suffix == ".onnx":
+            self.exported, self.checkpoint = self.checkpoint, None
         if self.subcommand == "fit" and self.checkpoint is None and not self.files and not bare:
             _check_not_bare(self.options)
 

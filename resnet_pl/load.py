@@ -147,11 +147,11 @@ def load_model(file: Path, what: str) -> ImageClassifier:
         model, _ = build(config, checkpoint=file, skip=["data"])
     if not isinstance(model, ImageClassifier):
         raise UserError(f"{what}: {file} has a {type(model).__name__}\nderive it from ImageClassifier")
-    _restore(model, checkpoint)
+    restore(model, checkpoint)
     return model
 
 
-def _restore(model: Any, checkpoint: dict[str, Any]) -> None:
+def restore(model: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Loads the state of a checkpoint into a model and puts it into evaluation mode."""
     model.configure_model()
     model.on_load_checkpoint(checkpoint)
@@ -170,7 +170,7 @@ def _load(
     built = build(config, options, file, given)
     network: Any = given.get("model", built[0])
     datamodule: Any = given.get("data", built[1])
-    _restore(network, checkpoint)
+    restore(network, checkpoint)
     if isinstance(network, ImageClassifier) and isinstance(datamodule, ImageDataModule):
         network.preprocessing = Preprocessing.of_data(datamodule)  # an option can have changed it
     provenance = checkpoint[ckpt.METADATA_KEY]["data"]

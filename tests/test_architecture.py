@@ -23,7 +23,7 @@ LEVELS = [
     ["cli"],
     ["analysis"],
     ["server"],
-    ["load"],
+    ["load", "export"],
     ["classifier", "config", "given_arguments"],
     ["yaml_forms"],
     ["callbacks"],

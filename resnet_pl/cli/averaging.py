@@ -18,7 +18,7 @@ from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.crops import ResizeCenterCrop
 from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
-from resnet_pl.load import load_run
+from resnet_pl.load import load_run, restore
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
 
@@ -101,9 +101,7 @@ def build_ensemble(cli: ProjectCLI, others: Sequence[Member], split: str | None)
     assert cli.checkpoint is not None  # the first member's
     members = [(str(cli.command_line.checkpoint), first, cli.datamodule), *others]
     check_members(members, split)
-    first.configure_model()
-    first.load_state_dict(cli.checkpoint["state_dict"])
-    first.on_load_checkpoint(cli.checkpoint)
+    restore(first, cli.checkpoint)
     cli.datamodule.trainer = cli.trainer
     cli.trainer.ckpt_path = None
     networks = [network for _, network, _ in members]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +30,6 @@ from resnet_pl.evaluation.metrics import NAMES, accepted_scores, per_class, reli
 from resnet_pl.evaluation.multi_label import MULTI_LABEL_NAMES, per_class_of_several
 from resnet_pl.evaluation.precise_bn import PreciseBN
 from resnet_pl.models.normalize import BatchNorm
-from resnet_pl.models.weights_file import save_weights
 from resnet_pl.reports.plots import confusion_matrix, save_png
 from resnet_pl.reports.reliability import reliability_diagram
 from resnet_pl.reports.results import write_results
@@ -51,7 +49,7 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     add_averaging_arguments(parser)
     precise = "Recompute BatchNorm statistics on this number of training images, or on all, before the evaluation."
     parser.add_argument("--precise_bn", type=PositiveInt | Literal["all"] | None, default=None, help=precise)
-    save_to = "File for the checkpoint with recomputed BatchNorm statistics, or NAME.safetensors for the weights only."
+    save_to = "File for the checkpoint with recomputed BatchNorm statistics."
     parser.add_argument("--save_to", type=str | None, default=None, help=save_to)
 
 
@@ -111,7 +109,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     }
     run_on_rank_zero(_report_results, cli.output, results, tensors)
     if settings["save_to"]:
-        run_on_rank_zero(_export, model, checkpoint, Path(settings["save_to"]))
+        run_on_rank_zero(_save, model, checkpoint, Path(settings["save_to"]))
     return results
 
 
@@ -164,11 +162,13 @@ def _check_options(settings: Namespace, model: LightningModule, data: LightningD
     """Raises UserError if the options contradict each other, or if the model or the data does not support them."""
     check_kinds(settings, model, data, "precise_bn", "save_to")
     path = settings["save_to"]
-    if path and (settings["ensemble"] or not (settings["precise_bn"] or path.endswith(".safetensors"))):
+    if path and path.endswith(".safetensors"):
         raise UserError(
-            "--save_to needs --precise_bn, or a file name that ends in .safetensors, and no --ensemble\n"
-            "use --precise_bn all --save_to NAME.ckpt, or --save_to NAME.safetensors for the weights only"
+            f"--save_to {path}: test writes checkpoints only\n"
+            f"use `export --ckpt_path PATH --format safetensors --output {path}` for the weights"
         )
+    if path and (settings["ensemble"] or not settings["precise_bn"]):
+        raise UserError("--save_to needs --precise_bn, and no --ensemble\nuse --precise_bn all --save_to NAME.ckpt")
 
 
 # ---------------------------------------------------------------------------------------- results
@@ -223,16 +223,11 @@ def _report_results(folder: Path, results: dict[str, Any], tensors: Mapping[str,
     print(f"Saved to {', '.join(first)} and {last}" if first else f"Saved to {last}")
 
 
-def _export(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes the evaluated checkpoint, or only the weights of its model as .safetensors."""
-    if path.suffix == ".safetensors":
-        mean, std = (getattr(model.normalize, name).flatten().tolist() for name in ("mean", "std"))
-        facts = {"classes": model.class_names, "mean": mean, "std": std}
-        save_weights(model.backbone, path, {name: json.dumps(each) for name, each in facts.items()})
-    else:
-        state = {key: value.cpu() for key, value in model.state_dict().items()}
-        # The calibration is that of the network with the statistics of the training.
-        metadata = {key: value for key, value in checkpoint[ckpt.METADATA_KEY].items() if key != "calibration"}
-        changed = {"state_dict": state, ckpt.METADATA_KEY: metadata}
-        ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | changed, path)
+def _save(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes the checkpoint with the weights that were evaluated."""
+    state = {key: value.cpu() for key, value in model.state_dict().items()}
+    # The calibration is that of the network with the statistics of the training.
+    metadata = {key: value for key, value in checkpoint[ckpt.METADATA_KEY].items() if key != "calibration"}
+    changed = {"state_dict": state, ckpt.METADATA_KEY: metadata}
+    ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | changed, path)
     print(f"Saved to {path}")

@@ -44,6 +44,9 @@ DESCRIPTIONS = {
     "calibrate": "Fits a temperature to the validation images: the network's outputs are divided by it, so that"
     " probabilities agree with accuracies. Stores it in the checkpoint, where test, predict and load_run find it, and"
     " reports loss and calibration error before and after, on validation and test images.",
+    "export": "Writes a checkpoint as one file for programs without this project: an ONNX file or a graph of"
+    " torch.export, which take images as decoded from a file and return probabilities, or the weights alone. Needs no"
+    " images, except with --check.",
 }
 EPILOG = (
     "An option that takes a class has its own page: --KEY.help lists the classes and --KEY.help NAME the options"

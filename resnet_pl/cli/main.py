@@ -19,12 +19,13 @@ SUBCOMMANDS = {
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
     "predict": "classify images with a checkpoint",
+    "export": "write a checkpoint as one file for other programs: ONNX, torch.export or safetensors",
     "calibrate": "fit probabilities, and a confidence threshold, to the validation set",
 }
-# The module of each subcommand in this package.
-MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate", "predict": "predict", "calibrate": "calibrate"}
+# The module of each subcommand in this package, if it has another name.
+MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate"}
 # Commands of both kinds that use a trained model; they have a heading of their own.
-USES = ("predict", "serve", "calibrate")
+USES = ("predict", "export", "serve", "calibrate")
 # Subcommands of other training scripts, and what to use here.
 OTHER_SUBCOMMANDS = {
     **dict.fromkeys(["train", "training"], "fit"),
@@ -128,7 +129,7 @@ def _dispatch(args: list[str]) -> int:
     with gc_paused():
         from resnet_pl.cli import help_pages, parser
 
-        subcommand = import_module(f"resnet_pl.cli.{MODULES[command_line.subcommand]}")
+        subcommand = import_module(f"resnet_pl.cli.{MODULES.get(command_line.subcommand, command_line.subcommand)}")
     if page := help_pages.page(command_line, subcommand):
         print(page)
         return 0

@@ -150,6 +150,11 @@ class ProjectCLI(LightningCLI):
                     del arguments[key]
         if self.checkpoint is None and self.command_line.subcommand != "fit" and self.command_line.get("model.weights"):
             stored = published_config(self.command_line)
+        if file := self.command_line.exported:
+            stored = {
+                "model": {"class_path": "resnet_pl.export.ExportedNetwork", "init_args": {"path": str(file)}},
+                "data": {"class_path": "resnet_pl.export.ExportedImages", "init_args": {"path": str(file)}},
+            }
         first = add_defaults(stored, self.command_line)
         # As a file: only `--config` merges the arguments of classes. It comes first, so that the others override it.
         with config_file(first) as file:
@@ -265,6 +270,8 @@ class ProjectCLI(LightningCLI):
             return self.run_folder
         if asked := self.config.get("output"):
             return Path(asked)
+        if (file := self.command_line.exported) and (file.parent / "config.yaml").is_file():
+            return file.parent  # `export` writes into the run folder
         return (self.command_line.checkpoint and run_dir.run_dir_of(self.command_line.checkpoint)) or Path()
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import floordiv
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,10 @@ from resnet_pl.data.jpeg import REDUCTIONS
 Box = tuple[int, int, int, int]
 # Size of the network's input in pixels: the side of a square, or height and width.
 Size = int | tuple[int, int]
+
+
+# An integer, which is a `torch.SymInt` while a crop is exported.
+Length = Any
 
 
 def height_width(size: Size) -> tuple[int, int]:
@@ -99,11 +104,12 @@ class Crop:
 
     def _resize(self, image: Tensor, box: Box, size: Size) -> Tensor:
         top, left, height, width = box
-        cropped = image[None, :, top : top + height, left : left + width]
+        cropped = image[..., top : top + height, left : left + width]
         # Decoders return channels_last; resizing it is a third faster than resizing contiguous channels.
-        cropped = cropped.contiguous(memory_format=torch.channels_last)
+        cropped = (cropped if image.ndim == 4 else cropped[None]).contiguous(memory_format=torch.channels_last)
         # The kernel of torchvision's resize, without its dispatch overhead (3 % of the loading time).
-        return F.interpolate(cropped, list(height_width(size)), mode="bilinear", antialias=True)[0]
+        resized = F.interpolate(cropped, list(height_width(size)), mode="bilinear", antialias=True)
+        return resized if image.ndim == 4 else resized[0]
 
 
 def reduce_box(box: Box, reduction: int) -> Box:
@@ -190,8 +196,8 @@ class ResizeCenterCrop(Crop):
     draws_from_torch_only = True
 
     def __call__(self, image: Tensor, size: Size) -> Tensor:
-        """Resizes `(C, H, W)` uint8 first, then crops it, as for published accuracies."""
-        return TF.center_crop(resize_to_cover(image, size), list(height_width(size)))
+        """Resizes `(…, H, W)` first, then crops it, as for published accuracies."""
+        return center_crop(resize_to_cover(image, size), *height_width(size))
 
 
 class Letterbox(Crop):
@@ -220,9 +226,9 @@ class Letterbox(Crop):
 
     @override
     def _resize(self, image: Tensor, box: Box, size: Size) -> Tensor:
-        rows, columns = height_width(size)
-        scale = min(rows / box[2], columns / box[3])
-        height, width = (min(most, max(1, round(side * scale))) for side, most in ((box[2], rows), (box[3], columns)))
+        (rows, columns), (box_height, box_width) = height_width(size), box[2:]
+        height = torch.sym_min(rows, torch.sym_max(1, rounded(box_height * columns, box_width)))
+        width = torch.sym_min(columns, torch.sym_max(1, rounded(box_width * rows, box_height)))
         top, left = (rows - height) // 2, (columns - width) // 2
         padding = [left, columns - width - left, top, rows - height - top]
         return F.pad(super()._resize(image, box, (height, width)), padding, value=self.fill)
@@ -240,18 +246,41 @@ def describe_crop(crop: Crop) -> dict[str, Any] | None:
 def resize_to_cover(images: Tensor, size: Size) -> Tensor:
     """Resizes `(…, H, W)` to the smallest size that contains the network's input enlarged by 256 / 224."""
     images = limit_aspect_ratio(images)
-    rows, columns = (round(side * 256 / 224) for side in height_width(size))
-    if rows == columns:
-        return TF.resize(images, [rows], antialias=True)
+    rows, columns = (rounded(side * 256, 224) for side in height_width(size))
     height, width = images.shape[-2:]
-    scale = max(rows / height, columns / width)
-    return TF.resize(images, [max(rows, round(height * scale)), max(columns, round(width * scale))], antialias=True)
+    # The length of the other side is rounded, for a square it is rounded down, as torchvision's Resize does.
+    divide = floordiv if rows == columns else rounded
+    covered = [
+        torch.sym_max(rows, divide(height * columns, width)),
+        torch.sym_max(columns, divide(width * rows, height)),
+    ]
+    if images.is_floating_point():  # while it is exported; torchvision's function compares height and width
+        return F.interpolate(images, covered, mode="bilinear", antialias=True)
+    return TF.resize(images, covered, antialias=True)
 
 
 def limit_aspect_ratio(images: Tensor, ratio: int = 16) -> Tensor:
     """Center-crops `(…, H, W)` with an aspect ratio above `ratio`, which would need gigabytes to resize."""
     height, width = images.shape[-2:]
-    longest = ratio * min(height, width)
-    if max(height, width) <= longest:
+    longest = ratio * torch.sym_min(height, width)
+    if isinstance(longest, int) and max(height, width) <= longest:  # not while it is exported, for any size
         return images
-    return TF.center_crop(images, [min(height, longest), min(width, longest)])
+    return center_crop(images, torch.sym_min(height, longest), torch.sym_min(width, longest))
+
+
+def center_crop(images: Tensor, height: Length, width: Length) -> Tensor:
+    """Returns the center of `(…, H, W)`; an odd margin is divided as in torchvision's CenterCrop."""
+    vertical, horizontal = images.shape[-2] - height, images.shape[-1] - width
+    top, left = rounded(vertical, 2), rounded(horizontal, 2)
+    # Padding by a negative number of pixels crops. Slices could not be exported for images of any size.
+    return F.pad(images, [-left, left - horizontal, -top, top - vertical])
+
+
+def rounded(numerator: Length, denominator: Length) -> Length:
+    """Returns a fraction rounded to an integer, a half to the even one as Python's `round` does.
+
+    It has no branch, so that it can be exported for images of any size.
+    """
+    doubled, divisor = 2 * numerator + denominator, 2 * denominator
+    half_up, is_half = doubled // divisor, 1 - torch.sym_min(1, doubled % divisor)
+    return half_up - is_half * (half_up % 2)

@@ -76,10 +76,8 @@ class Preprocessing:
         stored = [checkpoint.get("datamodule_hyper_parameters"), section.get("init_args"), section]
         size = next((each["image_size"] for each in stored if each and each.get("image_size")), None)
         # Checkpoints of earlier versions have no crop and no pixel format: there was one of each.
-        crop: Crop | None = ResizeCenterCrop()
-        if own := data.get("eval_crop"):
-            is_letterbox = own["class_path"] == "resnet_pl.data.Letterbox"
-            crop = Letterbox(**own["init_args"]) if is_letterbox else None
+        own = data.get("eval_crop")
+        crop = known_crop(own) if own else ResizeCenterCrop()
         pixel_format = PixelFormat(*data.get("pixel_format", RGB))
         return cls(tuple(size) if isinstance(size, list) else size, crop, pixel_format)
 
@@ -104,6 +102,13 @@ class Preprocessing:
             )
         crop, size = self.eval_crop, image_size or self.image_size
         return lambda image: crop(image, size)
+
+
+def known_crop(described: Mapping[str, Any]) -> Crop | None:
+    """Returns a crop of this project from its class and arguments, see `describe_crop`; None for any other."""
+    name = described["class_path"].removeprefix("resnet_pl.data.")
+    classes: dict[str, type[Crop]] = {"ResizeCenterCrop": ResizeCenterCrop, "Letterbox": Letterbox}
+    return classes[name](**described["init_args"]) if name in classes else None
 
 
 @torch.no_grad()

@@ -117,6 +117,8 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
         UserError: safetensors is not installed, or `path` cannot be written.
     """
     safetensors = require("safetensors.torch", "export", str(path))
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies: the format refuses tensors that share memory, such as tied weights.
+    state = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}
     with atomic_write(path) as temporary:
-        safetensors.save_file(state, temporary, metadata=dict(metadata))
+        # Not `save_file`, which gives the file a mode that others cannot read.
+        temporary.write_bytes(safetensors.save(state, metadata=dict(metadata)))

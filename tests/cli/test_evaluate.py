@@ -18,7 +18,6 @@ from resnet_pl.cli.main import main
 from resnet_pl.data import Digits
 from resnet_pl.load import load_run
 from resnet_pl.models import cifar_resnet
-from resnet_pl.models.weights_file import read_state_dict
 from resnet_pl.reports.results import read_results
 from tests.cli.commands import SMALL, refused, rows, run
 
@@ -314,20 +313,6 @@ def test_precise_bn_is_for_one_test_unless_it_is_saved(copies: list[Path], place
     assert saved["loss"] == pytest.approx(results["loss"], rel=1e-6) and saved["loss"] != pytest.approx(plain["loss"])
 
 
-def test_exported_weights_have_classes_and_normalization(copies: list[Path]) -> None:
-    safetensors = pytest.importorskip("safetensors")
-    run("test", "--ckpt_path", copies[0], "--save_to", "model.safetensors")
-    with safetensors.safe_open("model.safetensors", "pt") as file:
-        words = {name: json.loads(each) for name, each in file.metadata().items()}
-    saved = torch.load(copies[0] / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    assert words["classes"] == [str(digit) for digit in range(10)]
-    assert words["mean"] == pytest.approx(saved["normalize.mean"].flatten().tolist())
-    assert words["std"] == pytest.approx(saved["normalize.std"].flatten().tolist())
-    model = cifar_resnet(8)
-    model.load_state_dict(read_state_dict(Path("model.safetensors")))
-    assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in model.state_dict().items())
-
-
 def test_published_weights_are_tested_without_a_checkpoint(place: Path) -> None:
     torch.manual_seed(3)
     model = cifar_resnet(8).eval()
@@ -350,7 +335,9 @@ def test_contradicting_options_are_rejected(copies: list[Path], capsys: pytest.C
     assert "--scales" in message and "12" in message and "16" in message
     assert "multi-scale" in refused(capsys, *test, "--scales", "16", "32")
     assert "--precise_bn" in refused(capsys, *test, "--save_to", "x.ckpt")
-    assert "--ensemble" in refused(capsys, *test, "--save_to", "x.safetensors", "--ensemble", "x.ckpt")
+    averaged = ["--precise_bn", "all", "--save_to", "x.ckpt", "--ensemble", "x.ckpt"]
+    assert "--ensemble" in refused(capsys, *test, *averaged)
+    assert "export --ckpt_path PATH --format safetensors" in refused(capsys, *test, "--save_to", "x.safetensors")
     assert "tta" in refused(capsys, *test, "--tta", "11-crop")
     message = refused(capsys, *test, "--data.mean", "pixel")
     assert "data.mean" in message and "channel, not pixel" in message

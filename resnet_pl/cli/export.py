@@ -1,0 +1,166 @@
+"""The subcommand `export`: writes a trained network as one file for programs without this project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.evaluate import prepare_split
+from resnet_pl.data import ImageDataModule, Letterbox, ResizeCenterCrop
+from resnet_pl.data.crops import height_width
+from resnet_pl.data.image_files import find_images
+from resnet_pl.evaluation.classify import Preprocessing
+from resnet_pl.export.check import compare
+from resnet_pl.export.exported import load_onnx, load_pt2
+from resnet_pl.export.formats import WRITERS, describe
+from resnet_pl.export.inference import InferenceModel
+from resnet_pl.load import restore
+from resnet_pl.reports.tables import print_report
+from resnet_pl.utils import UserError, atomic_write, prog_name, run_on_rank_zero
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+FORMAT = (
+    "onnx for ONNX Runtime and other runtimes, pt2 for torch.export.load, safetensors for the weights alone;"
+    " by default that of --output, or onnx."
+)
+OUTPUT = "File to write; by default model.onnx, model.pt2 or model.safetensors in the run folder of the checkpoint."
+PREPROCESSING = (
+    "none: the exported network takes float images (N, 3, S, S) in [0, 1] of its input size. By default it takes"
+    " images of any size as decoded from a file, (N, H, W, 3) uint8 RGB, and resizes and crops them as the evaluation"
+    " does."
+)
+CHECK = "Compare the file with the checkpoint on the test images, and write it only if they agree."
+IMAGES = "Image files, folders or glob patterns for --check, in place of the test set."
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """Adds the options of `export`."""
+    parser.add_argument("--format", type=Literal["onnx", "pt2", "safetensors"] | None, default=None, help=FORMAT)
+    parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
+    parser.add_argument("--preprocessing", type=Literal["graph", "none"], default="graph", help=PREPROCESSING)
+    parser.add_argument("--check", action="store_true", help=CHECK)
+    parser.add_argument("--images", type=str, nargs="+", help=IMAGES)
+
+
+def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
+    """Returns no loggers."""
+    return []
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """Returns no callbacks: the Trainer is not used."""
+    return []
+
+
+def run(cli: ProjectCLI) -> None:
+    """Writes the file, in the process of rank 0."""
+    run_on_rank_zero(_export, cli)
+
+
+def _export(cli: ProjectCLI) -> None:
+    settings, file, model = cli.config, cli.command_line.checkpoint, cli.model
+    if cli.checkpoint is None or file is None:
+        raise UserError("export needs a checkpoint\ngive --ckpt_path best, or the path of one")
+    if not isinstance(model, ImageClassifier):
+        raise UserError(f"export: {type(model).__name__} is not an ImageClassifier\nexport it with torch.export")
+    form, path = _target(settings, cli)
+    data = cli.datamodule
+    is_ours = isinstance(data, ImageDataModule)
+    _check_options(settings, form, is_ours)
+    restore(model, cli.checkpoint)
+    known = Preprocessing.of_data(data) if is_ours else Preprocessing(getattr(data, "image_size", None), None)
+    network, takes = _network(model, known, form, settings["preprocessing"] == "none")
+    metadata = describe(model, known, file, cli.checkpoint, takes)
+    with atomic_write(path) as temporary:
+        WRITERS[form](network, temporary, metadata)
+        # Here, between writing and checking, is the place of a quantization.
+        if settings["check"]:
+            _check(cli, network, known, form, temporary)
+    _report(path, form, takes, model.metrics.num_classes)
+
+
+def _target(settings: Namespace, cli: ProjectCLI) -> tuple[str, Path]:
+    """The format and the file."""
+    if settings["output"] is None:
+        form = settings["format"] or "onnx"
+        return form, cli.output / f"model.{form}"
+    path = Path(settings["output"])
+    form = settings["format"] or path.suffix.removeprefix(".")
+    if path.suffix != f".{form}" or form not in WRITERS:
+        names = f".{settings['format']}" if settings["format"] else "one of ." + ", .".join(WRITERS)
+        raise UserError(f"--output {path} has the extension {path.suffix or 'of no format'}\nend its name with {names}")
+    return form, path
+
+
+def _network(model: ImageClassifier, known: Preprocessing, form: str, prepared: bool) -> tuple[InferenceModel, str]:
+    """The module to export, and what images it takes.
+
+    Args:
+        model: the classifier.
+        known: its preprocessing, without a size or a crop if it is not known.
+        form: the format.
+        prepared: whether the images are resized and cropped before.
+    """
+    if form == "safetensors":
+        return InferenceModel(model, known.image_size or 0, None), "float32 (N, C, H, W): (pixels / 255 - mean) / std"
+    if known.image_size is None:
+        raise UserError(
+            "export: the size of the network's input is not known\n"
+            "give the data module an attribute `image_size`, or use --format safetensors"
+        )
+    crop, channels = known.eval_crop, known.pixel_format.channels
+    if prepared:
+        shape = "N, " + ", ".join(map(str, (channels, *height_width(known.image_size))))
+        values = "as the data module prepares them" if crop is None else "in [0, 1]"
+        return InferenceModel(model, known.image_size, None, channels), f"float32 ({shape}) {values}"
+    if channels != 3 or type(crop) not in (ResizeCenterCrop, Letterbox):
+        what = f"preprocessing of images with {channels} channels"
+        if channels == 3:
+            what = "the data module's own preprocessing" if crop is None else f"the crop {type(crop).__name__}"
+        raise UserError(f"export: {what} cannot be exported\nadd --preprocessing none, and prepare the images yourself")
+    return InferenceModel(model, known.image_size, crop), "uint8 (N, H, W, 3) RGB"
+
+
+def _check(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, form: str, path: Path) -> None:
+    """Prints the comparison with the checkpoint; raises UserError if the differences are too large."""
+    data: Any = cli.datamodule
+    if cli.config["images"]:
+        data.set_predict_files(find_images(cli.config["images"], "export"))
+        images = data.predict_images
+    else:
+        prepare_split(cli, "test")
+        images = data.split("test")
+    run = load_pt2(path) if form == "pt2" else load_onnx(path)[0]
+    comparison = compare(network, run, images, known.function())
+    print_report(comparison.table())
+    if problem := comparison.problem():
+        raise UserError(f"--check: the file differs from the checkpoint: {problem}\nno file is written")
+
+
+def _check_options(settings: Namespace, form: str, is_ours: bool) -> None:
+    """Raises UserError if the options of the check contradict others."""
+    if settings["images"] and not settings["check"]:
+        raise UserError("--images are the images of --check\nadd it, or remove --images")
+    if settings["check"] and (form == "safetensors" or not is_ours):
+        what = "weights alone" if form == "safetensors" else "data of your own"
+        raise UserError(f"--check is not possible for {what}\nremove it")
+
+
+def _report(path: Path, form: str, takes: str, classes: int) -> None:
+    """Prints what the file holds, and how it is used."""
+    gives = "the weights of the backbone" if form == "safetensors" else f"probabilities (N, {classes})"
+    use = {
+        "onnx": f"{prog_name()} predict --ckpt_path {path} --images FILES",
+        "pt2": f'torch.export.load("{path}").module()',
+        "safetensors": f'safetensors.torch.load_file("{path}")',
+    }
+    print(f"Saved to {path} ({path.stat().st_size / 1e6:,.1f} MB)")
+    print(f"  images: {takes}\n  holds:  {gives}\n  use:    {use[form]}")

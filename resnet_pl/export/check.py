@@ -1,0 +1,118 @@
+"""Compares an exported network with its checkpoint on images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from resnet_pl.data.decode import read_image
+from resnet_pl.export.exported import Runner
+from resnet_pl.export.inference import InferenceModel
+from resnet_pl.reports.tables import numbers_table
+from resnet_pl.utils import progress
+
+# A prediction must be the same if its margin exceeds this probability.
+MARGIN = 0.02
+# The largest and the mean difference of a probability that are accepted.
+LARGEST, MEAN = 0.02, 1e-3
+
+
+@dataclass
+class Comparison:
+    """The probabilities of a checkpoint and of an exported network for the same images.
+
+    Attributes:
+        expected: of the checkpoint, `(N, K)`.
+        actual: of the exported network, `(N, K)`.
+        labels: class of each image, `(N,)`, -1 if it is not known.
+        thresholds: threshold of each class, `(K,)`; None if an image has one class.
+    """
+
+    expected: Tensor
+    actual: Tensor
+    labels: Tensor
+    thresholds: Tensor | None = None
+
+    @property
+    def clear(self) -> Tensor:
+        """Whether the checkpoint's decision is clear, `(N,)`; with thresholds each class is a decision, `(N, K)`."""
+        if self.thresholds is not None:
+            return (self.expected - self.thresholds).abs() > MARGIN
+        best = self.expected.topk(min(2, self.expected.shape[1]))[0]
+        return best[:, 0] - best[:, -1] > MARGIN
+
+    @property
+    def same(self) -> Tensor:
+        """Whether the exported network decides like the checkpoint, in the shape of `clear`."""
+        if self.thresholds is not None:
+            return (self.expected >= self.thresholds) == (self.actual >= self.thresholds)
+        return self.expected.argmax(1) == self.actual.argmax(1)
+
+    def rows(self) -> list[tuple[str, str, str, bool]]:
+        """Returns the measures: name, value, limit, and whether the value is within the limit."""
+        difference, same = (self.expected - self.actual).abs(), self.same[self.clear]
+        largest, mean = float(difference.max()), float(difference.mean())
+        what = "predictions" if self.thresholds is None else "decisions per class"
+        rows = [
+            (f"equal {what}, margin > {MARGIN}", f"{int(same.sum()):,} of {len(same):,}", "all", bool(same.all())),
+            ("largest difference of a probability", f"{largest:.2g}", f"{LARGEST}", largest <= LARGEST),
+            ("mean difference of a probability", f"{mean:.2g}", f"{MEAN}", mean <= MEAN),
+        ]
+        if self.thresholds is None and bool((known := self.labels >= 0).any()):
+            accuracies = (
+                (each.argmax(1) == self.labels)[known].float().mean().item() for each in (self.expected, self.actual)
+            )
+            rows.append(("top-1 accuracy: checkpoint, file", ", ".join(f"{each:.2%}" for each in accuracies), "", True))
+        return rows
+
+    def table(self) -> Table:
+        """Returns the measures as a table."""
+        table = numbers_table(f"{len(self.expected):,} images", numbers=["value", "limit"])
+        for name, value, limit, _ in self.rows():
+            table.add_row(name, value, limit)
+        return table
+
+    def problem(self) -> str | None:
+        """Returns the measures that exceed their limits; None if there are none."""
+        return (
+            "; ".join(f"{name}: {value}, limit {limit}" for name, value, limit, good in self.rows() if not good) or None
+        )
+
+
+@torch.no_grad()
+def compare(network: InferenceModel, run: Runner, images: Any, prepare: Callable[[Tensor], Tensor]) -> Comparison:
+    """Classifies images with a checkpoint and with an exported network.
+
+    Args:
+        network: the network that was exported.
+        run: runs the exported file.
+        images: the images, a split of an `ImageDataModule`.
+        prepare: preprocessing of the checkpoint: converts an image `(3, H, W)` uint8 to an input of the network.
+
+    Raises:
+        UserError: a file is not an image.
+    """
+    expected, actual = [], []
+    with progress("comparing", len(images)) as advance:
+        for index in range(len(images)):
+            pixels = _pixels(images, index)
+            prepared = prepare(pixels)[None]
+            expected.append(network.model.to_probabilities(network.model(prepared)))
+            # A checkpoint is compared with the file as others run it, from the decoded pixels.
+            given = prepared.float() / 255 if network.crop is None else pixels.permute(1, 2, 0)[None]
+            actual.append(run(given.contiguous()))
+            advance(1)
+    labels = torch.as_tensor(images.labels) if network.model.thresholds is None else torch.full((len(images),), -1)
+    return Comparison(torch.cat(expected), torch.cat(actual), labels, network.model.thresholds)
+
+
+def _pixels(images: Any, index: int) -> Tensor:
+    """Returns an uncropped image, `(3, H, W)` uint8. Unlike `load_full_image`, it raises if the file is unreadable."""
+    if hasattr(images, "root"):
+        return read_image(images.root / images.names[index], images.pixel_format)
+    return images.load_full_image(index)
