@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from resnet_pl.callbacks.access import class_names, get_image_data, optional
+from resnet_pl.callbacks.access import as_classifier, class_names, get_image_data, optional
 from resnet_pl.callbacks.checkpoints import monitored
-from resnet_pl.callbacks.loggers import image_loggers, log_image
+from resnet_pl.callbacks.loggers import first_line, image_loggers, log_image
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.decode import to_pixels
+from resnet_pl.evaluation.heatmaps import heatmaps, overlay
 from resnet_pl.evaluation.metrics import reliability_rows
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
 from resnet_pl.reports.reliability import reliability_diagram
@@ -62,6 +63,7 @@ class Dashboard(Callback):
         self.images, self.min_interval_seconds, self.graph = images, min_interval_seconds, graph
         self._last_draw = -float("inf")
         self._mistakes: list[tuple[float, int, int, int, torch.Tensor]] = []
+        self._heatmaps: torch.Tensor | None = None  # of the mistakes, (M, H, W)
         self._drawing = False
         self._has_hyperparameters = False
         self._best: dict[str, float] = {}  # metrics of the best validation
@@ -102,7 +104,7 @@ class Dashboard(Callback):
         due = last or time.monotonic() - self._last_draw >= self.min_interval_seconds
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         self._drawing = bool(self.images) and due and fitting and bool(image_loggers(trainer))
-        self._mistakes = []
+        self._mistakes, self._heatmaps = [], None
 
     def on_validation_batch_end(
         self,
@@ -128,6 +130,8 @@ class Dashboard(Callback):
         columns = truth[worst], batch.indices.to(worst.device)[worst], batch.labels[worst], predicted[worst]
         mistakes = zip(*(column.tolist() for column in columns), batch.images[worst.cpu()], strict=True)
         self._mistakes = sorted([*self._mistakes, *mistakes], key=lambda mistake: mistake[:4])[: self.images]
+        if batch_idx + 1 == trainer.num_val_batches[dataloader_idx] and self._mistakes:
+            self._explain(pl_module)  # now, because EMA removes the averaged weights after the last batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the best validation so far, the plots and the worst mistakes."""
@@ -155,6 +159,21 @@ class Dashboard(Callback):
             captions = [f"pred: {names[p]}\ntrue: {names[t]} ({share:.0%})" for share, _, t, p, _ in self._mistakes]
             marks: list[Mark] = ["wrong"] * len(images)
             log_image(trainer, "val/worst_mistakes", contact_sheet(images, captions, marks), step)
+            if self._heatmaps is not None:
+                inputs = (to_pixels(image) for *_, image in self._mistakes)
+                shown = [overlay(image, each) for image, each in zip(inputs, self._heatmaps.numpy(), strict=True)]
+                log_image(trainer, "val/worst_mistakes_heatmaps", contact_sheet(shown, captions, marks), step)
+
+    def _explain(self, pl_module: LightningModule) -> None:
+        """Computes the heat maps of the mistakes, for the predicted classes; none if that fails."""
+        inputs = torch.stack([image for *_, image in self._mistakes])
+        predicted = torch.tensor([mistake[3] for mistake in self._mistakes], device=inputs.device)
+        try:
+            self._heatmaps = heatmaps(as_classifier(pl_module), inputs, predicted).cpu()
+        except UserError:  # captum is not installed, or the network has no feature map
+            pass
+        except Exception as error:  # a network of the user's own
+            warnings.warn(f"heat maps are not logged: {first_line(error)}", stacklevel=2)
 
     def _log_best(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         key, sign = monitored(trainer)

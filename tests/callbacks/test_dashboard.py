@@ -1,7 +1,9 @@
 """Images, graph and hyperparameters that TensorBoard gets, read back from the event files."""
 
 import io
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor, nn
 
-from resnet_pl.callbacks import Dashboard, TensorBoardCurves, dashboard
+from resnet_pl.callbacks import EMA, Dashboard, TensorBoardCurves, dashboard
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli import train
 from resnet_pl.cli.parser import ProjectCLI
@@ -59,6 +61,7 @@ def hparams_metrics(found: EventAccumulator) -> set[str]:
 def test_images_and_graph(tmp_path):
     found = fit(tmp_path, Dashboard(), max_epochs=2)
     plots = {"val/confusion", "val/reliability"}
+    plots |= {"val/worst_mistakes_heatmaps"} if find_spec("captum") else set()
     assert set(found.Tags()["images"]) == {"train/first_batch", "val/worst_mistakes"} | plots
     assert found.Tags()["graph"] and b"conv1" in found.Graph().SerializeToString()
 
@@ -168,6 +171,43 @@ def test_the_worst_mistakes_come_first(tmp_path, monkeypatch):
     data.splits["val"].labels[:] = 0
     fit(tmp_path, Dashboard(images=5, graph=False), module=Fixed(classifier().backbone), data=data)
     assert captions == [f"pred: class 1\ntrue: class 0 ({p})" for p in ("10%", "10%", "20%", "20%", "30%")]
+
+
+def test_heat_maps_of_the_worst_mistakes(tmp_path, monkeypatch):
+    """They are those of the averaged weights, which are validated, and do not change the training."""
+    pytest.importorskip("captum")
+    weights: list[Tensor] = []
+    heatmaps = dashboard.heatmaps
+
+    def recorded(model: Any, inputs: Tensor, classes: Tensor) -> Tensor:
+        weights.append(model.backbone.fc.weight.detach().clone())
+        return heatmaps(model, inputs, classes)
+
+    monkeypatch.setattr(dashboard, "heatmaps", recorded)
+    module, other = classifier(), classifier()
+    found = fit(tmp_path / "with", EMA(0.9), Dashboard(graph=False), module=module)
+    fit(tmp_path / "without", EMA(0.9), Dashboard(images=0), module=other)
+    [(step, mistakes)], [(other_step, maps)] = (
+        images(found, f"val/worst_mistakes{suffix}") for suffix in ("", "_heatmaps")
+    )
+    assert step == other_step and mistakes.shape == maps.shape and not np.array_equal(mistakes, maps)
+    assert len(weights) == 1 and torch.equal(weights[0], module.backbone.fc.weight)  # the average, at the end
+    states = (each.state_dict() for each in (module, other))
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+
+
+@pytest.mark.parametrize("reason", ["no map", "no captum", "an error"])
+def test_without_heat_maps_the_mistakes_are_logged(tmp_path, monkeypatch, reason, recwarn):
+    module = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))) if reason == "no map" else classifier()
+    if reason == "no captum":
+        monkeypatch.setitem(sys.modules, "captum.attr", None)
+    elif reason == "an error":
+        monkeypatch.setattr(dashboard, "heatmaps", lambda *args: 1 / 0)
+    found = fit(tmp_path, Dashboard(graph=False), module=module)
+    tags = set(found.Tags()["images"])
+    assert "val/worst_mistakes" in tags and "val/worst_mistakes_heatmaps" not in tags
+    messages = [str(warning.message) for warning in recwarn if "heat maps" in str(warning.message)]
+    assert messages == (["heat maps are not logged: division by zero"] if reason == "an error" else [])
 
 
 def test_no_images(tmp_path):

@@ -23,7 +23,8 @@ from tests.callbacks.test_dashboard import events, scalars
 from tests.cli.commands import PROJECT, SMALL, printed, refused, rows, run
 
 SHORT = ["--trainer.limit_train_batches", "2", "--dashboard.images", "2"]
-IMAGES = ["train/first_batch", "val/confusion", "val/worst_mistakes"]
+IMAGES = ["train/first_batch", "val/confusion", "val/reliability", "val/worst_mistakes"]
+IMAGES += ["val/worst_mistakes_heatmaps"] if find_spec("captum") else []
 CONFIGS = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger", "comet": "CometLogger", "csv": "CSVLogger"}
 NUMBERS = count()
 
@@ -194,4 +195,4 @@ def test_wandb_offline(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     media = {
         path.name.rpartition("_")[0].rpartition("_")[0] for path in Path("runs/wandb").rglob("media/images/*/*.png")
     }
-    assert media == {"first_batch", "confusion", "worst_mistakes"}
+    assert media == {name.partition("/")[2] for name in IMAGES}
