@@ -68,41 +68,30 @@ def test_interrupted_runs_resume(
     assert done == 0
 
 
-@pytest.mark.process
-@pytest.mark.timeout(1200)
-def test_a_slurm_job_is_requeued_and_resumes_its_run(tmp_path: Path) -> None:
+def test_a_slurm_job_is_requeued_and_resumes_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A job of one task with `#SBATCH --signal=SIGUSR1@90`, which receives the signal in the first epoch."""
     called = tmp_path / "called"
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* >> {called}\n")
     (tmp_path / "scontrol").chmod(0o755)
     job = {"JOB_ID": "77", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    env |= {f"SLURM_{key}": value for key, value in {**job, "NNODES": "1", "NODELIST": "here"}.items()}
-    command = [sys.executable, str(PROJECT / "cli.py"), "fit", "--config", str(PROJECT / "configs/digits.yaml")]
-    command += ["--model.backbone.depth", "8", "--trainer.log_every_n_steps", "1"]
-    command += ["--trainer.max_epochs", "8", "--trainer.limit_train_batches", "9"]
-    run = tmp_path / "runs/digits/version_0"
-    reached = []
-    for restarts, rows in enumerate([5, None]):
-        with subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=env | {"SLURM_RESTART_COUNT": str(restarts)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            while rows and (not (run / "metrics.csv").exists() or len(steps(run)) < rows):
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.02)
-            if rows:
-                process.send_signal(signal.SIGUSR1)
-            out, err = process.communicate(timeout=900)
-        assert process.returncode == (143 if rows else 0), out + err
-        reached.append(torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"])
-        assert restarts == 0 or f"from step {reached[-2]}" in out
-    assert called.read_text().splitlines() == ["requeue 77"]
-    assert 5 <= reached[0] < reached[1] == 72 and steps(run) == list(range(72))
+    for key, value in {**job, "NNODES": "1", "NODELIST": "here"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    command = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--model.backbone.depth", "8"]
+    command += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "5"]
+    command += ["--trainer.callbacks+", "tests.cli.test_train.Signal"]  # in the second step
+    run, handler = tmp_path / "runs/digits/version_0", signal.getsignal(signal.SIGUSR1)
+    for restarts, (signals, code, step) in enumerate([("SIGUSR1", 143, 2), ("", 0, 10)]):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        monkeypatch.setenv("SIGNALS", signals)
+        assert main.main(command) == code
+        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step
+        assert ("resuming from step 2" in capsys.readouterr().out) == (restarts == 1)
+    assert called.read_text().splitlines() == ["requeue 77"] and signal.getsignal(signal.SIGUSR1) == handler
+    assert steps(run) == list(range(10))
     assert [path.name for path in run.parent.iterdir()] == ["version_0"] and not [*tmp_path.rglob("hpc*")]
 
 

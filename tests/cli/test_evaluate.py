@@ -267,8 +267,9 @@ def by_hand(folder: Path, flip: bool = False) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_results_of_each_augmentation(copies: list[Path]) -> None:
-    for views in ("none", "flip", "10-crop", "multi-scale"):
-        run("test", "--ckpt_path", copies[0], "--tta", views)
+    few = ["--trainer.limit_test_batches", 1]
+    for views, batches in (("none", []), ("flip", []), ("10-crop", few), ("multi-scale", few)):
+        run("test", "--ckpt_path", copies[0], "--tta", views, *batches)
     results = read_results(copies[0] / "results.json")
     assert results["protocol"] == "single view" and results["top1"] == top1(*by_hand(copies[0]))
     flipped = results["horizontal flip"]
@@ -276,7 +277,7 @@ def test_results_of_each_augmentation(copies: list[Path]) -> None:
     assert flipped["top1"] == top1(scores, labels)
     loss = -scores.gather(1, labels[:, None]).log().mean().item()
     assert flipped["loss"] == pytest.approx(loss, rel=1e-5)
-    assert {"10-crop", "multi-scale 16 18 27 34 46"} < results.keys()
+    assert {f"{views}, 64 of 360 images" for views in ("10-crop", "multi-scale 16 18 27 34 46")} < results.keys()
     losses = {results["loss"]} | {
         value["loss"] for value in results.values() if isinstance(value, dict) and "loss" in value
     }
