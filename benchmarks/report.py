@@ -72,15 +72,7 @@ def report(
         record: whether to write the page.
         measured: figures for the table of targets, by name in `TARGETS`; None leaves a figure unchanged.
     """
-    import torch
-
-    threads = torch.get_num_threads()
-    cpu = f"{threads} thread{'s' * (threads != 1)}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {device}, Python {platform.python_version()}"
-    versions = f"{machine}, torch {torch.__version__}, commit {git_commit()}."
-    line = shlex.join(command[0].split() + list(command[1:]))
-    section = f"\n## {title}\n\n```bash\n{line}\n```\n\n{body}\n\n{versions}\n"
+    section = f"\n## {title}\n\n{reproducible(command, body)}\n"
     print(section)
     if record:
         page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else HEAD
@@ -88,6 +80,15 @@ def report(
         page = older.sub("", page).rstrip("\n") + "\n" + section
         figures = _read_targets(page) | {name: figure for name, figure in (measured or {}).items() if figure}
         PAGE.write_text(_write_targets(page, figures), encoding="utf-8")
+
+
+def fill_block(page: Path, name: str, text: str) -> None:
+    """Replaces what is between `<!-- NAME:start -->` and `<!-- NAME:end -->` in a page."""
+    before, start, remainder = page.read_text(encoding="utf-8").partition(f"<!-- {name}:start -->\n")
+    _, end, after = remainder.partition(f"<!-- {name}:end -->")
+    if not end:
+        raise SystemExit(f"{page} has no block {name}")
+    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
 def git_commit() -> str | None:
@@ -99,6 +100,18 @@ def git_commit() -> str | None:
     if name is None or subprocess.run(words, capture_output=True, check=False).stdout:
         return name
     return name.removesuffix("-dirty")
+
+
+def reproducible(command: Sequence[str], body: str) -> str:
+    """Returns Markdown between the command that generates it, and the machine and versions."""
+    import torch
+
+    threads = torch.get_num_threads()
+    cpu = f"{threads} thread{'s' * (threads != 1)}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {device}, Python {platform.python_version()}"
+    line = shlex.join(command[0].split() + list(command[1:]))
+    return f"```bash\n{line}\n```\n\n{body}\n\n{machine}, torch {torch.__version__}, commit {git_commit()}."
 
 
 def _read_targets(page: str) -> dict[str, str]:
@@ -124,7 +137,7 @@ def make_parser(doc: str | None, rounds: int | None = None) -> argparse.Argument
     parser = argparse.ArgumentParser(description=doc)
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help="measurements of every variant")
-    parser.add_argument("--record", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--record", action="store_true", help="write the table into its page of docs/")
     return parser
 
 

@@ -89,6 +89,11 @@ def join_classes(chosen: Sequence[Any], names: Sequence[str]) -> str:
     return CLASS_SEPARATOR.join(name for name, each in zip(names, chosen, strict=True) if each)
 
 
+def image_name(images: Any, index: int) -> str:
+    """Returns the name of an image in its split; the index if `images` is None."""
+    return str(index) if images is None else images.names[index]
+
+
 def display_path(images: Any, index: int) -> str:
     """Returns the path of an image of a split, or its name if it is not a file; the index if `images` is None."""
     if images is None:

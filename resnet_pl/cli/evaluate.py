@@ -93,8 +93,8 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     known = {key: results.pop(key, None) for key in names if key not in tensors}
     results = known | {
         "metrics": results | _logged_metrics(cli.trainer, split, {key for key in known if known[key] is not None}),
-        **_calibration(evaluated, tensors["accepted"], known["images"]),
-        "per_class": _per_class(evaluated, tensors["confusion"], classes),
+        **calibration_results(evaluated, tensors["accepted"], known["images"]),
+        "per_class": results_per_class(evaluated, tensors["confusion"], classes),
         "protocol": _protocol(cli, known["images"], available, [name for name, *_ in others]),
         "split": label,
         "data": describe(data),
@@ -113,15 +113,15 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     return results
 
 
-def _per_class(model: Any, confusion: Tensor | None, classes: Tensor | None) -> dict[str, Any]:
-    """The results of each class; empty for a module that has none."""
+def results_per_class(model: Any, confusion: Tensor | None, classes: Tensor | None) -> dict[str, Any]:
+    """Returns the results of each class; empty for a module that has none."""
     if classes is not None:
         return per_class_of_several(classes, model.thresholds, class_names(model, classes.shape[1]))
     return {} if confusion is None else per_class(confusion, class_names(model, len(confusion)))
 
 
-def _calibration(model: Any, accepted: Tensor | None, images: int | None) -> dict[str, Any]:
-    """The calibration of a model that has one: its temperature, and the results with its confidence threshold."""
+def calibration_results(model: Any, accepted: Tensor | None, images: int | None) -> dict[str, Any]:
+    """Returns the calibration of a model that has one: its temperature, and the results with its threshold."""
     temperature, threshold = getattr(model, "temperature", 1.0), getattr(model, "confidence_threshold", None)
     scores = {"temperature": temperature} if temperature != 1 else {}
     if threshold is not None and accepted is not None and images:

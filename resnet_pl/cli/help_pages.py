@@ -47,6 +47,10 @@ DESCRIPTIONS = {
     "export": "Writes a checkpoint as one file for programs without this project: an ONNX file or a graph of"
     " torch.export, which take images as decoded from a file and return probabilities, or the weights alone. Needs no"
     " images, except with --check.",
+    "report": "Evaluates a checkpoint on the test set and explains its results. Writes the folder report/ with"
+    " index.html, one file with all images in it: metrics with 95 % intervals, confused classes, the most confident"
+    " mistakes with heat maps, probable label errors, data and recipe. Also writes the tables as CSV files, and"
+    " README.md, a model card for Hugging Face.",
 }
 EPILOG = (
     "An option that takes a class has its own page: --KEY.help lists the classes and --KEY.help NAME the options"

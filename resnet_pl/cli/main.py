@@ -21,11 +21,12 @@ SUBCOMMANDS = {
     "predict": "classify images with a checkpoint",
     "export": "write a checkpoint as one file for other programs: ONNX, torch.export or safetensors",
     "calibrate": "fit probabilities, and a confidence threshold, to the validation set",
+    "report": "a page that explains a checkpoint: metrics, mistakes, probable label errors; and a model card",
 }
 # The module of each subcommand in this package, if it has another name.
 MODULES = {"fit": "train", "validate": "evaluate", "test": "evaluate"}
 # Commands of both kinds that use a trained model; they have a heading of their own.
-USES = ("predict", "export", "serve", "calibrate")
+USES = ("predict", "export", "serve", "calibrate", "report")
 # Subcommands of other training scripts, and what to use here.
 OTHER_SUBCOMMANDS = {
     **dict.fromkeys(["train", "training"], "fit"),

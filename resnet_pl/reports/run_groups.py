@@ -125,23 +125,24 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _settings(run: Run) -> dict[str, Any]:
     """The configuration by dotted option, without what does not change the training, and digests of the images."""
     model = run.config["model"]
-    flat = _flatten({**run.config, "model": get_init_args(model)})
+    flat = flatten_config({**run.config, "model": get_init_args(model)})
     flat["model.class_path"] = class_name(model) or "ImageClassifier"
     digests = run.sessions[-1].get("data") if run.sessions else None
     flat |= {"checkpoint.monitor": run.monitor} if run.monitor != TOP1 else {}
     return flat | ({DIGESTS: json.dumps(digests)} if digests else {})
 
 
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a configuration by dotted option, without `IGNORED_KEYS`; a class is its name."""
     flat: dict[str, Any] = {}
     for key in section.keys() - IGNORED_KEYS:
         name, value = f"{prefix}{key}", section[key]
         if not isinstance(value, Mapping):
             flat[name] = _comparable(value)
         elif "class_path" in value:
-            flat |= {name: class_name(value), **_flatten(get_init_args(value), f"{name}.")}
+            flat |= {name: class_name(value), **flatten_config(get_init_args(value), f"{name}.")}
         else:
-            flat |= _flatten(value, f"{name}.")
+            flat |= flatten_config(value, f"{name}.")
     return flat
 
 
@@ -166,9 +167,9 @@ def _differing_options(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         known = [value for value in values if value is not MISSING]
         distinct = len({json.dumps(value, sort_keys=True, default=str) for value in known})
         if distinct > 1:
-            long = len({_option_text(value) for value in known}) < distinct
+            long = len({option_text(value) for value in known}) < distinct
             for row, value in zip(options, values, strict=True):
-                row[key] = MISSING if value is MISSING else _option_text(value, long)
+                row[key] = MISSING if value is MISSING else option_text(value, long)
     return options
 
 
@@ -178,15 +179,15 @@ def _value(flat: Mapping[str, Any], key: str) -> Any:
     return flat.get(key, ", ".join(sorted(section)) or MISSING)
 
 
-def _option_text(value: Any, long: bool = False) -> str:
-    """A value as in YAML; unless `long`, numbers are rounded, and classes in a list are shown without arguments."""
+def option_text(value: Any, long: bool = False) -> str:
+    """Returns a value as in YAML; unless `long`, numbers are rounded, and classes in a list have no arguments."""
     if isinstance(value, float) and not long:
         return f"{value:.4g}"
     if isinstance(value, list):
-        return ", ".join(_option_text(item, long) for item in value) or "[]"
+        return ", ".join(option_text(item, long) for item in value) or "[]"
     if isinstance(value, Mapping) and "class_path" in value:
         args = get_init_args(value) if long else {}
-        text = ", ".join(f"{key}={_option_text(item, long)}" for key, item in args.items())
+        text = ", ".join(f"{key}={option_text(item, long)}" for key, item in args.items())
         return f"{class_name(value)}({text})" if text else class_name(value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
 

@@ -110,7 +110,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
 
 def accepted_cells(accepted: Mapping[str, Any]) -> list[str]:
     """The cells of a table of predictions that reach the confidence threshold: coverage, precision and number."""
-    scores = (_with_interval(accepted[key], accepted[f"{key}_interval"]) for key in ("coverage", "precision"))
+    scores = (share_with_interval(accepted[key], accepted[f"{key}_interval"]) for key in ("coverage", "precision"))
     return [*scores, f"{accepted['images']:,}"]
 
 
@@ -154,12 +154,12 @@ def _classes_table(classes: Mapping[str, Mapping[str, Any]]) -> list[RenderableT
         note = f"The {len(shown)} classes with the lowest F1, of {len(classes):,}. {note}"
     table = numbers_table("class", numbers=["images", "precision", "recall", "F1"])
     for name, row in shown:
-        scores = (_with_interval(row[key], row[f"{key}_interval"]) for key in ("precision", "recall", "f1"))
+        scores = (share_with_interval(row[key], row[f"{key}_interval"]) for key in ("precision", "recall", "f1"))
         table.add_row(Text(name), f"{row['images']:,}", *scores)
     return [table, Text(f" {note}", style="dim")]
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+def share_with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     """A fraction and its interval in per cent, such as `95.2% 87–98`."""
     return number(value, ".1%") + (f" {100 * interval[0]:.0f}–{100 * interval[1]:.0f}" if interval else "")
 

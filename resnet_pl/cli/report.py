@@ -1,0 +1,200 @@
+"""The subcommand `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from resnet_pl import checkpoint as ckpt
+from resnet_pl.callbacks import GracefulStop
+from resnet_pl.callbacks.access import class_names, image_name
+from resnet_pl.callbacks.collector import PredictionCollector
+from resnet_pl.callbacks.tensorboard import backbone_name
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.evaluate import calibration_results, checkpoint_label, prepare_split, results_per_class
+from resnet_pl.cli.unseen_images import UnseenImages, choose_folds, full_photo, of_evaluations, of_folds
+from resnet_pl.data import ImageDataModule
+from resnet_pl.data.decode import to_pixels
+from resnet_pl.data.samplers import class_counts
+from resnet_pl.evaluation.heatmaps import heatmaps, overlay
+from resnet_pl.evaluation.intervals import metric_intervals
+from resnet_pl.evaluation.metrics import reliability_rows
+from resnet_pl.reports import report_sections as sections
+from resnet_pl.reports.label_errors import find_label_errors, write_label_errors
+from resnet_pl.reports.model_card import write_model_card
+from resnet_pl.reports.report_page import Card, Section, photo, write_page
+from resnet_pl.reports.run_report import RunReport
+from resnet_pl.utils import UserError, run_on_rank_zero
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+OUTPUT = "Folder for the folder report/; the run folder of the checkpoint by default."
+FOLDS = (
+    "Folder of a cross-validation, such as runs/folds, whose predictions find label errors; by default one of the same"
+    " images next to the run, else the validation and test images are searched."
+)
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """Adds the options of `report`."""
+    parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
+    parser.add_argument("--folds", type=str | None, default=None, help=FOLDS)
+
+
+def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
+    """Returns a stand-in: modules may use `self.logger` in all stages."""
+    return [DummyLogger()]
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """Returns the callback that handles signals."""
+    return [GracefulStop(cli.output)]
+
+
+def run(cli: ProjectCLI) -> None:
+    """Evaluates on the test images, and writes the page, the tables and the model card."""
+    prepare_split(cli, "test")
+    folds, data = choose_folds(cli, class_names(cli.model, 0)), cli.datamodule
+    test, report = _evaluate(cli)
+    unseen = None
+    if folds is not None:
+        unseen = of_folds(data, report.classes, folds)
+    elif report.found is None:
+        others = [_collect(cli, "val")] if {"val", "test"} <= _distinct_splits(data).keys() else []
+        unseen = of_evaluations([test, *others], "validation and test" if others else "evaluated")
+    run_on_rank_zero(_write, cli, report, test, unseen)
+
+
+# ---------------------------------------------------------------------------------------- evaluation
+def _collect(cli: ProjectCLI, split: str, mistakes: int = 0) -> PredictionCollector:
+    """Evaluates on a split and returns the predictions."""
+    data = cli.datamodule
+    collector = PredictionCollector(data.split(split) if isinstance(data, ImageDataModule) else None, mistakes)
+    cli.callbacks.append(collector)
+    evaluate = cli.trainer.test if split == "test" else cli.trainer.validate
+    evaluate(cli.model, datamodule=data, verbose=False, weights_only=True)
+    cli.callbacks.remove(collector)
+    return collector
+
+
+def _evaluate(cli: ProjectCLI) -> tuple[PredictionCollector, RunReport]:
+    """Evaluates on the test images; raises UserError if the module does not return what a report needs."""
+    model, data = cli.model, cli.datamodule
+    test = _collect(cli, "test", sections.MAX_CARDS)
+    if not isinstance(model, ImageClassifier) or not len(test.indices):
+        raise UserError(
+            f"report: {type(model).__name__} is not an ImageClassifier, and its predictions are not known\n"
+            "use `test` for its metrics, or derive it from ImageClassifier"
+        )
+    results, thresholds = dict(model.results), model.thresholds
+    confusion, bins, accepted = (results.pop(key, None) for key in ("confusion", "reliability", "accepted"))
+    checkpoint, names = cli.checkpoint or {}, class_names(model, test.probabilities.shape[1])
+    metadata, step = checkpoint.get(ckpt.METADATA_KEY) or {}, checkpoint.get("global_step")
+    config = metadata.get("config") or cli.plain_config
+    facts: dict[str, Any] = {"split": "test", "tested_on": "the test set", "counts": {}}
+    if isinstance(data, ImageDataModule):
+        counts = {name: class_counts(images, len(names)) for name, images in _distinct_splits(data).items()}
+        facts["split"], facts["tested_on"] = data.split_labels.get("test", "test"), data.describe_source("test")
+        facts["counts"] = {name: each.tolist() for name, each in counts.items() if each is not None}
+    return test, RunReport(
+        name=config.get("name") or "model",
+        model=backbone_name(model),
+        data=_describe(data),
+        checkpoint=checkpoint_label(cli) + (f", epoch {checkpoint['epoch'] + 1}, step {step:,}" if checkpoint else ""),
+        classes=names,
+        files=[image_name(test.images, index) for index in test.indices.tolist()],
+        labels=test.labels.numpy(),
+        probabilities=test.probabilities.numpy(),
+        found=None if thresholds is None else (test.probabilities >= thresholds.cpu()).numpy(),
+        results=results,
+        intervals=metric_intervals(results, confusion, test.labels, test.probabilities),
+        per_class=results_per_class(model, confusion, results.pop("classes", None)),
+        confusion=None if confusion is None else confusion.numpy(),
+        config=config,
+        calibration=calibration_results(model, accepted, len(test.indices)),
+        reliability=[] if bins is None else reliability_rows(bins),
+        **facts,
+    )
+
+
+def _distinct_splits(data: Any) -> dict[str, Any]:
+    """The splits with images of their own: without a test set `test` is `val`; in another folder, `val` is `test`."""
+    splits = data.splits if isinstance(data, ImageDataModule) else {}
+    same = {"val"} if getattr(data, "is_other_data", False) else {*getattr(data, "split_labels", ())}
+    return {name: images for name, images in splits.items() if name not in same and len(images)}
+
+
+def _describe(data: Any) -> str:
+    """The class of the data and the name of its folder; its path can hold the name of a person."""
+    root = getattr(data, "root", None)
+    return type(data).__name__ + ("" if root is None else f" {Path(root).resolve().name}")
+
+
+# ---------------------------------------------------------------------------------------- files
+def _write(cli: ProjectCLI, report: RunReport, test: PredictionCollector, unseen: UnseenImages | None) -> None:
+    folder, page = cli.output / "report", cli.output / "report" / "index.html"
+    report.write_tables(folder)
+    write_model_card(report, folder / "README.md")
+    shown = [
+        sections.metrics(report),
+        sections.calibration(report),
+        sections.confusion(report, lambda position: full_photo(test.images, int(test.indices[position]))),
+        _mistakes(cli.model, report, test),
+        sections.classes(report),
+        _label_errors(unseen, report.classes, folder / "label_errors.csv"),
+        sections.data(report),
+        sections.recipe(report),
+    ]
+    title = f"{report.name}: {report.model} on {report.data}"
+    write_page(page, title, f"{report.checkpoint} · {report.tested_on}", sections.figures(report), shown)
+    print(f"Saved to {page}, with tables (CSV) and a model card (README.md) in the same folder")
+
+
+def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Section:
+    """Returns the section of the most confident mistakes, each with the evidence for the wrong class."""
+    section, maps = Section("Most confident mistakes"), None
+    if not test.mistakes:
+        section.texts.append("No image is classified wrongly.")
+        return section
+    inputs = torch.stack([each.inputs for each in test.mistakes]).to(model.device)
+    try:
+        maps = heatmaps(model, inputs, torch.tensor([each.predicted for each in test.mistakes], device=model.device))
+        section.texts.append("Right: what the network saw; red is the evidence for the wrong class (Grad-CAM).")
+    except UserError as error:
+        section.texts.append(f"Without heat maps: {error}")
+    predicted, truth = report.predicted(), report.truth()
+    positions = {index: position for position, index in enumerate(test.indices.tolist())}
+    for number, each in enumerate(test.mistakes):
+        position, images = positions[each.index], [full_photo(test.images, each.index)]
+        if maps is not None:
+            seen = overlay(to_pixels(each.inputs), maps[number].cpu().numpy())
+            images.append(photo(seen, f"heat map for {report.classes[each.predicted]}"))
+        wrong = f"predicted: {predicted[position] or 'no class'} ({-each.rank:.1%})"
+        right = f"true: {truth[position] or 'no class'}"
+        section.cards.append(Card([image for image in images if image], wrong, right, report.files[position]))
+    return section
+
+
+def _label_errors(unseen: UnseenImages | None, names: list[str], path: Path) -> Section:
+    """Writes label_errors.csv and returns its section."""
+    section = Section("Probable label errors")
+    if unseen is None:
+        section.texts.append("Images with several classes are not searched for label errors.")
+        return section
+    try:
+        errors = find_label_errors(unseen.labels, unseen.probabilities)
+    except UserError as error:
+        section.texts.append(f"Not searched: {error}")
+        return section
+    write_label_errors(errors, unseen.files, names, path)
+    agree = (unseen.probabilities.argmax(1) == unseen.labels).mean()
+    section.texts.append(f"Searched: {unseen.source}. {agree:.0%} of the labels are the predicted class.")
+    section.texts.append(f"Found by confident learning: {len(errors):,}. The list also has mistakes of the network.")
+    return sections.add_label_errors(section, errors, unseen.files, names, unseen.photo)
