@@ -57,6 +57,8 @@ def _attribute(
     features = nn.Identity()  # its output is a map (N, C, h, w), as captum takes it, for any layout of the layer
 
     def insert(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if output.ndim != len(grid.layout):  # another call of the same layer
+            return output
         torch.set_grad_enabled(True)  # until `forward` returns: the layers before this one need no gradients
         return grid.from_map(features(grid.to_map(output)), output)
 
