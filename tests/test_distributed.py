@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -149,7 +150,7 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
     assert moved > 0.01, "equal because nothing was trained"
 
     checkpoints = [str(folder / "runs/digits/version_0/checkpoints/last.ckpt") for folder in (one, two)]
-    evaluated = []
+    evaluated, calibrations = [], []
     for count in counts:
         common = ["--data.eval_batch_size", "20", "--output"]
         for subcommand in ("validate", "test", "predict"):
@@ -158,6 +159,10 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
         ensemble = ["test", "--ensemble", *checkpoints, "--tta", "flip", *common, f"by{count}/ensemble"]
         assert run_forked(count, one, *ensemble) == [0] * count
         folder = one / f"by{count}"
+        own = shutil.copy(checkpoints[0], folder / "own.ckpt")
+        calibrate = ["calibrate", "--ckpt_path", str(own), "--target_precision", "0.2", *common[:2]]
+        assert run_forked(count, one, *calibrate) == [0] * count
+        calibrations.append(torch.load(own, weights_only=True)["resnet_pl"]["calibration"])
         files = ("results-val.json", "results.json", "ensemble/results.json")
         results = [json.loads((folder / name).read_text()) for name in files]
         predicted = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
@@ -171,6 +176,9 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
     for exact, rows, losses in evaluated[1:]:
         assert exact == evaluated[0][0] and rows == evaluated[0][1]
         assert losses == pytest.approx(evaluated[0][2], rel=1e-5)
+    for calibration in calibrations:
+        assert calibration["test"]["accepted"] == calibrations[0]["test"]["accepted"]
+        assert calibration["temperature"] == pytest.approx(calibrations[0]["temperature"], rel=1e-3)
 
 
 RARE = ("error 1", "SIGTERM 01", "SIGKILL 01")

@@ -23,7 +23,7 @@ from resnet_pl.losses import AsymmetricLoss, FocalLoss, MultiLabelLoss
 from resnet_pl.reports.results import read_results
 from resnet_pl.reports.run_reader import read_run
 from resnet_pl.utils import UserError
-from tests.cli.commands import rows, run
+from tests.cli.commands import refused, rows, run
 from tests.tiny import Tiny, classifier, trainer
 
 
@@ -157,6 +157,20 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert [row["prediction"], row["truth"]] == names
         assert (row["path"] in wrong) == (names[0] != names[1])
         assert row["path"] not in wrong or [wrong[row["path"]][key] for key in ("prediction", "truth")] == names
+
+    # A temperature changes the probabilities, not the predicted classes.
+    loss = results["loss"]
+    assert "each class has a threshold" in refused(
+        capsys, "calibrate", "--ckpt_path", folder, "--target_precision", 0.9
+    )
+    run("calibrate", "--ckpt_path", folder)
+    calibration = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["resnet_pl"]["calibration"]
+    run("test", "--ckpt_path", "best")
+    results = read_results(folder / "results.json")
+    assert results["loss"] == pytest.approx(calibration["test"]["after"]["loss"], rel=1e-4)
+    assert loss == pytest.approx(calibration["test"]["before"]["loss"], rel=1e-4) and calibration["temperature"] != 1
+    assert results["exact_match"] == pytest.approx(float((predicted == truth).all(1).float().mean()))
+    model = load_run(folder)[0]
 
     # Python, an ensemble with augmentation, and the comparison.
     first = model.predict([images.images[0]])[0]

@@ -28,7 +28,7 @@ from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
-# With fewer images, a temperature is a rough estimate.
+# With fewer images, a temperature or a precision is a rough estimate.
 FEW = 100
 TARGET = (
     "Also choose a confidence threshold: the smallest one with this precision on the accepted validation images."
@@ -161,6 +161,8 @@ def _report(path: Path, calibration: dict[str, Any]) -> None:
     print_report(calibration_table(calibration))
     if "test" not in calibration:
         print("note: no test set; the scores are those of the images that the calibration was fitted to")
+    if calibration["threshold"] is not None and (count := calibration["val"]["accepted"]["images"]) < FEW:
+        print(f"note: {count:,} accepted validation images are few to choose a threshold by")
     if calibration["target_precision"] is not None and calibration["threshold"] is None:
         print("No threshold is needed: the precision on all validation images is high enough")
     print(f"Saved to {path}: test, predict and load_run use it, and training does not")

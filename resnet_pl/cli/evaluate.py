@@ -230,4 +230,4 @@ def _save(model: ImageClassifier, checkpoint: dict[str, Any], path: Path) -> Non
     metadata = {key: value for key, value in checkpoint[ckpt.METADATA_KEY].items() if key != "calibration"}
     changed = {"state_dict": state, ckpt.METADATA_KEY: metadata}
     ckpt.AtomicCheckpointIO().save_checkpoint(checkpoint | changed, path)
-    print(f"Saved to {path}")
+    print(f"Saved to {path}{', without the calibration' if metadata != checkpoint[ckpt.METADATA_KEY] else ''}")

@@ -78,7 +78,7 @@ def calibration_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         logits: `(N, K)`, divided by the temperature.
         labels: see `mean_loss`.
     """
-    bins = ConfidenceBins()
+    bins = ConfidenceBins(sync_on_compute=False)  # each process has the logits of all
     if labels.ndim == 2:
         present = logits.sigmoid().flatten()
         bins.update(torch.stack([1 - present, present], 1), labels.flatten().long())
@@ -124,8 +124,7 @@ def accepted_at(threshold: float, logits: Tensor, labels: Tensor) -> dict[str, A
         logits: `(N, K)`, divided by the temperature.
         labels: `(N,)`.
     """
-    counts = AcceptedPredictions()
-    counts.threshold = threshold
+    counts = AcceptedPredictions(threshold, sync_on_compute=False)
     counts.update(logits.softmax(1), labels)
     accepted, correct = counts.compute().tolist()
     return accepted_scores(accepted, correct, len(labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,16 @@ class ConfidenceBins(Metric):
 
     The confidence is the probability of the most probable class. `torchmetrics.CalibrationError` stores that of every
     image; this class stores three sums per bin.
+
+    Args:
+        kwargs: arguments of `Metric`.
     """
 
     equal_width: Tensor
     fine: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.add_state("equal_width", torch.zeros(3, BINS), dist_reduce_fx="sum")
         self.add_state("fine", torch.zeros(3, FINE), dist_reduce_fx="sum")
 
@@ -82,15 +86,16 @@ def adaptive_error(fine: Tensor) -> float:
 class AcceptedPredictions(Metric):
     """Counts the predictions that reach a confidence threshold, and the correct ones among them.
 
-    Attributes:
+    Args:
         threshold: the threshold; with None, all predictions are counted.
+        kwargs: arguments of `Metric`.
     """
 
     counts: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.threshold: float | None = None
+    def __init__(self, threshold: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
         self.add_state("counts", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
 
     @override

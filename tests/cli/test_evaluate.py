@@ -20,6 +20,7 @@ from resnet_pl.load import load_run
 from resnet_pl.models import cifar_resnet
 from resnet_pl.reports.results import read_results
 from tests.cli.commands import SMALL, refused, rows, run
+from tests.cli.test_calibrate import change
 
 QUICK = [*SMALL, "--trainer.max_epochs", "1", "--trainer.logger", "false"]
 
@@ -257,13 +258,13 @@ def copies(pair: list[Path], place: Path) -> list[Path]:
     return [Path(shutil.copytree(path, place / path.parent.name / path.name)) for path in pair]
 
 
-def by_hand(folder: Path, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def by_hand(folder: Path, flip: bool = False, temperature: float = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities of a run's best checkpoint on its test set in one batch, and the labels."""
     model, data = load_run(folder)
     images = data.split("test")
     views = [images.images, images.images.flip(-1)] if flip else [images.images]
     with torch.no_grad():
-        return torch.stack([model(view).softmax(1) for view in views]).mean(0), images.labels
+        return torch.stack([(model(view) / temperature).softmax(1) for view in views]).mean(0), images.labels
 
 
 def test_results_of_each_augmentation(copies: list[Path]) -> None:
@@ -303,6 +304,8 @@ def test_misclassified_images_of_an_ensemble_with_augmentation(copies: list[Path
 
 
 def test_precise_bn_is_for_one_test_unless_it_is_saved(copies: list[Path], place: Path) -> None:
+    # A calibration is not saved: it is that of the other statistics.
+    change(copies[0] / "checkpoints/best.ckpt", calibration={"temperature": 1.0, "threshold": 0.5})
     before = (copies[0] / "checkpoints/best.ckpt").read_bytes()
     run("test", "--ckpt_path", copies[0], "--precise_bn", "all", "--save_to", "precise.ckpt")
     assert (copies[0] / "checkpoints/best.ckpt").read_bytes() == before
@@ -312,6 +315,7 @@ def test_precise_bn_is_for_one_test_unless_it_is_saved(copies: list[Path], place
     run("test", "--ckpt_path", copies[0], "--output", "plain")
     saved, plain = read_results(place / "saved/results.json"), read_results(place / "plain/results.json")
     assert saved["loss"] == pytest.approx(results["loss"], rel=1e-6) and saved["loss"] != pytest.approx(plain["loss"])
+    assert "accepted" in results and "accepted" not in saved
 
 
 def test_published_weights_are_tested_without_a_checkpoint(place: Path) -> None:
@@ -349,11 +353,15 @@ def test_contradicting_options_are_rejected(copies: list[Path], capsys: pytest.C
 # ------------------------------------------------------------------------------------ ensembles
 
 
-def test_an_ensemble_averages_the_probabilities_of_its_members(copies: list[Path]) -> None:
+def test_an_ensemble_averages_the_probabilities_of_its_members(
+    copies: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(copies[1] / "checkpoints/best.ckpt", calibration={"temperature": 0.25, "threshold": 0.5})
     run("test", "--ensemble", *copies)
+    assert "calibrated (temperatures 1, 0.25), not their mean; no confidence threshold" in capsys.readouterr().out
     results = read_results(copies[0] / "results.json")
     one, labels = by_hand(copies[0])
-    two, _ = by_hand(copies[1])
+    two, _ = by_hand(copies[1], temperature=0.25)
     together = (one + two) / 2
     assert results["top1"] == top1(together, labels)
     assert results["loss"] == pytest.approx(-together.gather(1, labels[:, None]).log().mean().item(), rel=1e-5)

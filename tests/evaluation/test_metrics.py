@@ -193,7 +193,7 @@ def test_intervals_are_those_of_wilson():
 def test_accepted_predictions() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.3, 0.7]])
     metrics = ClassificationMetrics(2)
-    metrics.accepted.threshold = float(probabilities[1, 0])
+    metrics.accepted.threshold = float(probabilities[1, 0])  # as `set_calibration` does
     metrics.update(probabilities, torch.tensor([0, 1, 0, 1]))
     found = accepted_scores(*metrics.compute()["accepted"].tolist(), 4)
     assert (found["images"], found["correct"], found["coverage"], found["precision"]) == (2, 1, 0.5, 0.5)
