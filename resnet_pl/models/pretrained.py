@@ -54,6 +54,7 @@ class Pretrained:
         outputs: number of outputs of the file's head; None if the file has no head for this network.
         classes: name of each output; None if they are not known.
         own: whether this project has written the names into the file.
+        is_checkpoint: whether the file is a checkpoint of this project.
         left_out: what is in the file and not in the network, for messages.
     """
 
@@ -63,6 +64,7 @@ class Pretrained:
     outputs: int | None
     classes: list[str] | None
     own: bool
+    is_checkpoint: bool
     left_out: str
 
 
@@ -137,6 +139,7 @@ def open_pretrained(model: nn.Module, weights: str, fetch: Callable[[str], Path]
         outputs=len(weight) if weight is not None and has_head else None,
         classes=file.classes or categories,
         own=file.classes is not None,
+        is_checkpoint=file.is_checkpoint,
         left_out=f"; not used: {note}" if note else "",
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resnet_pl.checkpoint import METADATA_KEY
 from resnet_pl.utils import UserError, atomic_write, require
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "teacher")
@@ -42,10 +43,12 @@ class WeightsFile:
     Attributes:
         state: state dict of the network.
         classes: class names in the order of the outputs; None if the file does not have them.
+        is_checkpoint: whether it is a checkpoint of this project.
     """
 
     state: dict[str, Tensor]
     classes: list[str] | None = None
+    is_checkpoint: bool = False
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -63,6 +66,7 @@ def read_weights(path: Path) -> WeightsFile:
         UserError: the file is missing, damaged, has no weights, or cannot be read without executing code.
     """
     content, classes = _read(path)
+    is_checkpoint = isinstance(content, dict) and METADATA_KEY in content
     while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in STATE_DICT_KEYS):
         content = next(content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict))
     items = content.items() if isinstance(content, dict) else ()
@@ -74,7 +78,7 @@ def read_weights(path: Path) -> WeightsFile:
         state = {re.sub(f"^{prefix}", "", key): value for key, value in state.items() if re.match(prefix, key)}
     else:
         state = {re.sub(f"^{WRAPPERS}", "", key): value for key, value in state.items()}
-    return WeightsFile(state, classes)
+    return WeightsFile(state, classes, is_checkpoint)
 
 
 def _read(path: Path) -> tuple[Any, list[str] | None]:

@@ -13,7 +13,7 @@ from resnet_pl import resnet18
 from resnet_pl.models import cifar_resnet
 from resnet_pl.models.class_rows import imagenet_categories, match_classes, wordnet_ids
 from resnet_pl.reports.results import read_results
-from tests.cli.commands import refused, run
+from tests.cli.commands import PROJECT, refused, run
 from tests.conftest import write_photos
 
 SMALL = ["--data.image_size", 32, "--data.num_workers", 0, "--output", "out"]
@@ -61,6 +61,15 @@ def test_a_class_that_the_weights_lack_is_refused(place: Path, capsys: pytest.Ca
     state = {key: value for key, value in always(1).items() if not key.startswith("fc.")}
     torch.save(state, "net.pth")
     assert "no classifier head" in refused(capsys, *words, *write_split("tench", "unicorn"))
+
+
+def test_a_checkpoint_is_not_evaluated_as_weights(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = copy / "checkpoints/best.ckpt"
+    other = ["--config", PROJECT / "configs/digits.yaml", "--model.backbone.depth", 8, "--data.split_seed", 7]
+    for command in ("test", "validate", "predict"):
+        said = refused(capsys, command, *other, "--model.weights", best, "--output", "out")
+        assert f"model.weights: {best} is a checkpoint" in said and f"--ckpt_path {best}" in said
+    assert not list(Path("out").glob("*"))
 
 
 def test_predict_needs_the_weights_and_an_image(
