@@ -3,13 +3,14 @@
 The folder has the layout for training: FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*. The report says what it is
 read as. Only the header and the end of each image are checked unless --decode is given. Duplicates are files with equal
 content. Images in several splits that are nearly the same, such as copies in another size, are found by a perceptual
-hash. The exit code is 1 if a file is corrupt, if the same image is in two splits or two classes, or if train lacks a
-class of another split.
+hash. The exit code is 1 if a file is corrupt, if the same image is in two splits or two classes, if images of a group
+are in two splits, or if train lacks a class of another split. For a table, the options are those of `fit`.
 """
 
 from __future__ import annotations
 
 import csv
+import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from functools import partial
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
@@ -29,13 +31,18 @@ from resnet_pl.data import ImageFolder, ImageTable
 from resnet_pl.data.bad_images import BadImage, printable_path
 from resnet_pl.data.decode import read_image, verify_image
 from resnet_pl.data.digests import content_digest
+from resnet_pl.data.layout import label_names
 from resnet_pl.data.loader import default_num_workers
+from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.reports.tables import print_report
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, atomic_write, progress
 
 MAX_CLASSES = 40
 MAX_LINES = 20
+# Options of `fit` for the data that say how a table is read.
+TABLE_OPTIONS = ["root", "path_column", "label_column", "split_column", "group_column", "label_separator"]
+TABLE_OPTIONS += ["label_columns", "column_names", "delimiter", "path_suffix"]
 
 
 @dataclass
@@ -45,7 +52,7 @@ class File:
     Attributes:
         name: path relative to the folder.
         split: `train`, `val`, `test`, or `all` for a folder without splits.
-        label: class name.
+        labels: class names; one, unless images can have several.
         size: width and height, pixels.
         num_bytes: file size.
         digest: hash of the content; empty if the file could not be read.
@@ -57,7 +64,7 @@ class File:
 
     name: str
     split: str
-    label: str
+    labels: tuple[str, ...]
     size: tuple[int, int] = (0, 0)
     num_bytes: int = 0
     digest: str = ""
@@ -74,17 +81,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=str | None, default=None, help="CSV file to write, with one row per image")
     threads = "number of reader threads; default: the number of available CPU cores, at most 16"
     parser.add_argument("--threads", type=PositiveInt | None, default=None, help=threads)
+    others = set(inspect.signature(ImageTable).parameters) | set(get_type_hints(ImageFolderArgs))
+    parser.add_class_arguments(ImageTable, "data", skip=others - {*TABLE_OPTIONS}, instantiate=False)
 
 
 def run(settings: Namespace) -> int:
     """Runs the command; returns 1 if there are problems."""
-    path = Path(settings.folder)
-    data = ImageTable(str(path)) if path.is_file() else ImageFolder(str(path))
-    if not data.root.is_dir():
-        raise UserError(f"check-data: folder {path} not found\n{data.download_hint()}")
+    data = _open(settings)
     root = data.root
     listed = data.list_splits()
-    files = [File(name, split, label) for split, listing in listed.items() for name, label in listing.items()]
+    files = [
+        File(name, split, label_names(label)) for split, listing in listed.items() for name, label in listing.items()
+    ]
     inspect = partial(_inspect_file, root, settings.decode)
     # Threads suffice: reading and decoding release the GIL.
     with (
@@ -103,7 +111,7 @@ def run(settings: Namespace) -> int:
         print(f" read as: {data.layout.description}{_held_out(listed)}")
         for note in data.layout.notes:
             print(f" note: {note}")
-    problems = _problems(files, duplicates)
+    problems = _problems(files, duplicates, data.groups([file.name for file in files]))
     for title, lines in problems.items():
         _print_list(title, lines, settings.output)
     if near:
@@ -112,9 +120,30 @@ def run(settings: Namespace) -> int:
     if settings.output:
         _write(Path(settings.output), files)
         print(f"Saved to {settings.output}")
-    count = sum(map(len, problems.values()))
-    print(f"\nProblems found: {count}" if problems else "No problems found.")
+    similar = f"images that are nearly the same: {len(near):,}" if near else ""
+    if problems:
+        count = sum(map(len, problems.values()))
+        print(f"\nProblems found: {count}" + (f"; {similar}" if near else ""))
+    else:
+        print(f"\nNo other problems found; {similar}" if near else "No problems found.")
     return int(bool(problems))
+
+
+def _open(settings: Namespace) -> ImageFolder:
+    """The folder or the table, with its options; raises UserError if it does not exist."""
+    path, options = Path(settings.folder), vars(settings.data)
+    if path.is_file():
+        data = ImageTable(str(path), **options)
+    else:
+        data = ImageFolder(str(path))
+        if given := [name for name in TABLE_OPTIONS if options[name]]:
+            raise UserError(
+                f"check-data: --data.{given[0]} is for a table, and {path} is a folder\n"
+                "remove the option, or give the file with the paths and labels in place of the folder"
+            )
+    if not data.root.is_dir():
+        raise UserError(f"check-data: folder {data.root} not found\n{data.download_hint()}")
+    return data
 
 
 def _inspect_file(root: Path, decode: bool, file: File) -> None:
@@ -151,17 +180,26 @@ def _find_near_duplicates(files: Sequence[File]) -> list[str]:
     return [" ≈ ".join(printable_path(files[index].name) for index in pair) for pair in pairs]
 
 
-def _problems(files: Sequence[File], duplicates: Sequence[Sequence[File]]) -> dict[str, list[str]]:
+def _problems(
+    files: Sequence[File], duplicates: Sequence[Sequence[File]], groups: Sequence[str] | None
+) -> dict[str, list[str]]:
     """Descriptions of the problems, by kind."""
-    trained = {file.label for file in files if file.split in ("train", "all")}
-    unknown = Counter((file.split, file.label) for file in files if file.label not in trained)
+    trained = {label for file in files if file.split in ("train", "all") for label in file.labels}
+    unknown = Counter((file.split, label) for file in files for label in file.labels if label not in trained)
+    splits: dict[str, dict[str, None]] = defaultdict(dict)  # of each group, in order
+    for file, group in zip(files, groups or (), strict=bool(groups)):
+        if group:
+            splits[group][file.split] = None
     problems = {
         "corrupt files": [f"{printable_path(file.name)}: {file.error}" for file in files if file.error],
         "the same image in several splits": [
             _join_names(group) for group in duplicates if len({f.split for f in group}) > 1
         ],
         "the same image in several classes": [
-            _join_names(group) for group in duplicates if len({f.label for f in group}) > 1
+            _join_names(group) for group in duplicates if len({f.labels for f in group}) > 1
+        ],
+        "groups in several splits": [
+            f"{printable_path(group)}: {', '.join(found)}" for group, found in splits.items() if len(found) > 1
         ],
         "classes missing from train": [
             f"{split}/{printable_path(label)}: {n} images" for (split, label), n in unknown.items()
@@ -186,7 +224,8 @@ def _table(files: Sequence[File], splits: Sequence[str]) -> tuple[Table, str]:
     """A table of the images per class and split, of many classes only the largest and smallest, and their balance."""
     counts: Mapping[str, Counter[str]] = defaultdict(Counter)
     for file in files:
-        counts[file.label][file.split] += 1
+        for label in file.labels:
+            counts[label][file.split] += 1
     ranked = sorted(counts, key=lambda label: (-counts[label].total(), label))
     chosen = sorted(counts)
     if len(ranked) > MAX_CLASSES:
@@ -197,8 +236,7 @@ def _table(files: Sequence[File], splits: Sequence[str]) -> tuple[Table, str]:
     for label in chosen:
         table.add_row(Text(printable_path(label)), *_cells(counts[label], splits))
     table.add_section()
-    totals = sum(counts.values(), Counter())
-    table.add_row("total", *_cells(totals, splits), style="bold")
+    table.add_row("total", *_cells(Counter(file.split for file in files), splits), style="bold")
     most, least = ranked[0], ranked[-1]
     ratio = counts[most].total() / counts[least].total()
     balance = (
@@ -239,5 +277,5 @@ def _write(path: Path, files: Sequence[File]) -> None:
         table = csv.writer(stream)
         table.writerow(["file", "split", "class", "width", "height", "bytes", "error", "same_as", "similar_to"])
         for file in files:
-            row = [file.name, file.split, file.label, *file.size, file.num_bytes, file.error]
+            row = [file.name, file.split, "|".join(file.labels), *file.size, file.num_bytes, file.error]
             table.writerow([*row, file.same_as, file.similar_to])

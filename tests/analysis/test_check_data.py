@@ -41,7 +41,7 @@ def test_a_folder_without_problems(photo_folder: Path, capsys: pytest.CaptureFix
     # Widths are 24 to 30 pixels and start again at 24 with the eighth image; of ant the last four images remain.
     assert any("smallest 24 × 24, median 26 × 24, largest 30 × 24" in line for line in lines)
     assert " read as: class folders; training holds out val and test" in lines
-    assert lines[-1] == "No problems found."
+    assert lines[-1].startswith("No other problems found; images that are nearly the same: ")
 
 
 def test_problems_are_listed(tmp_path: Path, make_photos: MakePhotos, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_problems_are_listed(tmp_path: Path, make_photos: MakePhotos, capsys: py
     assert " exact duplicates: 7 of 35 files" in lines
     assert " read as: train = train/, val = valid/, test = test/" in lines
     assert " note: not read: 1 .txt in the class folders" in lines
-    assert lines[-1] == "Problems found: 9"
+    assert lines[-1].startswith("Problems found: 9; images that are nearly the same: ")
     with report.open(newline="") as file:
         rows = {line["file"]: line for line in csv.DictReader(file)}
     assert len(rows) == 35
@@ -85,7 +85,7 @@ def test_only_decoding_finds_damage_in_the_middle(photo_folder: Path, capsys: py
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
-    assert check(capsys, photo_folder)[-1] == "No problems found."
+    assert check(capsys, photo_folder)[-1].startswith("No other problems found")
     assert below(check(capsys, photo_folder, "--decode", code=1), "corrupt files: 1")[0].startswith("ant/damaged.png: ")
 
 
@@ -145,7 +145,12 @@ def test_images_in_two_splits_that_are_nearly_the_same(tmp_path: Path, capsys: p
         "train/ant/0.jpg ≈ val/bee/compressed.jpg",
         "train/ant/1.jpg ≈ test/ant/larger.jpg",
     ]
-    assert lines[-1] == "Problems found: 1"  # only the exact copy
+    assert lines[-1] == "Problems found: 1; images that are nearly the same: 2"  # the problem is the exact copy
+    shutil.rmtree(tmp_path / "val/ant")
+    assert check(capsys, tmp_path)[-1] == "No other problems found; images that are nearly the same: 2"
+    for name in ("test/ant/larger.jpg", "val/bee/compressed.jpg"):
+        (tmp_path / name).unlink()
+    assert check(capsys, tmp_path)[-1] == "No problems found."
     with (tmp_path / "report.csv").open(newline="") as file:
         similar = {line["file"]: line["similar_to"] for line in csv.DictReader(file)}
     assert {name for name, other in similar.items() if other} == {"val/bee/compressed.jpg", "test/ant/larger.jpg"}
@@ -156,3 +161,19 @@ def test_a_table(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixtu
     (photo_folder / "labels.csv").write_text("\n".join(["path,label,split", *rows, "bee/0001.jpg,small,test"]))
     lines = check(capsys, photo_folder / "labels.csv")
     assert row(lines, "small") == ["4", "1", "5"] and row(lines, "large") == ["4", "0", "4"]
+
+
+def test_options_of_a_table(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"ant/000{number}:{'a,b' if number < 2 else 'a'}:{number // 2}:train" for number in range(4)]
+    table = tmp_path / "table.txt"
+    table.write_text("\n".join(["photo:marks:who:split", *rows, "bee/0001:b:1:test", "bee/0002::2:test"]))
+    options = ["--data.root", photo_folder, "--data.delimiter", ":", "--data.path_suffix", ".jpg"]
+    options += ["--data.path_column", "photo", "--data.label_column", "marks", "--data.label_separator", ","]
+    lines = check(capsys, table, *options, "--output", tmp_path / "all.csv")
+    found = [row(lines, name) for name in ("a", "b", "total")]
+    assert found == [["4", "0", "4"], ["2", "1", "3"], ["4", "2", "6"]]
+    assert [line.split(",")[2] for line in (tmp_path / "all.csv").read_text().splitlines()[1:3]] == ["a|b", "a|b"]
+    lines = check(capsys, table, *options, "--data.group_column", "who", code=1)
+    assert below(lines, "groups in several splits: 1") == ["1: train, test"]
+    assert main(["check-data", str(photo_folder), "--data.delimiter", ":"]) == 2
+    assert "--data.delimiter is for a table" in capsys.readouterr().err
