@@ -109,6 +109,7 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def screenshot(self, file: Path, full: bool = True) -> None:
-        """Writes a PNG of the page, or of the window only."""
-        image = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)
+        """Writes a JPEG or PNG of the page, or of the window only."""
+        kind = {"format": "jpeg", "quality": 85} if file.suffix == ".jpg" else {"format": "png"}
+        image = self.call("Page.captureScreenshot", captureBeyondViewport=full, **kind)
         file.write_bytes(base64.b64decode(image["data"]))

@@ -25,6 +25,7 @@ from resnet_pl.utils import UserError, require
 
 # Values of the header Host of requests from the same computer.
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+OWN = "classify images from Python, where you can give their preprocessing: model.predict(images, transform=…)"
 WARNING = "warning: every computer that can reach this address can use the server, which has no password and no TLS"
 
 
@@ -59,6 +60,8 @@ def run(settings: Namespace) -> None:
     with _listen(settings.host, settings.port) as listener:
         file = find_checkpoint(settings.ckpt_path, name=settings.name)
         model = _load(file, settings.device)
+        if model.preprocessing.image_size is None or model.preprocessing.eval_crop is None:
+            raise UserError(f"serve: {file} was trained on data or with a crop of your own\n{OWN}")
         facts, worker = describe(model, file) | {"limits": limits}, Worker(model, limits["pixels"])
         is_local = _is_local(settings.host)
         server = create_server(create_app(worker, facts, LOCAL_HOSTS if is_local else ["*"]))
@@ -98,7 +101,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Returns a socket that listens at an address."""
     try:
         family, *_, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
+        return socket.create_server((address[0], int(port)), family=family)  # `address` has the port modulo 65,536
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(

@@ -297,6 +297,7 @@ def test_a_missing_package_and_wrong_options_are_named(
 ) -> None:
     start = ["serve", "--ckpt_path", copy, "--port", 0]
     assert "at most 89" in refused(capsys, *start, "--max_megapixels", 100)
+    assert "port must be 0-65535" in refused(capsys, *start[:-1], 80000)
     assert "cannot listen at 192.0.2.1" in refused(capsys, *start, "--host", "192.0.2.1")
     assert "--device nonsense" in refused(capsys, *start, "--device", "nonsense")
     monkeypatch.setitem(sys.modules, "uvicorn", None)

@@ -7,7 +7,7 @@ const queue = [];
 let limits = null, threshold = null, running = false;
 
 function percent(value) {
-  return `${(100 * value).toFixed(1)} %`;
+  return `${(100 * value).toFixed(1)}\u00a0%`;
 }
 
 async function send(address, file) {
