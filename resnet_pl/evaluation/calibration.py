@@ -46,8 +46,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         labels: see `mean_loss`.
 
     Raises:
-        UserError: the loss has no minimum between the allowed temperatures, because all predictions are right, or
-            because the network has learned nothing.
+        UserError: the logits are not finite, or the loss has no minimum between the allowed temperatures, because all
+            predictions are right, or because the network has learned nothing.
     """
     from scipy.optimize import minimize_scalar  # here, because this module is imported with the classifier
 
@@ -56,6 +56,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     low, high = math.log(LOW), math.log(HIGH)
     found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    if not math.isfinite(found.fun):
+        raise UserError("calibrate: the network computes NaN or infinite logits\nuse another checkpoint")
     if loss(low) <= found.fun:
         raise UserError(
             f"calibrate: all predictions for the {len(labels):,} validation images are right: "

@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks import (
     accuracy,
+    calibration,
     depth,
     epoch,
     gpu,
@@ -35,6 +36,7 @@ from benchmarks.steps import (
     setup_without_trainer,
 )
 from resnet_pl.models import cifar_resnet
+from tests.cli.commands import SMALL, run
 
 
 @pytest.fixture(autouse=True)
@@ -326,3 +328,13 @@ def test_a_subset_has_other_images_in_each_split(tmp_path: Path, photo_folder: P
     assert len(set(used)) == len(used)
     again = sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.jpg"))
     assert again == sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.jpg"))
+
+
+@pytest.mark.slow
+def test_calibration_of_a_finished_run(tmp_path: Path) -> None:
+    run("fit", *SMALL, "--trainer.max_epochs", "6", "--trainer.limit_train_batches", "1.0")
+    stored, results, diagrams = calibration.calibrate(Path("runs/digits/version_0").resolve(), 0.5)
+    assert results["temperature"] == stored["temperature"] and diagrams[0].shape == diagrams[1].shape
+    best = torch.load("runs/digits/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert "calibration" not in best["resnet_pl"]  # a copy is calibrated
+    assert "| 360 test, after |" in calibration.describe(stored, results)

@@ -44,6 +44,8 @@ def test_no_temperature_is_the_best() -> None:
         fit_temperature(logits, torch.arange(3))
     with pytest.raises(UserError, match="chance is as good"):
         fit_temperature(-logits, torch.arange(3))
+    with pytest.raises(UserError, match="NaN or infinite"):
+        fit_temperature(logits * torch.nan, torch.arange(3))
 
 
 def test_the_confidence_threshold() -> None:
