@@ -81,8 +81,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=str | None, default=None, help="CSV file to write, with one row per image")
     threads = "number of reader threads; default: the number of available CPU cores, at most 16"
     parser.add_argument("--threads", type=PositiveInt | None, default=None, help=threads)
-    others = set(inspect.signature(ImageTable).parameters) | set(get_type_hints(ImageFolderArgs))
-    parser.add_class_arguments(ImageTable, "data", skip=others - {*TABLE_OPTIONS}, instantiate=False)
+    known = [*inspect.signature(ImageTable).parameters, *get_type_hints(ImageFolderArgs)]
+    others: set[str | int] = {name for name in known if name not in TABLE_OPTIONS}
+    parser.add_class_arguments(ImageTable, "data", skip=others, instantiate=False)
 
 
 def run(settings: Namespace) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from resnet_pl.data.decode import options_for
 from resnet_pl.data.rng import BatchRNG
 from resnet_pl.utils import UserError
 
@@ -213,7 +214,7 @@ class PCAColor(BatchTransform):
         if not self.fitted and (channels := data.pixel_format.channels) != 3:
             raise UserError(
                 f"data.batch_transforms: PCAColor is for RGB images, these have {channels} channels\n"
-                "remove it with --data.batch_transforms [RandomFlip], or [] for none"
+                f"{options_for(channels)}"
             )
         if self.fitted:
             values, vectors = torch.linalg.eigh(data.statistics.covariance)

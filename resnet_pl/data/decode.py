@@ -38,6 +38,14 @@ class PixelFormat(NamedTuple):
 RGB = PixelFormat()
 
 
+def options_for(channels: int) -> str:
+    """Returns the fix for images with another number of channels than RGB: all options that they need."""
+    return (
+        "read the images as RGB with --data.in_channels 3, or set all of --data.mean channel --data.std channel "
+        f"--data.batch_transforms [RandomFlip] --model.backbone.in_channels {channels} --model.weights null"
+    )
+
+
 class EncodedImage:
     """An image file in memory that is not decoded yet.
 

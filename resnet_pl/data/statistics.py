@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resnet_pl.data.crops import Size, height_width
+from resnet_pl.data.decode import options_for
 from resnet_pl.utils import UserError
 
 Mean = list[float] | Literal["pixel", "channel"]
@@ -67,7 +68,7 @@ def check_input(image_size: Size, mean: Mean, std: Std, channels: int = 3) -> Si
     for name, values in {"mean": mean, "std": std}.items():
         if isinstance(values, list) and len(values) != channels:
             needed = "three values: red, green and blue" if channels == 3 else f"{channels}, or `channel` to measure it"
-            fix = "remove the option for the default" if channels == 3 else "set --data.mean channel --data.std channel"
+            fix = "remove the option for the default" if channels == 3 else options_for(channels)
             raise UserError(f"data.{name} is {values}, it needs {needed}\n{fix}")
     if isinstance(std, list) and not min(std) > 0:
         raise ValueError(f"std is {std}, each value must be above 0")

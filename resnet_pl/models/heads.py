@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from resnet_pl.data.decode import options_for
 from resnet_pl.models.resnet import ResNet
 from resnet_pl.utils import UserError
 
@@ -112,10 +113,9 @@ def check_channels(model: nn.Module, channels: int, weights: str | bool | None) 
     if takes != channels:
         raise UserError(
             f"model.backbone takes images with {takes} channels, data.in_channels is {channels}\n"
-            f"set --model.backbone.in_channels {channels}, or use a network that takes {channels} channels"
+            f"{options_for(channels)}"
         )
     if channels != 3 and weights:
         raise UserError(
-            f"model.weights are for images with 3 channels, data.in_channels is {channels}\n"
-            "train from scratch with --model.weights null, or read the images as RGB with --data.in_channels 3"
+            f"model.weights are for images with 3 channels, data.in_channels is {channels}\n{options_for(channels)}"
         )

@@ -84,16 +84,19 @@ def test_a_run(channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     measured = ["--data.mean", "channel", "--data.std", "channel"]
     if channels == 1:
         message = refused(capsys, "fit", *data, *model)
-        assert "data.mean is" in message and "--data.mean channel --data.std channel" in message
+        advice = message.partition("set all of ")[2].split()
+        assert "data.mean is" in message and "--data.in_channels 3" in message and len(advice) == 10
+        run("fit", *data, *model, *advice, "--trainer.fast_dev_run", "true")  # nothing else is missing
         message = refused(capsys, "fit", *data, *model, *measured, "--data.cache", "true")
         assert "data.cache is for RGB" in message and "--data.cache false" in message
-        assert "PCAColor" in refused(capsys, "fit", *data, *model, *measured)
+        message = refused(capsys, "fit", *data, *model, *measured)
+        assert "PCAColor" in message and message.endswith(" ".join(advice))
     measured += ["--data.batch_transforms", "[RandomFlip]"]
     if channels == 1:
         message = refused(capsys, "fit", *data, *model, *measured, "--model.weights", "null")
-        assert "takes images with 3 channels" in message and "--model.backbone.in_channels 1" in message
+        assert "takes images with 3 channels" in message and message.endswith(" ".join(advice))
         message = refused(capsys, "fit", *data, *model, *measured, "--model.backbone.in_channels", channels)
-        assert "model.weights are for images with 3 channels" in message
+        assert "model.weights are for images with 3 channels" in message and message.endswith(" ".join(advice))
     fit = [*data, *model, *measured, "--model.backbone.in_channels", channels, "--model.weights", "null"]
     run("fit", *fit)
     run("test", "--ckpt_path", "last", "--name", "run", "--tta", "10-crop")
