@@ -43,7 +43,7 @@ def report_images(run: Path) -> None:
         page = Path(folder, "report", "index.html")
         only = "header, section:not(:has(#most-confident-mistakes)) { display: none }\n</style>"
         page.write_text(page.read_text(encoding="utf-8").replace("</style>", only), encoding="utf-8")
-        screenshot(page.as_uri(), DOCS / "images" / "report_mistakes.jpg", 1000, 640)
+        screenshot(page.as_uri(), DOCS / "images" / "report_mistakes.jpg", 1000, 585)
 
 
 def main(args: list[str]) -> None:

@@ -30,6 +30,7 @@ from resnet_pl.reports.label_errors import find_label_errors, write_label_errors
 from resnet_pl.reports.model_card import write_model_card
 from resnet_pl.reports.report_page import Card, Section, photo, write_page
 from resnet_pl.reports.run_report import RunReport
+from resnet_pl.run_dir import class_name
 from resnet_pl.utils import UserError, run_on_rank_zero
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def callbacks(cli: ProjectCLI) -> list[Callback]:
 
 def run(cli: ProjectCLI) -> None:
     """Evaluates on the test images, and writes the page, the tables and the model card."""
+    if cli.checkpoint is None:
+        raise UserError("report: published weights have no record of their training\ngive --ckpt_path")
     prepare_split(cli, "test")
     folds, data = choose_folds(cli, class_names(cli.model, 0)), cli.datamodule
     test, report = _evaluate(cli)
@@ -86,28 +89,31 @@ def _collect(cli: ProjectCLI, split: str, mistakes: int = 0) -> PredictionCollec
 
 def _evaluate(cli: ProjectCLI) -> tuple[PredictionCollector, RunReport]:
     """Evaluates on the test images; raises UserError if the module does not return what a report needs."""
-    model, data = cli.model, cli.datamodule
     test = _collect(cli, "test", sections.MAX_CARDS)
-    if not isinstance(model, ImageClassifier) or not len(test.indices):
+    if not isinstance(cli.model, ImageClassifier) or not len(test.indices):
         raise UserError(
-            f"report: {type(model).__name__} is not an ImageClassifier, and its predictions are not known\n"
+            f"report: {type(cli.model).__name__} is not an ImageClassifier, and its predictions are not known\n"
             "use `test` for its metrics, or derive it from ImageClassifier"
         )
-    results, thresholds = dict(model.results), model.thresholds
+    return test, _contents(cli, cli.model, test)
+
+
+def _contents(cli: ProjectCLI, model: ImageClassifier, test: PredictionCollector) -> RunReport:
+    """The contents of the report after the evaluation."""
+    data, checkpoint = cli.datamodule, cli.checkpoint or {}
+    results, thresholds, metadata = dict(model.results), model.thresholds, checkpoint[ckpt.METADATA_KEY]
     confusion, bins, accepted = (results.pop(key, None) for key in ("confusion", "reliability", "accepted"))
-    checkpoint, names = cli.checkpoint or {}, class_names(model, test.probabilities.shape[1])
-    metadata, step = checkpoint.get(ckpt.METADATA_KEY) or {}, checkpoint.get("global_step")
-    config = metadata.get("config") or cli.plain_config
-    facts: dict[str, Any] = {"split": "test", "tested_on": "the test set", "counts": {}}
-    if isinstance(data, ImageDataModule):
-        counts = {name: class_counts(images, len(names)) for name, images in _distinct_splits(data).items()}
-        facts["split"], facts["tested_on"] = data.split_labels.get("test", "test"), data.describe_source("test")
-        facts["counts"] = {name: each.tolist() for name, each in counts.items() if each is not None}
-    return test, RunReport(
+    names, config = class_names(model, test.probabilities.shape[1]), metadata["config"] or cli.plain_config
+    is_images = isinstance(data, ImageDataModule)
+    counts = {name: class_counts(images, len(names)) for name, images in _distinct_splits(data).items()}
+    return RunReport(
         name=config.get("name") or "model",
         model=backbone_name(model),
-        data=_describe(data),
-        checkpoint=checkpoint_label(cli) + (f", epoch {checkpoint['epoch'] + 1}, step {step:,}" if checkpoint else ""),
+        data=_describe(class_name(config.get("data")), (metadata["data"] or {}).get("root")),
+        tested_data=_describe(type(data).__name__, getattr(data, "root", None)),
+        checkpoint=f"{checkpoint_label(cli)}, epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']:,}",
+        split=data.split_labels.get("test", "test") if is_images else "test",
+        tested_on=data.describe_source("test") if is_images else "the test set",
         classes=names,
         files=[image_name(test.images, index) for index in test.indices.tolist()],
         labels=test.labels.numpy(),
@@ -117,10 +123,10 @@ def _evaluate(cli: ProjectCLI) -> tuple[PredictionCollector, RunReport]:
         intervals=metric_intervals(results, confusion, test.labels, test.probabilities),
         per_class=results_per_class(model, confusion, results.pop("classes", None)),
         confusion=None if confusion is None else confusion.numpy(),
+        counts={name: each.tolist() for name, each in counts.items() if each is not None},
         config=config,
         calibration=calibration_results(model, accepted, len(test.indices)),
         reliability=[] if bins is None else reliability_rows(bins),
-        **facts,
     )
 
 
@@ -131,10 +137,9 @@ def _distinct_splits(data: Any) -> dict[str, Any]:
     return {name: images for name, images in splits.items() if name not in same and len(images)}
 
 
-def _describe(data: Any) -> str:
-    """The class of the data and the name of its folder; its path can hold the name of a person."""
-    root = getattr(data, "root", None)
-    return type(data).__name__ + ("" if root is None else f" {Path(root).resolve().name}")
+def _describe(name: str, root: Any) -> str:
+    """A class of data and the name of its folder; the path of the folder can hold the name of a person."""
+    return (name or "data built in Python") + ("" if root is None else f" {Path(root).resolve().name}")
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -166,7 +171,7 @@ def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Secti
     inputs = torch.stack([each.inputs for each in test.mistakes]).to(model.device)
     try:
         maps = heatmaps(model, inputs, torch.tensor([each.predicted for each in test.mistakes], device=model.device))
-        section.texts.append("Right: what the network saw; red is the evidence for the wrong class (Grad-CAM).")
+        section.texts.append("Right: what the network saw, brightest at the evidence for the wrong class (Grad-CAM).")
     except UserError as error:
         section.texts.append(f"Without heat maps: {error}")
     predicted, truth = report.predicted(), report.truth()

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_pl.reports.run_report import SCORES, RunReport
 from resnet_pl.reports.tables import share_with_interval
-from resnet_pl.run_dir import class_name, to_yaml
+from resnet_pl.run_dir import to_yaml
 from resnet_pl.utils import atomic_write, prog_name
 
 MAX_CLASSES = 100  # rows of the table of classes
@@ -32,10 +32,10 @@ def front_matter(report: RunReport) -> dict[str, Any]:
         for key, (kind, name) in HUB_METRICS.items()
         if report.results.get(key) is not None
     ]
-    kind = class_name(report.config.get("data")) or "images"
+    kind = report.tested_data.split()[0]
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
-        "dataset": {"type": kind.lower(), "name": report.data, "split": report.split},
+        "dataset": {"type": kind.lower(), "name": report.tested_data, "split": report.split},
         "metrics": metrics,
     }
     return {
@@ -101,12 +101,14 @@ print(model.predict("photo.jpg"))
 
 
 def _data(report: RunReport) -> str:
+    data, tested = markdown_text(report.data), markdown_text(report.tested_data)
+    text = f"## Data\n\nTrained on {data}, evaluated on {tested}.\n"
     if not report.counts:
-        return f"## Data\n\n{markdown_text(report.data)}.\n"
+        return text
     rows = zip(report.classes, *report.counts.values(), strict=True)
     shown = [[name, *(f"{count:,}" for count in counts)] for name, *counts in rows][:MAX_CLASSES]
     totals = ["all classes", *(f"{sum(column):,}" for column in report.counts.values())]
-    return f"## Data\n\nImages of each class in each split.\n\n{_table(['Class', *report.counts], [*shown, totals])}"
+    return f"{text}\n{_table(['Class', *report.counts], [*shown, totals])}"
 
 
 def _recipe(report: RunReport) -> str:

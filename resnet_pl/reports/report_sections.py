@@ -100,7 +100,7 @@ def add_label_errors(
 
 def data(report: RunReport) -> Section:
     """Returns the number of images of each class in each split."""
-    section = Section("Data", [f"{report.data}. Evaluated: {report.tested_on}."])
+    section = Section("Data", [f"Trained on {report.data}. Evaluated on {report.tested_data}: {report.tested_on}."])
     if report.counts:
         rows = [
             [name, *(f"{n:,}" for n in row)] for name, *row in zip(report.classes, *report.counts.values(), strict=True)

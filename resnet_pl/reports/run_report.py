@@ -40,7 +40,8 @@ class RunReport:
     Attributes:
         name: name of the run.
         model: the network.
-        data: class of the data module and name of its folder.
+        data: what it was trained on: class of the data module and name of its folder.
+        tested_data: the same for what it is evaluated on.
         checkpoint: the checkpoint, with its epoch and step.
         split: name of the evaluated split in results.
         tested_on: description of the evaluated images.
@@ -62,6 +63,7 @@ class RunReport:
     name: str
     model: str
     data: str
+    tested_data: str
     checkpoint: str
     split: str
     tested_on: str
@@ -117,8 +119,8 @@ class RunReport:
         if accepted := self.calibration.get("accepted"):
             coverage, precision, count = accepted_cells(accepted)
             texts.append(
-                f"Below a probability of {accepted['threshold']:.4f}, the answer is “unknown”. Other answers: {count} "
-                f"images, coverage {coverage} %, precision {precision} % (95 % intervals)."
+                f"Below a probability of {accepted['threshold']:.4f} the answer is “unknown”. {count} images have "
+                f"another answer: coverage {coverage}, precision {precision} (with 95 % intervals)."
             )
         return texts
 
@@ -144,7 +146,11 @@ class RunReport:
         ]
         pairs = [[self.classes[t], self.classes[p], count] for t, p, count in self.confused_pairs()]
         matrix = [] if self.confusion is None else self.confusion.tolist()
-        values = [[key, self.results[key], *_limits(self.intervals.get(key))] for key in METRICS if key in self.results]
+        values = [
+            [key, self.results[key], *_limits(self.intervals.get(key))]
+            for key in METRICS
+            if self.results.get(key) is not None
+        ]
         scores = [f"{score}{limit}" for score in SCORES for limit in ("", *LIMITS)]
         tables: dict[str, tuple[list[str], Iterable[Sequence[Any]]]] = {
             "metrics": (["metric", "value", "low", "high"], values),

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from resnet_pl.evaluation.metrics import wilson_interval
+from resnet_pl.models import cifar_resnet
 from resnet_pl.reports.results import read_results
 from tests.cli.commands import refused, run
+from tests.conftest import write_photos
 
 EXPLAIN = ("captum", "cleanlab")
 
@@ -93,8 +96,6 @@ def test_the_report_agrees_with_the_test_and_is_one_file(copy: Path) -> None:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small network for photos whose names of files and classes are markup."""
-    from tests.conftest import write_photos
-
     root = tmp_path_factory.mktemp("photos")
     write_photos(root / "photos", classes=(ODD, "bee", "cat"), count=12)
     (root / "photos/bee/0003.jpg").rename(root / "photos/bee/<img src=x onerror=alert(1)>.jpg")
@@ -151,6 +152,13 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
     run("report", "--ckpt_path", photos, "--output", "found")
     assert f"network of {photos.parents[1] / 'cross'} that" in Path("found/report/index.html").read_text()
 
+    # In another folder, the data of the training is still named, and its images are not counted twice.
+    write_photos(place / "new", classes=(ODD, "bee", "cat"), count=3, first=70)
+    run("report", "--ckpt_path", photos, "--data.root", "new", "--output", "new_folder")
+    text = Path("new_folder/report/README.md").read_text()
+    assert "Trained on ImageFolder photos, evaluated on ImageFolder new." in text and "| Class | test |" in text
+    assert "Searched: the 9 evaluated images" in Path("new_folder/report/index.html").read_text()
+
     write(place / "other", ["other.jpg"], names)
     write(place / "classes", files, ["ant", "bee"])
     (place / "damaged").mkdir()
@@ -189,6 +197,12 @@ def test_several_classes_per_image(place: Path) -> None:
     exact = sum(row["truth"] == row["prediction"] for row in table) / len(table)
     assert metrics["exact_match"] == pytest.approx(exact) and "map" in metrics
     assert front_matter(folder / "README.md")["metrics"] == ["mAP", "f1"]
+
+
+def test_published_weights_have_no_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(cifar_resnet(8).state_dict(), "weights.pth")
+    line = ["report", "--model.backbone", "cifar_resnet", "--model.backbone.depth", "8", "--data", "Digits"]
+    assert "give --ckpt_path" in refused(capsys, *line, "--model.weights", "weights.pth")
 
 
 def test_data_of_another_kind_has_a_report_without_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
