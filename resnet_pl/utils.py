@@ -212,6 +212,12 @@ def gc_paused() -> Iterator[None]:
         gc.enable()
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun in the singular or plural: "1 epoch", "1,257 images", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "tch")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def similar(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Returns up to `count` known names that are similar to a word, the most similar first."""
     return difflib.get_close_matches(word, list(known), n=count)

@@ -213,5 +213,5 @@ def test_a_whole_number_of_batches_is_not_a_fraction(tmp_path: Path) -> None:
     config = ["--config", str(PROJECT / "configs/digits.yaml"), "--dashboard", "false"]
     command = [sys.executable, "-c", code, str(PROJECT), "fit", *config, *words]
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300).stdout
-    assert "1 epochs, 1 iterations" in out
+    assert "1 epoch, 1 iteration" in out
     assert "limit_train_batches: 1\n" in (tmp_path / "runs/digits/version_0/config.yaml").read_text()

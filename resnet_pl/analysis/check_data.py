@@ -36,7 +36,7 @@ from resnet_pl.data.loader import default_num_workers
 from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.reports.tables import print_report
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import UserError, atomic_write, progress
+from resnet_pl.utils import UserError, atomic_write, counted, progress
 
 MAX_CLASSES = 40
 MAX_LINES = 20
@@ -203,7 +203,7 @@ def _problems(
             f"{printable_path(group)}: {', '.join(found)}" for group, found in splits.items() if len(found) > 1
         ],
         "classes missing from train": [
-            f"{split}/{printable_path(label)}: {n} images" for (split, label), n in unknown.items()
+            f"{split}/{printable_path(label)}: {counted(n, 'image')}" for (split, label), n in unknown.items()
         ],
     }
     return {title: lines for title, lines in problems.items() if lines}
@@ -244,7 +244,7 @@ def _table(files: Sequence[File], splits: Sequence[str]) -> tuple[Table, str]:
         f" {len(counts)} classes; the largest, {printable_path(most)}, has {ratio:.1f} times as many images as the "
     )
     balance += f"smallest, {printable_path(least)}"
-    hidden = f"; {len(ranked) - len(chosen)} classes of medium size are not shown" if len(ranked) > len(chosen) else ""
+    hidden = f"; not shown: {counted(more, 'class')} of medium size" if (more := len(ranked) - len(chosen)) else ""
     return table, balance + hidden
 
 

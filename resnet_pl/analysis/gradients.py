@@ -17,7 +17,7 @@ from torch.func import functional_call
 from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, plot_gradients
 from resnet_pl.data import ImageDataModule
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import progress, rank_zero_print
+from resnet_pl.utils import counted, progress, rank_zero_print
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -38,7 +38,7 @@ def _measure(loaded: LoadedRun, settings: Namespace) -> Measured:
     data.split("train")
     data.setup("fit")
     count = min(settings.batches, len(data.train_dataloader()))
-    measured_on = f"{count} batches of {data.batch_size}, {data.describe_split('train')}"
+    measured_on = f"{counted(count, 'batch')} of {data.batch_size}, {data.describe_split('train')}"
     rank_zero_print(f"{name}: {measured_on}; {loaded.run.path}")
     if loaded.model.weights is not None:
         rank_zero_print("note: the run started from pretrained weights; here the initial weights are random")

@@ -27,7 +27,7 @@ from resnet_pl.analysis.grid import SweepRun, grid_runs
 from resnet_pl.command_line import CommandLine
 from resnet_pl.reports.run_reader import duration
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import prog_name
+from resnet_pl.utils import counted, prog_name
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -66,7 +66,7 @@ def run(settings: Namespace) -> int:
         sweep.record_duration(sweep_run, finished.seconds if finished else None)
     sweep.log(f"$ {settings.command_line}", to_stdout=False)
     skipped = f", {len(sweep_runs) - len(remaining)} already completed" if len(remaining) < len(sweep_runs) else ""
-    sweep.log(f"{len(sweep_runs)} runs{skipped}, {settings.jobs} in parallel; {sweep.estimate()}")
+    sweep.log(f"{counted(len(sweep_runs), 'run')}{skipped}, {settings.jobs} in parallel; {sweep.estimate()}")
     failed = sweep.run()
     states = [(sweep_run, sweep_run.finished_run()) for sweep_run in sweep_runs]
     lost = [each.problem() for each, finished in states if finished is None and each.name not in failed]

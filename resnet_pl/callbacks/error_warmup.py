@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from resnet_pl.callbacks.access import is_optimizer_step
 from resnet_pl.types import PositiveFloat, PositiveInt, UnitInterval
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, counted
 
 # Iterations over which the training error is averaged: a single batch may be below the threshold by chance.
 ERROR_WINDOW = 100
@@ -51,7 +51,7 @@ class ErrorWarmup(Callback):
         if self.errors and trainer.global_step >= self.max_iterations:
             mean = sum(self.errors) / len(self.errors)
             raise UserError(
-                f"ErrorWarmup: the training error is {mean:.2%} after {trainer.global_step:,} iterations, "
+                f"ErrorWarmup: the training error is {mean:.2%} after {counted(trainer.global_step, 'iteration')}, "
                 f"not below {self.error:.2%}\nlower `factor` or raise `max_iterations` of the callback"
             )
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from resnet_pl.callbacks.access import (
@@ -32,7 +33,7 @@ from resnet_pl.data.provenance import describe
 from resnet_pl.data.samplers import class_counts
 from resnet_pl.optim import ScheduledLR
 from resnet_pl.run_dir import job_id, write_session, write_splits
-from resnet_pl.utils import shell_command
+from resnet_pl.utils import counted, shell_command
 
 # Factor between the largest and the smallest class from which the summary says what to use.
 IMBALANCE = 3
@@ -61,7 +62,7 @@ class RunSummary(Callback):
             "classes": None if data is None else _classes(data.class_names),
             "layout": getattr(data, "layout_note", None),
             "splits": None if data is None else data.split_note,
-            "balance": None if data is None else _imbalance(data, pl_module),
+            "balance": None if data is None else _balance(data, pl_module),
             "batch": None if data is None else _batch(trainer, data),
             "training": _training(trainer, pl_module),
             "device": f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}",
@@ -119,12 +120,12 @@ def _data(trainer: Trainer) -> str:
     data = get_image_data(trainer)
     if data is None:
         batches = trainer.num_training_batches
-        counts = "no fixed length" if math.isinf(batches) else f"{batches:,} batches"
+        counts = "no fixed length" if math.isinf(batches) else counted(int(batches), "batch")
         return f"{describe(get_datamodule(trainer) or trainer.train_dataloader)}: {counts}"
     # Without a test set, test is val.
     splits = {split: images for split, images in data.splits.items() if split not in data.split_labels}
     counts = " + ".join(f"{len(images):,} {split}" for split, images in splits.items())
-    return f"{data.describe()}: {counts} images, {len(data.classes)} classes"
+    return f"{data.describe()}: {counts} images, {counted(len(data.classes), 'class')}"
 
 
 def _classes(names: Sequence[str]) -> str:
@@ -132,10 +133,17 @@ def _classes(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 10 else [*names[:4], "…", *names[-3:]])
 
 
-def _imbalance(data: ImageDataModule, pl_module: LightningModule) -> str | None:
-    """The smallest and the largest class, and what to use; None if the classes are similar, or something is used."""
+def _balance(data: ImageDataModule, pl_module: LightningModule) -> str | None:
+    """The sampler and the class weights; without them the smallest and the largest class, and what to use."""
     names, counts = data.class_names, class_counts(data.splits.get("train"), len(data.classes))
-    if counts is None or len(counts) < 2 or data.sampler is not None or pl_module.hparams.get("class_weights"):
+    used = [] if data.sampler is None else [f"{data.sampler} sampler"]
+    if pl_module.hparams.get("class_weights"):
+        loss = getattr(pl_module, "criterion", None)
+        weights = getattr(loss, "pos_weight" if data.multi_label else "weight", None)
+        used.append("class weights" if weights is None else f"class weights {_range(names, weights, '.3g')}")
+    if used:
+        return ", ".join(used)
+    if counts is None or len(counts) < 2:
         return None
     low, high = int(counts.min()), int(counts.max())
     if high <= IMBALANCE * low:
@@ -143,13 +151,18 @@ def _imbalance(data: ImageDataModule, pl_module: LightningModule) -> str | None:
     # The sampler needs one class per image, and mAP counts all classes equally already.
     advice = "--data.sampler balanced or --model.class_weights balanced, and --checkpoint.monitor val/f1_macro"
     advice = "--model.class_weights balanced" if data.multi_label else advice
-    lowest, highest = names[int(counts.argmin())], names[int(counts.argmax())]
-    return f"{low:,} training images of {lowest}, {high:,} of {highest}: try {advice}"
+    return f"training images: {_range(names, counts, ',')}; try {advice}"
+
+
+def _range(names: Sequence[str], values: Tensor, form: str) -> str:
+    """The smallest and the largest value, with the class of each."""
+    ends = (int(values.argmin()), int(values.argmax()))
+    return " to ".join(f"{values[index].item():{form}} ({names[index]})" for index in ends)
 
 
 def _batch(trainer: Trainer, data: ImageDataModule) -> str:
     size, paper = effective_batch_size(trainer), data.paper_batch_size
-    parts = [f"{data.batch_size} images"]
+    parts = [counted(data.batch_size, "image")]
     parts += [f"{trainer.world_size} processes"] if trainer.world_size > 1 else []
     parts += [f"{trainer.accumulate_grad_batches} accumulated"] if trainer.accumulate_grad_batches > 1 else []
     text = f"{size}" + (f" = {' × '.join(parts)}" if len(parts) > 1 else "")
@@ -158,8 +171,8 @@ def _batch(trainer: Trainer, data: ImageDataModule) -> str:
 
 def _training(trainer: Trainer, pl_module: LightningModule) -> str:
     total = total_steps(trainer)
-    steps = "no limit" if total is None else f"{total:,} iterations"
-    epochs = f"{trainer.max_epochs} epochs, " if trainer.max_epochs not in (None, -1) else ""
+    steps = "no limit" if total is None else counted(total, "iteration")
+    epochs = f"{counted(trainer.max_epochs, 'epoch')}, " if trainer.max_epochs not in (None, -1) else ""
     if math.isnan(base_lr(trainer)):  # no optimizer
         return f"{epochs}{steps}"
     schedules = [_schedule(config.scheduler, pl_module) for config in trainer.lr_scheduler_configs]
@@ -188,5 +201,5 @@ def device_name(trainer: Trainer) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         threads = torch.get_num_threads()
-        name = f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+        name = f"{device.type}, {counted(threads, 'thread')}"
     return f"{trainer.world_size} × {name}"

@@ -35,7 +35,7 @@ from resnet_pl.reports.reliability import reliability_diagram
 from resnet_pl.reports.results import write_results
 from resnet_pl.reports.tables import print_report, results_table
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
+from resnet_pl.utils import UserError, counted, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -144,9 +144,8 @@ def prepare_split(cli: ProjectCLI, split: str) -> None:
         return
     data.prepare_data()
     data.setup(cli.command_line.subcommand)
-    rank_zero_print(
-        f"{cli.command_line.subcommand}: {len(data.split(split)):,} images, {data.describe_split(split)}; {what}"
-    )
+    count = counted(len(data.split(split)), "image")
+    rank_zero_print(f"{cli.command_line.subcommand}: {count}, {data.describe_split(split)}; {what}")
 
 
 def checkpoint_label(cli: ProjectCLI) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_pl.utils import UserError, prog_name
+from resnet_pl.utils import UserError, counted, prog_name
 
 # More unreadable files than both of these are an error: the disk is gone, or it is the wrong data.
 MAX_BAD_FRACTION, MIN_BAD_COUNT = 0.1, 10
@@ -65,6 +65,6 @@ def bad_images_error(bad: Sequence[BadImage]) -> UserError:
     """Returns the error for unreadable images that must not be skipped."""
     examples = "; ".join(str(error) for error in bad[:3]) + (" …" if len(bad) > 3 else "")
     return UserError(
-        f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read: {examples}\n"
+        f"{counted(len(bad), 'image')} cannot be read: {examples}\n"
         "repair or remove them, or skip such files with --data.on_bad_image skip"
     )

@@ -8,7 +8,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from resnet_pl.data.bad_images import BadImage, printable_path
-from resnet_pl.utils import prog_name, progress
+from resnet_pl.utils import counted, prog_name, progress
 
 
 def content_digests(paths: Sequence[Path], skip: bool = False) -> list[str]:
@@ -98,7 +98,9 @@ def describe_copies(root: Path, names: Mapping[str, Sequence[str]], found: Mappi
     if not copies:
         return None
     example = " = ".join(printable_path(path.relative_to(root)) for path in copies[0])
-    return f"{len(copies):,} images are in several splits, such as {example}; `{prog_name()} check-data` lists them"
+    return (
+        f"{counted(len(copies), 'image')} in several splits, such as {example}; `{prog_name()} check-data` lists them"
+    )
 
 
 def split_fingerprints(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from resnet_pl.data.class_folders import class_folders, has_results
 from resnet_pl.data.image_files import NEEDS_PLUGIN, is_image_name, walk_files
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, counted
 
 # Names of split folders in lower case, those that Hugging Face datasets recognizes.
 SPLIT_NAMES = {
@@ -222,7 +222,7 @@ class _Reader:
         """A note on the files in the class folders that are not images, and on images directly in `folders`."""
         loose = sum(_is_image(path) for folder in folders for path in folder.iterdir())
         parts = [f"{_count_kinds(self.unread)} in the class folders"] if self.unread else []
-        parts += [f"{loose:,} image{'s' if loose > 1 else ''} outside the class folders"] if loose else []
+        parts += [f"{counted(loose, 'image')} outside the class folders"] if loose else []
         return [f"not read: {' and '.join(parts)}{_plugin_hint(self.unread)}"] if parts else []
 
 

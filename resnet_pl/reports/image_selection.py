@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resnet_pl.reports.plots import Mark
+from resnet_pl.utils import counted
 
 # In the order of the contact sheet.
 MARKS: tuple[Mark, ...] = ("wrong", "none", "right")
@@ -58,4 +59,4 @@ def _as_text(kinds: set[Mark], shown: int, total: int) -> str:
         words = ["least confident predictions first"]
     if shown < total:
         return ", ".join([f"{shown:,} of {total:,} images", *words, "balanced over the predicted classes"])
-    return ", ".join([f"{total:,} image{'s' if total > 1 else ''}", *words])
+    return ", ".join([counted(total, "image"), *words])

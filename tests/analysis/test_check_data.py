@@ -101,7 +101,7 @@ def test_of_many_classes_the_largest_and_smallest_are_shown(
     make_photos(tmp_path, ["kind07"], count=2, first=5)
     lines = check(capsys, tmp_path)
     assert sum(line.startswith("  kind") and "≈" not in line for line in lines) == 40 and row(lines, "kind07") == ["3"]
-    assert any("5 classes of medium size are not shown" in line for line in lines)
+    assert any("not shown: 5 classes of medium size" in line for line in lines)
 
 
 def test_long_lists_are_truncated(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -502,6 +502,6 @@ def test_copies_in_several_split_folders_are_noted(
     assert "in several splits" not in capsys.readouterr().out
     shutil.copy(root / "train/ant/0001.jpg", root / "test/ant/again.jpg")
     folder(root)
-    assert "note: 1 images are in several splits, such as train/ant/0001.jpg = test/ant/again.jpg" in (
+    assert "note: 1 image in several splits, such as train/ant/0001.jpg = test/ant/again.jpg" in (
         capsys.readouterr().out
     )
