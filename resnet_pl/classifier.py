@@ -36,9 +36,10 @@ from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.evaluation.tta import predict_with_tta
 from resnet_pl.losses import MultiLabelLoss, check_kind, check_number, set_class_weights
 from resnet_pl.lr_schedulers import configure_lr_scheduler, update_plateau
+from resnet_pl.models.fetch_weights import fetch_weights
 from resnet_pl.models.heads import check_channels, find_classifier, reset_classifier, split_outputs, training_loss
 from resnet_pl.models.normalize import Normalize
-from resnet_pl.models.pretrained import fetch_weights, load_pretrained
+from resnet_pl.models.pretrained import load_pretrained
 from resnet_pl.models.published import load_published
 from resnet_pl.optim import Schedule, ScheduledLR, check_layout, make_optimizer, make_scheduler
 from resnet_pl.plain_types import to_plain_hparams
@@ -55,8 +56,9 @@ class ImageClassifier(LightningModule):
     Args:
         backbone: classification network, such as resnet50, cifar_resnet or torchvision.models.convnext_tiny. Its last
             layer is replaced if its number of outputs differs from the number of classes.
-        weights: pretrained weights of the backbone: a torchvision name such as IMAGENET1K_V1, a URL, or a .pth,
-            .safetensors or .ckpt file. Ignored when a checkpoint is restored.
+        weights: pretrained weights of the backbone: a torchvision name such as IMAGENET1K_V1, a URL
+            (hf://user/name for the Hugging Face Hub), or a .pth, .safetensors or .ckpt file. Ignored when a checkpoint
+            is restored.
         num_classes: number of classes; read from the data by default.
         class_names: name of each class; read from the data by default.
         multi_label: whether an image can have several classes, or none; read from the data by default. Each class then

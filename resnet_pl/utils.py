@@ -22,7 +22,7 @@ EXTRAS = {
     "explain": "captum cleanlab",
     "export": "onnx onnxscript onnxruntime safetensors",
     "heif": "pillow-heif",
-    "hf": "datasets",
+    "hf": "datasets huggingface_hub",
     "serve": "starlette uvicorn python-multipart",
     "tables": "openpyxl pyarrow",
 }

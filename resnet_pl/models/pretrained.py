@@ -1,28 +1,20 @@
 """Pretrained weights from torchvision, a URL or a file; the head is not loaded if the number of classes differs."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-import torch
 import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
-from resnet_pl.data.download import fetch
 from resnet_pl.models.class_rows import keep_rows, match_classes
 from resnet_pl.models.heads import find_classifier, find_heads
 from resnet_pl.models.resnet import ResNet
 from resnet_pl.models.weights_file import read_weights
 from resnet_pl.utils import UserError, similar
-
-FROM_SCRATCH = "--model.weights null --model.optimizer AdamW --model.optimizer.lr 0.001 --trainer.max_epochs 60"
-"""Options for training without weights on a few hundred photos; benchmarks/small_data.py compares optimizers."""
 
 OPTIONAL = "num_batches_tracked"
 """Suffix of keys that a file may lack: torch 0.4.1 added them to BatchNorm, and only cumulative averages use them."""
@@ -78,8 +70,8 @@ def load_pretrained(
 
     Args:
         model: classification network.
-        weights: path, URL (http, https, file), or torchvision name: a full one (`ResNet34_Weights.IMAGENET1K_V1`) or,
-            for this project's ResNets, a short one (`IMAGENET1K_V1`, `DEFAULT`).
+        weights: path, URL (http, https, file, hf), or torchvision name: a full one (`ResNet34_Weights.IMAGENET1K_V1`)
+            or, for this project's ResNets, a short one (`IMAGENET1K_V1`, `DEFAULT`).
         fetch: downloads a URL and returns the path of the file.
         class_names: names of the network's classes.
 
@@ -173,7 +165,7 @@ def _describe_rows(class_names: Sequence[str], rows: Sequence[int | None]) -> st
 
 def _locate(model: nn.Module, weights: str, fetch: Callable[[str], Path]) -> tuple[str, Path, list[str] | None]:
     """Returns the full name of the weights, their file, and torchvision's names of their classes."""
-    if re.match(r"(https?|file)://", weights):
+    if re.match(r"(https?|file|hf)://", weights):
         return weights, fetch(weights), None
     path = Path(weights).expanduser()
     # File suffixes are lowercase; in a torchvision name the part after the dot is uppercase.
@@ -243,29 +235,3 @@ def _describe(model: nn.Module) -> str:
     if not isinstance(model, ResNet):
         return type(model).__name__
     return "ResNet({block}, {layers}, shortcut {shortcut}, {stem} stem, width {width})".format(**model.init_args)
-
-
-def fetch_weights(url: str) -> Path:
-    """Downloads a weights file to the cache of `torch.hub`, unless it exists there, and returns its path.
-
-    File names of torchvision end in the first digits of the SHA-256 checksum, which is verified, also of a file that
-    was put there. A number without a letter is not a checksum: it can be a date.
-
-    Raises:
-        UserError: the file cannot be downloaded, or has another checksum than its name says.
-    """
-    path = Path(url2pathname(urlsplit(url).path))
-    if url.startswith("file:"):
-        return path
-    digits = re.search(r"-(?=\d*[a-f])([a-f0-9]{8,})\.", path.name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / path.name
-    if digits and path.is_file():
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(digits[1]):
-            raise UserError(
-                f"{path} is damaged or another file: its SHA-256 begins with {found[: len(digits[1])]}\n"
-                "delete it to download it again, or give your own file by its path: --model.weights PATH"
-            )
-    hint = f"or train from scratch: {FROM_SCRATCH}"
-    return fetch([url], path, f"sha256-prefix:{digits[1]}" if digits else None, what="weights", hint=hint)

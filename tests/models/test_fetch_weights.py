@@ -13,7 +13,7 @@ import torch
 
 from resnet_pl.data import download
 from resnet_pl.models import cifar_resnet, load_pretrained
-from resnet_pl.models.pretrained import fetch_weights
+from resnet_pl.models.fetch_weights import fetch_weights
 from resnet_pl.utils import UserError
 
 
