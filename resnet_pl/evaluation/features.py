@@ -42,12 +42,6 @@ class Grid(NamedTuple):
             return output[:, self.extra :].transpose(1, 2).unflatten(2, (self.height, self.width))
         return output if self.layout == "NCHW" else output.permute(0, 3, 1, 2)
 
-    def from_map(self, features: Tensor, output: Tensor) -> Tensor:
-        """Converts a feature map to an output of the layer; the tokens before the grid are those of `output`."""
-        if self.layout == "NTC":
-            return torch.cat([output[:, : self.extra], features.flatten(2).transpose(1, 2)], 1)
-        return features if self.layout == "NCHW" else features.permute(0, 2, 3, 1)
-
 
 def find_grid(output: Any, images: Tensor, head_inputs: int) -> Grid | None:
     """Returns the grid in the output of a layer; None if it has none, or only one cell.

@@ -1,4 +1,4 @@
-"""Heat maps: which parts of an image increase the score of a class (Grad-CAM, arXiv:1610.02391)."""
+"""Heat maps: which parts of an image increase the score of a class (a variant of Grad-CAM, arXiv:2011.08891)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
-from resnet_pl.evaluation.features import Grid, find_feature_map
+from resnet_pl.evaluation.features import find_feature_map
 from resnet_pl.utils import require
 
 if TYPE_CHECKING:
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def heatmaps(model: ImageClassifier, inputs: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:
-    """Returns the Grad-CAM heat maps of images: the evidence for one class, at the resolution of the last feature map.
+    """Returns heat maps of images: the evidence for one class, at the resolution of the last feature map.
+
+    The evidence is gradient × activation, summed over the channels, where it is positive (HiResCAM, arXiv:2011.08891).
+    In a ResNet, and any network that averages its last feature map over the positions, this is Grad-CAM
+    (arXiv:1610.02391). In others, it does not lose the positions that Grad-CAM's mean of the gradients loses.
 
     The model runs in evaluation mode and without autocast. Its modes, gradients and hooks are the same afterwards. No
     other thread may use the model at the same time.
@@ -34,43 +38,31 @@ def heatmaps(model: ImageClassifier, inputs: Tensor, classes: Tensor, layer: str
     Raises:
         UserError: captum is not installed, the network has no feature map, or there is no such layer.
     """
-    grad_cam: Any = require("captum.attr", "explain", "a heat map").LayerGradCam
+    method: Any = require("captum.attr", "explain", "a heat map").LayerGradientXActivation
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode(False), torch.autocast(inputs.device.type, enabled=False):
             # Copies: tensors of the Trainer's inference mode cannot take part in a backward pass.
             images = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.detach().clone()
-            found = find_feature_map(model, images[:1].clone(), layer)
-            maps = _attribute(grad_cam, model, *found, images, classes.clone())
+            name, grid = find_feature_map(model, images[:1].clone(), layer)
+            found = model.backbone.get_submodule(name)
+            handle = found.register_forward_hook(_enable_gradients)
+            try:
+                evidence = method(torch.no_grad()(model.forward), found).attribute(images, classes.clone())
+            finally:
+                handle.remove()
     finally:
         for module in training:
             module.training = True
-    maps = interpolate(maps.float(), size=inputs.shape[-2:], mode="bilinear").squeeze(1)
+    maps = grid.to_map(evidence.detach().float()).sum(1, keepdim=True).relu()
+    maps = interpolate(maps, size=inputs.shape[-2:], mode="bilinear").squeeze(1)
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo().tiny)
 
 
-def _attribute(
-    grad_cam: Any, model: ImageClassifier, layer: str, grid: Grid, images: Tensor, classes: Tensor
-) -> Tensor:
-    """Returns the heat maps `(N, 1, h, w)` of a layer."""
-    features = nn.Identity()  # its output is a map (N, C, h, w), as captum takes it, for any layout of the layer
-
-    def insert(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        if output.ndim != len(grid.layout):  # another call of the same layer
-            return output
-        torch.set_grad_enabled(True)  # until `forward` returns: the layers before this one need no gradients
-        return grid.from_map(features(grid.to_map(output)), output)
-
-    def forward(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(images)
-
-    handle = model.backbone.get_submodule(layer).register_forward_hook(insert)
-    try:
-        return grad_cam(forward, features).attribute(images, classes, relu_attributions=True).detach()
-    finally:
-        handle.remove()
+def _enable_gradients(*args: Any) -> None:
+    """Hook of the layer: the layers before it need no gradients, whose activations would take memory."""
+    torch.set_grad_enabled(True)
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:

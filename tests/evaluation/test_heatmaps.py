@@ -117,14 +117,15 @@ def test_the_maximum_lies_on_the_evidence() -> None:
     assert accuracy > 0.95 and share >= 0.9
 
 
-def test_a_layer_can_be_named_and_its_map_is_that_of_captum() -> None:
+def test_the_map_of_a_resnet_is_grad_cam_and_a_layer_can_be_named() -> None:
     model = ready()
     images, classes = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
-    expected = captum.LayerGradCam(model, model.backbone.layer2).attribute(images, classes, relu_attributions=True)
+    expected = captum.LayerGradCam(model, model.backbone.layer3).attribute(images, classes, relu_attributions=True)
     expected = nn.functional.interpolate(expected.detach(), (16, 16), mode="bilinear")[:, 0]
     expected = expected / expected.amax((1, 2), keepdim=True)
-    torch.testing.assert_close(heatmaps(model, images, classes, "layer2"), expected)
-    assert not torch.equal(heatmaps(model, images, classes), expected)
+    torch.testing.assert_close(heatmaps(model, images, classes), expected)
+    torch.testing.assert_close(heatmaps(model, images, classes, "layer3"), expected)
+    assert not torch.equal(heatmaps(model, images, classes, "layer2"), expected)
 
 
 def ready(**kwargs: Any) -> ImageClassifier:
