@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ConvNeXt, DenseNet, EfficientNet, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 
+from benchmarks.heatmaps import StripedPatches, localization, train
 from resnet_pl import ImageClassifier, cifar_resnet
 from resnet_pl.evaluation.features import find_feature_map
 from resnet_pl.evaluation.heatmaps import heatmaps, overlay
@@ -23,51 +24,6 @@ from resnet_pl.utils import UserError
 from tests.tiny import classifier
 
 captum = pytest.importorskip("captum.attr")
-PATCH = 8  # side of the patch that shows the class, pixels
-
-
-def striped_patches(count: int, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns images of noise `(N, 3, H, W)`, their labels and the position of a patch `(N, 2)` with stripes.
-
-    Only the direction of the stripes shows the class.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, 3, size, size, generator=generator) * 0.6
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    places = torch.randint(0, size - PATCH + 1, (count, 2), generator=generator)
-    stripes = (torch.arange(PATCH) // 2 % 2).float().expand(PATCH, PATCH)
-    for image, label, (top, left) in zip(images, labels.tolist(), places.tolist(), strict=True):
-        image[:, top : top + PATCH, left : left + PATCH] = stripes.T if label else stripes
-    return images, labels, places
-
-
-def train(backbone: nn.Module, steps: int, batch_size: int = 16, lr: float = 3e-3) -> ImageClassifier:
-    """Trains a network to classify the direction of the stripes."""
-    torch.manual_seed(0)
-    model = ImageClassifier(backbone, num_classes=2)
-    model.configure_model()
-    images, labels, _ = striped_patches(steps * batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    model.train()
-    for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        loss = nn.functional.cross_entropy(model(batch), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-def share_on_the_patch(model: ImageClassifier, count: int = 200) -> tuple[float, float]:
-    """Returns the accuracy on other images, and the share of correct ones whose maximum lies on the patch."""
-    images, labels, places = striped_patches(count, seed=1)
-    with torch.no_grad():
-        correct = model(images).argmax(1) == labels
-    maps = heatmaps(model, images, labels)
-    maxima = torch.stack([torch.tensor(np.unravel_index(int(each.argmax()), each.shape)) for each in maps])
-    inside = ((maxima >= places) & (maxima < places + PATCH)).all(1)
-    return float(correct.float().mean()), float(inside[correct].float().mean())
 
 
 def two_layer_head() -> nn.Module:
@@ -113,7 +69,8 @@ def test_the_last_feature_map_of_each_family_is_found(name: str) -> None:
 
 def test_the_maximum_lies_on_the_evidence() -> None:
     """In all of 200 images, with these seeds."""
-    accuracy, share = share_on_the_patch(train(cifar_resnet(8), steps=50))
+    model = train(cifar_resnet(8), steps=50, size=32, patch=8)
+    accuracy, share = localization(model, StripedPatches.make(200, size=32, patch=8, seed=1))
     assert accuracy > 0.95 and share >= 0.9
 
 
