@@ -29,7 +29,7 @@ from resnet_pl.reports import report_sections as sections
 from resnet_pl.reports.label_errors import find_label_errors, write_label_errors
 from resnet_pl.reports.model_card import write_model_card
 from resnet_pl.reports.report_page import Card, Section, photo, write_page
-from resnet_pl.reports.run_report import RunReport
+from resnet_pl.reports.run_report import RunReport, without_folders
 from resnet_pl.run_dir import class_name
 from resnet_pl.utils import UserError, run_on_rank_zero
 
@@ -104,14 +104,14 @@ def _contents(cli: ProjectCLI, model: ImageClassifier, test: PredictionCollector
     results, thresholds, metadata = dict(model.results), model.thresholds, checkpoint[ckpt.METADATA_KEY]
     confusion, bins, accepted = (results.pop(key, None) for key in ("confusion", "reliability", "accepted"))
     names, config = class_names(model, test.probabilities.shape[1]), metadata["config"] or cli.plain_config
-    is_images = isinstance(data, ImageDataModule)
+    label, is_images = without_folders(checkpoint_label(cli)), isinstance(data, ImageDataModule)
     counts = {name: class_counts(images, len(names)) for name, images in _distinct_splits(data).items()}
     return RunReport(
         name=config.get("name") or "model",
         model=backbone_name(model),
         data=_describe(class_name(config.get("data")), (metadata["data"] or {}).get("root")),
         tested_data=_describe(type(data).__name__, getattr(data, "root", None)),
-        checkpoint=f"{checkpoint_label(cli)}, epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']:,}",
+        checkpoint=f"{label}, epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']:,}",
         split=data.split_labels.get("test", "test") if is_images else "test",
         tested_on=data.describe_source("test") if is_images else "the test set",
         classes=names,

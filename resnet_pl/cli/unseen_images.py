@@ -78,7 +78,8 @@ def of_folds(data: ImageDataModule, class_names: Sequence[str], folder: Path) ->
     probabilities, places = read_out_of_fold(folder, class_names), _places(data)
     chosen = {name: place for name, place in places.items() if name in probabilities}
     labels = np.array([int(images.labels[index]) for images, index in chosen.values()], np.int64)
-    source = f"{len(chosen):,} images, each predicted by the network of {folder} that was not trained on it"
+    network = f"the network of the cross-validation {folder.name} that was not trained on it"
+    source = f"{len(chosen):,} images, each predicted by {network}"
     return UnseenImages([*chosen.values()], labels, np.stack([probabilities[name] for name in chosen]), source)
 
 

@@ -129,7 +129,7 @@ class RunReport:
         flat = flatten_config({key: self.config[key] for key in ("model", "data", "trainer") if key in self.config})
         trainer = {f"trainer.{key}" for key in TRAINER_KEYS}
         shown = [key for key in flat if key.startswith(("model", "data")) or key in trainer]
-        texts = {key: option_text(flat[key], long=True) for key in sorted(shown)}
+        texts = {key: without_folders(option_text(flat[key], long=True)) for key in sorted(shown)}
         texts["seed_everything"] = option_text(self.config.get("seed_everything"))
         return [(key, text) for key, text in texts.items() if text not in ("null", "false", "[]", "{}", "-1")]
 
@@ -162,6 +162,11 @@ class RunReport:
         }
         for name, (head, rows) in tables.items():
             write_csv(folder / f"{name}.csv", head, rows)
+
+
+def without_folders(text: str) -> str:
+    """Returns the name of an absolute path, and any other text unchanged: a path can hold the name of a person."""
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _limits(interval: Sequence[float] | None) -> Sequence[Any]:

@@ -19,6 +19,7 @@ from benchmarks import (
     epoch,
     gpu,
     growth,
+    label_errors,
     loader,
     overhead,
     report,
@@ -328,6 +329,39 @@ def test_a_subset_has_other_images_in_each_split(tmp_path: Path, photo_folder: P
     assert len(set(used)) == len(used)
     again = sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.jpg"))
     assert again == sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.jpg"))
+
+
+@pytest.fixture
+def own_names(photo_folder: Path) -> Path:
+    """The photos with names that occur once, so that each can be moved into any class."""
+    for number, path in enumerate(sorted(photo_folder.rglob("*.jpg"))):
+        path.rename(path.with_name(f"{number:04d}-own.jpg"))
+    return photo_folder
+
+
+def test_planted_label_errors(tmp_path: Path, own_names: Path) -> None:
+    moved = label_errors.plant(own_names, tmp_path / "one", share=0.1, seed=1, size=12)
+    assert moved == label_errors.plant(own_names, tmp_path / "two", share=0.1, seed=1, size=12)
+    before, after = ({path.name: path for path in root.rglob("*.jpg")} for root in (own_names, tmp_path / "one"))
+    assert before.keys() == after.keys() and len(moved) == 3
+    changed = {
+        f"{path.parent.name}/{name}" for name, path in after.items() if path.parent.name != before[name].parent.name
+    }
+    assert changed == moved
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_label_errors_that_are_found(tmp_path: Path, own_names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cleanlab")
+    monkeypatch.setattr(label_errors, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("before\n<!-- label-errors:start -->\nstale\n<!-- label-errors:end -->\nafter\n")
+    line = ["--root", str(own_names), "--seeds", "1", "--folds", "2", "--share", "0.1", "--record"]
+    label_errors.main([*line, "--trainer.max_epochs", "1", "--model.backbone.depth", "8"])
+    page = (tmp_path / "page.md").read_text()
+    assert "stale" not in page and page.startswith("before") and page.endswith("after\n")
+    rows = table_rows(page, "prediction differs")
+    assert len(rows) == 1 and int(rows[0][1]) > 0 and rows[0][4] == "1"
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
         assert row["given_label"] == Path(row["file"]).parent.name
         assert row["suggested_label"] == names[(names.index(row["given_label"]) + 1) % 3]
     page = Page(Path("out/report/index.html"))
-    assert f"Searched: {len(files)} images, each predicted by the network of asked" in page.source
+    assert f"Searched: {len(files)} images, each predicted by the network of the cross-validation asked" in page.source
     assert [text for text in page.texts if text.startswith("suggested: ")] == [
         f"suggested: {row['suggested_label']}" for row in found
     ]
@@ -150,7 +150,7 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
     write(photos.parents[1] / "folds", [*files, "other.jpg"], names)
     write(photos.parents[1] / "cross", files, names)
     run("report", "--ckpt_path", photos, "--output", "found")
-    assert f"network of {photos.parents[1] / 'cross'} that" in Path("found/report/index.html").read_text()
+    assert "the cross-validation cross that" in Path("found/report/index.html").read_text()
 
     # In another folder, the data of the training is still named, and its images are not counted twice.
     write_photos(place / "new", classes=(ODD, "bee", "cat"), count=3, first=70)
@@ -158,6 +158,9 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
     text = Path("new_folder/report/README.md").read_text()
     assert "Trained on ImageFolder photos, evaluated on ImageFolder new." in text and "| Class | test |" in text
     assert "Searched: the 9 evaluated images" in Path("new_folder/report/index.html").read_text()
+
+    # A path can hold the name of a person.
+    assert all(str(photos.parents[2]) not in path.read_text() for path in place.rglob("report/*"))
 
     write(place / "other", ["other.jpg"], names)
     write(place / "classes", files, ["ant", "bee"])
