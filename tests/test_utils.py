@@ -16,6 +16,7 @@ from resnet_pl.utils import (
     EXTRAS,
     UserError,
     atomic_write,
+    counted,
     expand_path,
     expand_values,
     expand_words,
@@ -36,6 +37,14 @@ def test_a_progress_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixtu
     with progress("working", 2) as advance:
         advance(2)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(1, "epoch", "1 epoch"), (0, "epoch", "0 epochs"), (1200, "batch", "1,200 batches"), (2, "class", "2 classes")],
+)
+def test_a_number_with_its_noun(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text
 
 
 @pytest.mark.parametrize(("unit", "text"), [("items", "2/2"), ("bytes", "2/2 bytes")])
