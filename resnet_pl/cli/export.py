@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,8 +21,10 @@ from resnet_pl.export.check import compare
 from resnet_pl.export.exported import load_onnx, load_pt2
 from resnet_pl.export.formats import WRITERS, describe
 from resnet_pl.export.inference import InferenceModel
+from resnet_pl.export.int8 import accuracy_table, check_drop, quantize
 from resnet_pl.load import restore
 from resnet_pl.reports.tables import print_report
+from resnet_pl.types import UnitInterval
 from resnet_pl.utils import UserError, atomic_write, prog_name, run_on_rank_zero
 
 if TYPE_CHECKING:
@@ -38,6 +41,11 @@ PREPROCESSING = (
     " does."
 )
 CHECK = "Compare the file with the checkpoint on the test images, and write it only if they agree."
+INT8 = (
+    "Quantize weights and activations to int8, with ranges from the validation images, and compare the accuracy on the"
+    " test images. Networks become about four times smaller, and faster on many CPUs. For --format onnx."
+)
+MAX_DROP = "Write no file if --int8 lowers the top-1 accuracy by more than this fraction, such as 0.01."
 IMAGES = "Image files, folders or glob patterns for --check, in place of the test set."
 
 
@@ -48,6 +56,8 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--preprocessing", type=Literal["graph", "none"], default="graph", help=PREPROCESSING)
     parser.add_argument("--check", action="store_true", help=CHECK)
     parser.add_argument("--images", type=str, nargs="+", help=IMAGES)
+    parser.add_argument("--int8", action="store_true", help=INT8)
+    parser.add_argument("--max_drop", type=UnitInterval | None, default=None, help=MAX_DROP)
 
 
 def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
@@ -79,11 +89,13 @@ def _export(cli: ProjectCLI) -> None:
     known = Preprocessing.of_data(data) if is_ours else Preprocessing(getattr(data, "image_size", None), None)
     network, takes = _network(model, known, form, settings["preprocessing"] == "none")
     metadata = describe(model, known, file, cli.checkpoint, takes)
+    metadata["precision"] = json.dumps("int8" if settings["int8"] else "float32")
     with atomic_write(path) as temporary:
         WRITERS[form](network, temporary, metadata)
-        # Here, between writing and checking, is the place of a quantization.
         if settings["check"]:
             _check(cli, network, known, form, temporary)
+        if settings["int8"]:
+            _quantize(cli, network, known, temporary)
     _report(path, form, takes, model.metrics.num_classes)
 
 
@@ -145,8 +157,27 @@ def _check(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, form:
         raise UserError(f"--check: the file differs from the checkpoint: {problem}\nno file is written")
 
 
+def _quantize(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, path: Path) -> None:
+    """Quantizes the file and prints the accuracy before and after; raises UserError if it drops too much."""
+    data: Any = cli.datamodule
+    if network.model.thresholds is not None:
+        raise UserError("--int8 is for networks with one label per image\nremove it")
+    prepare_split(cli, "test")
+    if "val" not in data.splits:
+        raise UserError("--int8 needs validation images for the ranges of the activations; the data has none")
+    prepare, size = known.function(), path.stat().st_size
+    quantize(path, network, data.split("val"), prepare)
+    comparison = compare(network, load_onnx(path)[0], data.split("test"), prepare)
+    print_report(accuracy_table(comparison, (size, path.stat().st_size)))
+    check_drop(comparison, cli.config["max_drop"])
+
+
 def _check_options(settings: Namespace, form: str, is_ours: bool) -> None:
-    """Raises UserError if the options of the check contradict others."""
+    """Raises UserError if the options of the check or of the quantization contradict others."""
+    if settings["max_drop"] is not None and not settings["int8"]:
+        raise UserError("--max_drop is the limit of --int8\nadd it, or remove --max_drop")
+    if settings["int8"] and (form != "onnx" or not is_ours):
+        raise UserError(f"--int8 is not possible for {'data of your own' if form == 'onnx' else form}\nremove it")
     if settings["images"] and not settings["check"]:
         raise UserError("--images are the images of --check\nadd it, or remove --images")
     if settings["check"] and (form == "safetensors" or not is_ours):

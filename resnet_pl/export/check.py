@@ -100,18 +100,22 @@ def compare(network: InferenceModel, run: Runner, images: Any, prepare: Callable
     expected, actual = [], []
     with progress("comparing", len(images)) as advance:
         for index in range(len(images)):
-            pixels = _pixels(images, index)
-            prepared = prepare(pixels)[None]
-            expected.append(network.model.to_probabilities(network.model(prepared)))
+            pixels = read_pixels(images, index)
+            expected.append(network.model.to_probabilities(network.model(prepare(pixels)[None])))
             # A checkpoint is compared with the file as others run it, from the decoded pixels.
-            given = prepared.float() / 255 if network.crop is None else pixels.permute(1, 2, 0)[None]
-            actual.append(run(given.contiguous()))
+            actual.append(run(as_input(network, pixels, prepare)))
             advance(1)
     labels = torch.as_tensor(images.labels) if network.model.thresholds is None else torch.full((len(images),), -1)
     return Comparison(torch.cat(expected), torch.cat(actual), labels, network.model.thresholds)
 
 
-def _pixels(images: Any, index: int) -> Tensor:
+def as_input(network: InferenceModel, pixels: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns an image `(3, H, W)` uint8 as an exported network takes it, with a batch dimension."""
+    given = prepare(pixels)[None].float() / 255 if network.crop is None else pixels.permute(1, 2, 0)[None]
+    return given.contiguous()
+
+
+def read_pixels(images: Any, index: int) -> Tensor:
     """Returns an uncropped image, `(3, H, W)` uint8. Unlike `load_full_image`, it raises if the file is unreadable."""
     if hasattr(images, "root"):
         return read_image(images.root / images.names[index], images.pixel_format)

@@ -20,6 +20,7 @@ from resnet_pl import load_run
 from resnet_pl.data import Letterbox, ResizeCenterCrop
 from resnet_pl.data.crops import Crop, Size
 from resnet_pl.export.check import Comparison
+from resnet_pl.export.formats import WRITERS
 from resnet_pl.export.inference import InferenceModel
 from tests.cli.commands import printed, refused, run
 
@@ -106,6 +107,55 @@ def test_the_onnx_file_is_complete_and_describes_itself(exported: Path) -> None:
     assert words["classes"] == [str(digit) for digit in range(10)] and words["image_size"] == 16
     assert (words["temperature"], words["confidence_threshold"], words["unknown"]) == (1.0, None, "unknown")
     assert words["arch"] == "cifar_resnet" and words["arch_args"]["depth"] == 8
+
+
+# ------------------------------------------------------------------------------------ int8
+@pytest.fixture
+def float_file(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The ONNX file of the run, which `export` copies: writing it again would take seconds."""
+    path = exported / "model.onnx"
+    monkeypatch.setitem(WRITERS, "onnx", lambda network, target, metadata: shutil.copy(path, target))
+    return path
+
+
+def test_int8_is_smaller_and_nearly_as_accurate(
+    copy: Path, float_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = printed(capsys, "export", "--ckpt_path", copy, "--int8", "--max_drop", 0.1)
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("  top-1 accuracy")]
+    images = load_run(copy)[1].split("test")
+    given = np.stack([images.load_full_image(index).permute(1, 2, 0).numpy() for index in range(len(images))])
+    top1 = []
+    for file in (float_file, copy / "model.onnx"):
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (probabilities,) = session.run(None, {"images": given})
+        top1.append((probabilities.argmax(1) == images.labels.numpy()).mean())
+    before, after = (float(text.rstrip("%")) for text in row[2:4])
+    # The first is that of the checkpoint, whose rounding differs: one in 100 images is close to a tie.
+    assert before == pytest.approx(100 * top1[0], abs=1) and after == pytest.approx(100 * top1[1], abs=0.006)
+    assert float(row[4]) == pytest.approx(after - before, abs=0.011)
+    assert (copy / "model.onnx").stat().st_size < 0.6 * float_file.stat().st_size
+    Image.fromarray(pixels(20, 30)).save("digit.png")
+    run("predict", "--ckpt_path", copy / "model.onnx", "--images", "digit.png")
+
+
+def test_int8_that_loses_accuracy_writes_nothing(
+    copy: Path, float_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnet_pl.export.int8.accuracies", lambda comparison: (0.9, 0.85))
+    said = refused(capsys, "export", "--ckpt_path", copy, "--int8", "--max_drop", 0.04)
+    assert "drops from 90.00% to 85.00%" in said and not list(copy.glob("*model*"))
+
+
+def test_int8_needs_validation_images(copy: Path, float_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = copy / "checkpoints/last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    saved["resnet_pl"]["data"]["splits"].pop("val")
+    torch.save(saved, last)
+    said = refused(capsys, "export", "--ckpt_path", last, "--int8")
+    assert "--int8 needs validation images" in said and not list(copy.glob("*model*"))
+    assert "--int8" in refused(capsys, "export", "--ckpt_path", last, "--max_drop", 0.1)
+    assert "not possible for pt2" in refused(capsys, "export", "--ckpt_path", last, "--int8", "--format", "pt2")
 
 
 # ------------------------------------------------------------------------------------ predictions
