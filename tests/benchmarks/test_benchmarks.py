@@ -20,6 +20,7 @@ from benchmarks import (
     gpu,
     growth,
     label_errors,
+    latency,
     loader,
     overhead,
     report,
@@ -250,6 +251,20 @@ def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     growth.main(["--batches", "--sizes", "--images", "128", "--rounds", "1"])
     rows = [row for row in table_rows(capsys.readouterr().out, "|") if row[0] in ("128", "256", "512")]
     assert [row[0] for row in rows] == ["128", "256", "512"] and rows[0][2] == "1.00"
+
+
+def test_latency(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(latency.models, "cifar_resnet", lambda num_classes: cifar_resnet(8, num_classes))
+    monkeypatch.setattr(latency, "BATCHES", (1, 3))
+    latency.main(["--backbone", "cifar_resnet", "--size", "16", "--calls", "2", "--rounds", "1"])
+    rows = [row for row in table_rows(capsys.readouterr().out, "|") if row[0] in ("1", "3")]
+    names = [latency.EAGER, latency.COMPILED, latency.ONNX, latency.INT8]
+    assert [row[1] for row in rows] == [*names, *names]
+    for row in rows:
+        assert 0 <= float(row[2]) <= float(row[3]) and float(row[4]) >= 0
+    assert [row[4] for row in rows if row[1] == latency.EAGER] == ["1.00", "1.00"]
 
 
 def test_growth_is_relative_to_linear(monkeypatch: pytest.MonkeyPatch) -> None:
