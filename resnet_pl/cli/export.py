@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,12 +25,13 @@ from resnet_pl.export.inference import InferenceModel
 from resnet_pl.export.int8 import accuracy_table, check_drop, quantize
 from resnet_pl.load import restore
 from resnet_pl.reports.tables import print_report
-from resnet_pl.types import UnitInterval
+from resnet_pl.types import PositiveInt, UnitInterval
 from resnet_pl.utils import UserError, atomic_write, prog_name, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
+INPUT_TYPE = PositiveInt | tuple[PositiveInt, PositiveInt] | None
 FORMAT = (
     "onnx for ONNX Runtime and other runtimes, pt2 for torch.export.load, safetensors for the weights alone;"
     " by default that of --output, or onnx."
@@ -40,6 +42,7 @@ PREPROCESSING = (
     " images of any size as decoded from a file, (N, H, W, 3) uint8 RGB, and resizes and crops them as the evaluation"
     " does."
 )
+INPUT_SIZE = "Size of the network's input, pixels or [height, width]; by default that of the training."
 CHECK = "Compare the file with the checkpoint on the test images, and write it only if they agree."
 INT8 = (
     "Quantize weights and activations to int8, with ranges from the validation images, and compare the accuracy on the"
@@ -54,6 +57,7 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--format", type=Literal["onnx", "pt2", "safetensors"] | None, default=None, help=FORMAT)
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
     parser.add_argument("--preprocessing", type=Literal["graph", "none"], default="graph", help=PREPROCESSING)
+    parser.add_argument("--input_size", type=INPUT_TYPE, default=None, help=INPUT_SIZE)
     parser.add_argument("--check", action="store_true", help=CHECK)
     parser.add_argument("--images", type=str, nargs="+", help=IMAGES)
     parser.add_argument("--int8", action="store_true", help=INT8)
@@ -87,7 +91,8 @@ def _export(cli: ProjectCLI) -> None:
     _check_options(settings, form, is_ours)
     restore(model, cli.checkpoint)
     known = Preprocessing.of_data(data) if is_ours else Preprocessing(getattr(data, "image_size", None), None)
-    network, takes = _network(model, known, form, settings["preprocessing"] == "none")
+    known.image_size = settings["input_size"] or known.image_size
+    network, takes = inference_model(model, known, form, settings["preprocessing"] == "none")
     metadata = describe(model, known, file, cli.checkpoint, takes)
     metadata["precision"] = json.dumps("int8" if settings["int8"] else "float32")
     with atomic_write(path) as temporary:
@@ -96,7 +101,7 @@ def _export(cli: ProjectCLI) -> None:
             _check(cli, network, known, form, temporary)
         if settings["int8"]:
             _quantize(cli, network, known, temporary)
-    _report(path, form, takes, model.metrics.num_classes)
+    _report(path, form, takes, metadata)
 
 
 def _target(settings: Namespace, cli: ProjectCLI) -> tuple[str, Path]:
@@ -112,21 +117,26 @@ def _target(settings: Namespace, cli: ProjectCLI) -> tuple[str, Path]:
     return form, path
 
 
-def _network(model: ImageClassifier, known: Preprocessing, form: str, prepared: bool) -> tuple[InferenceModel, str]:
-    """The module to export, and what images it takes.
+def inference_model(
+    model: ImageClassifier, known: Preprocessing, form: str, prepared: bool
+) -> tuple[InferenceModel, str]:
+    """Returns the module to export, and what images it takes.
 
     Args:
         model: the classifier.
         known: its preprocessing, without a size or a crop if it is not known.
         form: the format.
         prepared: whether the images are resized and cropped before.
+
+    Raises:
+        UserError: the size or the preprocessing is not known, or cannot be exported.
     """
     if form == "safetensors":
         return InferenceModel(model, known.image_size or 0, None), "float32 (N, C, H, W): (pixels / 255 - mean) / std"
     if known.image_size is None:
         raise UserError(
             "export: the size of the network's input is not known\n"
-            "give the data module an attribute `image_size`, or use --format safetensors"
+            "give it with --input_size PIXELS, or use --format safetensors"
         )
     crop, channels = known.eval_crop, known.pixel_format.channels
     if prepared:
@@ -185,13 +195,17 @@ def _check_options(settings: Namespace, form: str, is_ours: bool) -> None:
         raise UserError(f"--check is not possible for {what}\nremove it")
 
 
-def _report(path: Path, form: str, takes: str, classes: int) -> None:
+def _report(path: Path, form: str, takes: str, metadata: Mapping[str, str]) -> None:
     """Prints what the file holds, and how it is used."""
-    gives = "the weights of the backbone" if form == "safetensors" else f"probabilities (N, {classes})"
+    classes = len(json.loads(metadata["classes"]))
     use = {
         "onnx": f"{prog_name()} predict --ckpt_path {path} --images FILES",
         "pt2": f'torch.export.load("{path}").module()',
         "safetensors": f'safetensors.torch.load_file("{path}")',
     }
+    if form == "onnx" and metadata["crop"] == "null":
+        use["onnx"] = f'onnxruntime.InferenceSession("{path}")'
     print(f"Saved to {path} ({path.stat().st_size / 1e6:,.1f} MB)")
-    print(f"  images: {takes}\n  holds:  {gives}\n  use:    {use[form]}")
+    print(f"  images: {takes}")
+    print(f"  holds:  {'the weights' if form == 'safetensors' else f'probabilities (N, {classes})'}")
+    print(f"  use:    {use[form]}")

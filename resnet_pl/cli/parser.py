@@ -140,7 +140,10 @@ class ProjectCLI(LightningCLI):
         path, data_class = self.command_line.checkpoint, self.command_line.data_class
         if self.checkpoint is not None and path is not None:
             given = [*self.given, *(key for key in ("model", "data") if self.command_line.get(key))]
+            given += ["data"] if self.command_line.subcommand == "export" else []  # it needs only the model
             stored = ckpt.config_of(self.checkpoint, path, self.command_line.subcommand, given)
+            if "data" in (self.checkpoint[ckpt.METADATA_KEY]["config"].get(run_dir.BUILT_IN_PYTHON) or ()):
+                stored["data"] = {"class_path": "resnet_pl.export.NoData"}
             if run_dir.class_name(data_class) not in ("", run_dir.class_name(stored.get("data"))):
                 stored.pop("data", None)  # its arguments are those of another class
             arguments = stored.get("model", {}).get("init_args", {})

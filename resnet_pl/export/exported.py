@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from typing_extensions import override
 
@@ -30,8 +30,11 @@ def load_onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
         UserError: the file is damaged, or was not written by this project.
     """
     runtime = require("onnxruntime", "export", str(path))
+    options = runtime.SessionOptions()
+    # As many as torch uses. With one there is no thread pool, which a forked process cannot free.
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many types
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read: {reason}\nexport it again") from error
@@ -98,16 +101,21 @@ class ExportedImages(ImageDataModule):
         )
         self.classes = metadata["folders"] or metadata["classes"]
         self.multi_label = metadata["thresholds"] is not None
-        crop = WholeImage() if takes_files(metadata) else known_crop(metadata["crop"])
+        crop = WholeImage() if takes_files(metadata) else known_crop(metadata["crop"] or {"class_path": ""})
         if crop is None:
             raise UserError(
-                f"{path}: the evaluation used a crop of your own, which is not in the file\npredict with the checkpoint"
+                f"{path}: its images are prepared in a way of your own, which is not in the file\n"
+                "run it with ONNX Runtime on images that are prepared as for the evaluation"
             )
         self.eval_crop = crop
 
     @override
     def find_splits(self) -> dict[str, Any]:
         raise UserError("predict: an exported file has no test set\nname the images: --images FILES")
+
+
+class NoData(LightningDataModule):
+    """Stands for data that was built in Python, which `export` does not need."""
 
 
 class WholeImage(Crop):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from resnet_pl.checkpoint import METADATA_KEY, versions
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.data.crops import describe_crop
-from resnet_pl.evaluation.classify import UNKNOWN, Preprocessing
+from resnet_pl.data.crops import Crop, describe_crop
+from resnet_pl.evaluation.classify import UNKNOWN, Preprocessing, known_crop
 from resnet_pl.export.inference import InferenceModel, exporting
 from resnet_pl.models.weights_file import save_weights
 from resnet_pl.run_dir import class_name, get_init_args
@@ -23,7 +23,6 @@ from resnet_pl.utils import require
 # The first version of ONNX with antialiasing in Resize.
 OPSET = 18
 PT2_METADATA = "resnet_pl.json"
-CENTER_CROP = "resnet_pl.data.ResizeCenterCrop"
 
 
 def describe(
@@ -48,7 +47,7 @@ def describe(
         "folders": (checkpoint[METADATA_KEY].get("data") or {}).get("classes"),
         "input": takes,
         "image_size": known.image_size,
-        "crop": known.eval_crop and (describe_crop(known.eval_crop) or {"class_path": CENTER_CROP, "init_args": {}}),
+        "crop": _describe_crop(known.eval_crop),
         "mean": _numbers(model.normalize.mean),
         "std": _numbers(model.normalize.std),
         "temperature": model.temperature,
@@ -60,6 +59,12 @@ def describe(
         "versions": versions(),
     }
     return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def _describe_crop(crop: Crop | None) -> dict[str, Any] | None:
+    """The class and the arguments of a crop of this project, see `known_crop`; None for any other."""
+    described = crop and (describe_crop(crop) or {"class_path": "resnet_pl.data.ResizeCenterCrop", "init_args": {}})
+    return described if described and known_crop(described) else None
 
 
 def class_names(model: ImageClassifier) -> list[str]:

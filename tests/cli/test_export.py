@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import shutil
 import stat
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +20,26 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from resnet_pl import load_run
+from resnet_pl import ImageClassifier, cifar_resnet, load_run
+from resnet_pl.cli.export import inference_model
 from resnet_pl.data import Letterbox, ResizeCenterCrop
 from resnet_pl.data.crops import Crop, Size
+from resnet_pl.data.decode import PixelFormat
+from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.export.check import Comparison
 from resnet_pl.export.formats import WRITERS
 from resnet_pl.export.inference import InferenceModel
-from tests.cli.commands import printed, refused, run
+from resnet_pl.utils import UserError
+from tests.cli.commands import PROJECT, printed, refused, run
+from tests.conftest import MakePhotos, write_photos
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 # Height and width: odd remainders, portrait, smaller than the input, aspect ratios above 16, and an ordinary one.
 SIZES = [(61, 97), (97, 61), (7, 10), (5, 203), (203, 5), (333, 501), (16, 16)]
+
+THRESHOLD = 0.5
 
 
 def pixels(height: int, width: int) -> np.ndarray:
@@ -41,8 +52,11 @@ def pixels(height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run folder with the checked ONNX file of its best checkpoint."""
+    """A copy of the run folder with a calibrated checkpoint and its checked ONNX file."""
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "version_0"))
+    content = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    content["resnet_pl"]["calibration"] = {"temperature": 0.1, "threshold": THRESHOLD}
+    torch.save(content, folder / "checkpoints/best.ckpt")
     run("export", "--ckpt_path", folder, "--check")
     return folder
 
@@ -86,9 +100,10 @@ def test_the_onnx_file_equals_the_graph_on_images_of_any_size(exported: Path) ->
             (probabilities,) = session.run(None, {"images": images[:count]})
             with torch.no_grad():
                 expected = network(torch.from_numpy(images[:count].copy()))
-            assert np.abs(probabilities - expected.numpy()).max() < 1e-4, size
+            assert np.abs(probabilities - expected.numpy()).max() < 1e-3, size
             predicted = model.predict([torch.from_numpy(each.copy()).permute(2, 0, 1) for each in images[:count]])
-            assert probabilities.argmax(1).tolist() == [int(each.class_name) for each in predicted], size
+            for row, prediction in zip(probabilities, predicted, strict=True):
+                assert np.abs(row - prediction.probabilities.numpy()).max() < 0.02, size
 
 
 def test_the_onnx_file_is_complete_and_describes_itself(exported: Path) -> None:
@@ -105,7 +120,7 @@ def test_the_onnx_file_is_complete_and_describes_itself(exported: Path) -> None:
     checkpoint = exported / "checkpoints/best.ckpt"
     assert words["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert words["classes"] == [str(digit) for digit in range(10)] and words["image_size"] == 16
-    assert (words["temperature"], words["confidence_threshold"], words["unknown"]) == (1.0, None, "unknown")
+    assert (words["temperature"], words["confidence_threshold"], words["unknown"]) == (0.1, THRESHOLD, "unknown")
     assert words["arch"] == "cifar_resnet" and words["arch_args"]["depth"] == 8
 
 
@@ -174,47 +189,45 @@ def test_predict_writes_the_same_files_as_with_the_checkpoint(
     assert len(found) == len(SIZES) and [row.keys() for row in found] == [row.keys() for row in expected]
     for one, two in zip(expected, found, strict=True):
         assert [one[key] for key in ("path", "truth")] == [two[key] for key in ("path", "truth")]
-        assert float(one["probability"]) == pytest.approx(float(two["probability"]), abs=0.02)
-        assert one["prediction"] == two["prediction"] or float(one["probability"]) - float(one["probability_2"]) < 0.02
-
-
-def test_a_calibrated_file_without_preprocessing(exported: Path, photos: Path) -> None:
-    content = torch.load(exported / "checkpoints/best.ckpt", weights_only=True)
-    content["resnet_pl"]["calibration"] = {"temperature": 3.0, "threshold": 0.5}
-    torch.save(content, "calibrated.ckpt")
-    run("export", "--ckpt_path", "calibrated.ckpt", "--preprocessing", "none", "--check", "--images", photos)
-    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-    words = {key: json.loads(each) for key, each in session.get_modelmeta().custom_metadata_map.items()}
-    assert (words["temperature"], words["confidence_threshold"]) == (3.0, 0.5)
-    assert words["input"] == "float32 (N, 3, 16, 16) in [0, 1]"
-    model, _ = load_run(exported)
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    (found,) = session.run(None, {"images": images.numpy()})
-    with torch.no_grad():
-        assert np.abs(found - (model(images) / 3).softmax(1).numpy()).max() < 1e-5
-    run("predict", "--ckpt_path", "model.onnx", "--images", photos)
-    unknown = [row["prediction"] == "unknown" for row in rows(Path())]
-    assert any(unknown)
+        best, second = float(one["probability_1"]), float(one["probability_2"])
+        assert best == pytest.approx(float(two["probability_1"]), abs=0.02)
+        if min(abs(best - THRESHOLD), best - second) > 0.02:
+            assert one["prediction"] == two["prediction"]
+    assert 0 < [row["prediction"] for row in found].count("unknown") < len(SIZES)
 
 
 # ------------------------------------------------------------------------------------ the check
 def test_a_file_that_differs_is_not_written(
     exported: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("resnet_pl.export.check.LARGEST", -1)
+    Path("model.pt2").write_text("the file of an earlier export")
+    export = ["export", "--ckpt_path", exported, "--output", "model.pt2", "--check", "--images", photos]
+    message = refused(capsys, *export, "--preprocessing", "none")
+    assert re.search(r"largest difference of a probability: [0-9.e-]+, limit -1", message)
+    assert [path.name for path in Path().iterdir()] == ["model.pt2"]
+    assert Path("model.pt2").read_text() == "the file of an earlier export"
+
+
+@pytest.mark.parametrize("preprocessing", ["none", pytest.param("graph", marks=pytest.mark.slow)])
+def test_a_graph_of_torch_export_agrees_with_the_checkpoint(
+    preprocessing: str, exported: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export = ["export", "--ckpt_path", exported, "--output", "new/model.pt2", "--check", "--images", photos]
-    monkeypatch.setattr("resnet_pl.export.check.LARGEST", 0.0)
-    message = refused(capsys, *export)
-    assert "largest difference of a probability: 0.0" in message and "limit 0.0" in message
-    assert not list(Path("new").iterdir())
-    monkeypatch.undo()
-    out = printed(capsys, *export)
-    assert "7 images" in out and "equal predictions, margin > 0.02" in out and "new/model.pt2" in out
-    module = torch.export.load("new/model.pt2").module()
-    model, _ = load_run(exported)
-    for size in SIZES:
-        image = torch.from_numpy(pixels(*size))
-        expected = model.predict(image.permute(2, 0, 1))[0].probabilities
-        assert (module(image[None])[0] - expected).abs().max() < 0.02
+    out = printed(capsys, *export, "--preprocessing", preprocessing)
+    assert "7 images" in out and "equal predictions, margin > 0.02" in out
+    assert 'torch.export.load("new/model.pt2").module()' in out
+    assert ("float32 (N, 3, 16, 16) in [0, 1]" if preprocessing == "none" else "uint8 (N, H, W, 3) RGB") in out
+    with zipfile.ZipFile("new/model.pt2") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("resnet_pl.json"))
+        words = json.loads(archive.read(name))
+    assert json.loads(words["classes"]) == [str(digit) for digit in range(10)]
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    if preprocessing == "none":
+        model, _ = load_run(exported)
+        found = torch.export.load("new/model.pt2").module()(images)
+        with torch.no_grad():
+            assert torch.allclose(found, (model(images) / 0.1).softmax(1), atol=1e-5)
 
 
 def test_only_clear_predictions_must_be_equal() -> None:
@@ -241,8 +254,6 @@ class OwnCrop(ResizeCenterCrop):
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a ResNet-18 whose images are gone."""
-    from tests.conftest import write_photos
-
     root = tmp_path_factory.mktemp("resnet")
     photos = write_photos(root / "photos", count=4)
     few = ["--trainer.limit_train_batches", 1, "--trainer.max_epochs", 1, "--trainer.logger", "false"]
@@ -269,3 +280,138 @@ def test_weights_load_into_torchvision(resnet: Path, capsys: pytest.CaptureFixtu
     mean, std = (torch.tensor(words[name])[:, None, None] for name in ("mean", "std"))
     with torch.no_grad():
         assert torch.allclose(network((images / 255 - mean) / std), model(images), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ docs/deploy.md
+def test_the_client_of_the_page_needs_no_package_of_this_project(exported: Path, photos: Path) -> None:
+    page = (PROJECT / "docs/deploy.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(# client\.py.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert code is not None and code[1].count("\n") <= 25
+    Path("client.py").write_text(code[1] + "assert not {'torch', 'resnet_pl'} & sys.modules.keys()\n")
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(pixels(60, 90)).save("turned.jpg", exif=rotated)
+    paths = ["turned.jpg", *map(str, sorted(photos.rglob("*.png")))]
+    words = [sys.executable, "client.py", str(exported / "model.onnx"), *paths]
+    found = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    model, _ = load_run(exported)
+    for line, path, expected in zip(found, paths, model.predict(paths), strict=True):
+        name, _, probability = line.removeprefix(path).strip().rpartition(" ")
+        assert name == expected.class_name
+        assert float(probability) == pytest.approx(expected.probability, abs=0.01)
+
+
+# ------------------------------------------------------------------------------------ bad input
+def test_what_cannot_be_exported_is_refused_in_two_lines(
+    exported: Path, resnet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = ["export", "--ckpt_path", exported]
+    assert "safetensors" in refused(capsys, *export, "--format", "coreml")
+    assert ".onnx, .pt2, .safetensors" in refused(capsys, *export, "--output", "model.pt")
+    assert "end its name with .onnx" in refused(capsys, *export, "--output", "model.pt2", "--format", "onnx")
+    assert "--check" in refused(capsys, *export, "--images", "photos")
+    assert "weights alone" in refused(capsys, *export, "--format", "safetensors", "--check")
+    assert "gone.ckpt" in refused(capsys, "export", "--ckpt_path", "gone.ckpt")
+    assert "a checkpoint" in refused(capsys, "export", "--model.weights", "ResNet18_Weights.DEFAULT")
+    photos = ["export", "--ckpt_path", resnet]
+    message = refused(capsys, *photos, "--data.crop", f"{__name__}.OwnCrop")
+    assert "the crop OwnCrop" in message and "--preprocessing none" in message
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "onnxscript" in refused(capsys, *export)
+    assert not list(Path().iterdir())
+
+
+class Branching(nn.Module):
+    """A network that torch cannot export: a branch depends on the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.mean((2, 3))) * (2 if images.sum() > 0 else 1)
+
+
+def test_an_unsupported_operation_is_named() -> None:
+    model = ImageClassifier(Branching(), num_classes=10, channels_last=False).eval()
+    model.configure_model()
+    with pytest.raises(UserError, match=r"Branching cannot be exported: .*\n.*--format safetensors"):
+        InferenceModel(model, 16, ResizeCenterCrop()).trace()
+
+
+def test_images_with_other_channels_need_no_preprocessing() -> None:
+    model, gray = ImageClassifier(cifar_resnet(8)), Preprocessing(16, ResizeCenterCrop(), PixelFormat(1))
+    with pytest.raises(UserError, match=r"images with 1 channels cannot be exported\nadd --preprocessing none"):
+        inference_model(model, gray, "onnx", prepared=False)
+    network, takes = inference_model(model, gray, "onnx", prepared=True)
+    assert network.channels == 1 and takes == "float32 (N, 1, 16, 16) in [0, 1]"
+
+
+def test_other_onnx_files_are_refused(exported: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnx import TensorProto, helper, save_model
+
+    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N"])
+    graph = helper.make_graph([helper.make_node("Relu", ["images"], ["probabilities"])], "other", [given], [
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N"])
+    ])  # fmt: skip
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), "other.onnx")
+    Path("damaged.onnx").write_bytes((exported / "model.onnx").read_bytes()[:5000])
+    predict = ["predict", "--images", photos, "--ckpt_path"]
+    assert "other.onnx was not written by this project" in refused(capsys, *predict, "other.onnx")
+    assert "damaged.onnx cannot be read" in refused(capsys, *predict, "damaged.onnx")
+    assert "--images FILES" in refused(capsys, "predict", "--ckpt_path", exported / "model.onnx")
+    assert "--tta" in refused(capsys, *predict, exported / "model.onnx", "--tta", "flip")
+    assert "not a checkpoint" in refused(capsys, "test", "--ckpt_path", exported / "model.onnx")
+
+
+# ------------------------------------------------------------------------------------ other networks
+NETWORKS = {
+    **{f"resnet{depth}": ["--data.image_size", 64] for depth in (18, 34, 50, 101, 152)},
+    "cifar_resnet": ["--model.backbone.depth", 20, "--data.image_size", 33],
+    "torchvision.models.convnext_tiny": ["--data.image_size", "[64,96]"],
+    "torchvision.models.vit_b_16": ["--data.image_size", 224, "--data.crop", "Letterbox"],
+    "timm.create_model": ["--model.backbone.model_name", "mobilenetv3_small_100", "--data.image_size", 64],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_other_networks(backbone: str, photos: Path, make_photos: MakePhotos) -> None:
+    if backbone.startswith("timm"):
+        pytest.importorskip("timm")
+    training = make_photos(Path("training"), count=4)
+    data = ["--data", "ImageFolder", "--data.root", training, "--data.num_workers", 0, "--data.batch_size", 4]
+    few = ["--trainer.limit_train_batches", 1, "--trainer.max_epochs", 1, "--trainer.logger", "false"]
+    run("fit", *data, *few, "--model.backbone", backbone, *NETWORKS[backbone], "--model.optimizer.lr", 0.001)
+    checkpoint = Path("runs/resnet/version_0/checkpoints/best.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    # Without it, the probabilities of a network that is not trained hardly depend on the image.
+    content["resnet_pl"]["calibration"] = {"temperature": 0.1, "threshold": None}
+    torch.save(content, checkpoint)
+    for form in ("onnx", "pt2"):
+        run("export", "--ckpt_path", "best", "--format", form, "--check", "--images", photos)
+
+
+@pytest.mark.slow
+def test_several_classes_per_image(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = sorted(photos.rglob("*.png"))
+    labels = "path,label,split\n" + "".join(f"{path},{'a;b' if i % 2 else 'b'},train\n" for i, path in enumerate(paths))
+    Path("labels.csv").write_text(labels + labels.replace("train", "val").partition("\n")[2])
+    few = ["--trainer.limit_train_batches", 1, "--trainer.max_epochs", 1, "--trainer.logger", "false"]
+    data = [
+        "--data",
+        "ImageTable",
+        "--data.labels",
+        "labels.csv",
+        "--data.label_separator",
+        ";",
+        "--data.num_workers",
+        0,
+    ]
+    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--data.image_size", 16]
+    run("fit", *data, *net, *few, "--data.batch_size", 4, "--data.num_workers", 0)
+    out = printed(capsys, "export", "--ckpt_path", "best", "--check", "--images", photos)
+    assert "equal decisions per class, margin > 0.02" in out
+    run("predict", "--ckpt_path", "best", "--images", photos, "--output", "checkpoint")
+    run("predict", "--ckpt_path", "runs/resnet/version_0/model.onnx", "--images", photos, "--output", "file")
+    assert [row["prediction"] for row in rows(Path("file"))] == [row["prediction"] for row in rows(Path("checkpoint"))]
