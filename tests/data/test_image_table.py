@@ -224,7 +224,7 @@ def test_fit_and_test(tmp_path: Path, photos: list[str], capsys: pytest.CaptureF
     more.write_bytes((tmp_path / photos[0]).read_bytes() + b"\n")
     other = write(tmp_path / "other.csv", ["path", "label"], [("images/new.jpg", "ant")])
     run("test", "--ckpt_path", "best", "--data.labels", other)
-    assert "test: 1 images" in capsys.readouterr().out
+    assert "test: 1 image," in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------ several labels
