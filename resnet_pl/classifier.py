@@ -406,7 +406,7 @@ class ImageClassifier(LightningModule):
         if metadata.get("thresholds") is not None and self.thresholds is not None:
             self.thresholds.copy_(torch.tensor(metadata["thresholds"]))
         if (calibration := metadata.get("calibration")) and not (self._has_trainer and self.trainer.training):
-            self.set_calibration(calibration["temperature"], calibration["threshold"])
+            self.set_calibration(calibration["temperature"], calibration.get("threshold"))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -136,9 +136,11 @@ class CommandLine:
             return run_dir.find_checkpoint(path, root, None if name is None else str(name), order)
         if self.subcommand == "fit":
             return run_dir.find_interrupted_run(root, str(name or "resnet"), shell_command(self.args))
-        # Published weights are evaluated without a checkpoint.
-        if self.get("model.weights"):
+        # Published weights are evaluated without a checkpoint; a network can load its own, as those of timm do.
+        if self.get("model.weights") or (self.subcommand == "probe" and self.get("model.backbone")):
             return None
+        if self.subcommand == "probe":
+            raise UserError("probe needs pretrained weights\ngive --model.weights WEIGHTS, or --ckpt_path PATH")
         raise UserError(
             f"{self.subcommand} needs a checkpoint\n"
             "give --ckpt_path PATH, or --ckpt_path best for the best checkpoint of the newest run"

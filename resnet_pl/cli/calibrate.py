@@ -56,14 +56,12 @@ class LogitCollector(Callback):
     """Collects the logits and labels of an evaluation, on the CPU.
 
     Attributes:
-        logits: `(N, K)` float32 of the images of all processes, after the evaluation.
+        logits: `(N, K)` float32 of the images of all processes, after the evaluation; empty without images.
         labels: `(N,)`, or `(N, K)` with several classes per image.
     """
 
-    logits: Tensor
-    labels: Tensor
-
     def __init__(self) -> None:
+        self.logits = self.labels = torch.empty(0)
         self._own: list[tuple[Tensor, Tensor]] = []
         self._outputs: list[Any] = []  # of the module, in the current batch
         self._hook: Any = None
@@ -106,7 +104,7 @@ def run(cli: ProjectCLI) -> None:
         return
     _check(cli.model, target)
     prepare_split(cli, "val")
-    splits = {"val": _collect(cli, "validate")}
+    splits = {"val": _collect(cli, "val")}
     if _has_test_set(cli.datamodule):
         splits["test"] = _collect(cli, "test")
     logits, labels = splits["val"]
@@ -147,11 +145,15 @@ def _has_test_set(data: LightningDataModule) -> bool:
     return type(data).test_dataloader is not LightningDataModule.test_dataloader
 
 
-def _collect(cli: ProjectCLI, stage: str) -> tuple[Tensor, Tensor]:
-    """Logits and labels of the split that `validate` or `test` evaluates on."""
-    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, verbose=False, weights_only=True)
+def _collect(cli: ProjectCLI, split: str) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the validation or the test split."""
     collector = cli.callback(LogitCollector)
     assert collector is not None  # added by `callbacks`
+    collector.logits = collector.labels = torch.empty(0)  # without batches, no hook is called
+    evaluate = cli.trainer.validate if split == "val" else cli.trainer.test
+    evaluate(cli.model, datamodule=cli.datamodule, verbose=False, weights_only=True)
+    if not len(collector.logits):
+        raise UserError(f"calibrate: no {split} images were evaluated\nraise --trainer.limit_{split}_batches")
     return collector.logits, collector.labels
 
 

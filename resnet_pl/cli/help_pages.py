@@ -41,6 +41,9 @@ DESCRIPTIONS = {
     " the checkpoint; options override them. Writes results.json and confusion.png.",
     "predict": "Classifies images with a checkpoint: those given with --images, or else the test set. Writes"
     " predictions.csv and contact_sheet.png: the most confident mistakes first, else the least confident predictions.",
+    "probe": "Computes the features of the training and validation images with a pretrained network that is not trained"
+    " further, and prints the cross-validated accuracy of nearest neighbors and logistic regression. The test"
+    " images are not used. Give the network with --model.weights, --model.backbone or --ckpt_path.",
     "calibrate": "Fits a temperature to the validation images: the network's outputs are divided by it, so that"
     " probabilities agree with accuracies. Stores it in the checkpoint, where test, predict and load_run find it, and"
     " reports loss and calibration error before and after, on validation and test images.",

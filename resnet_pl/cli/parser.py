@@ -151,7 +151,8 @@ class ProjectCLI(LightningCLI):
                 # The name of a function cannot be merged with arguments of the default class, from a file.
                 if isinstance(arguments.get(key), str) and self.command_line.get(f"model.{key}") is not None:
                     del arguments[key]
-        if self.checkpoint is None and self.command_line.subcommand != "fit" and self.command_line.get("model.weights"):
+        subcommand, weights = self.command_line.subcommand, self.command_line.get("model.weights")
+        if self.checkpoint is None and (subcommand == "probe" or (subcommand != "fit" and weights)):
             stored = published_config(self.command_line)
         if file := self.command_line.exported:
             stored = {

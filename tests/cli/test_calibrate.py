@@ -110,6 +110,7 @@ def test_what_cannot_be_calibrated(copy: Path, capsys: pytest.CaptureFixture[str
     calibrate = ["calibrate", "--ckpt_path", best]
     weights = ["--model.weights", "x.pth", "--model.backbone", "resnet18", "--data", "Digits"]
     assert "published weights have no checkpoint" in refused(capsys, "calibrate", *weights)
+    assert "no test images" in refused(capsys, *calibrate, "--trainer.limit_test_batches", 0)
     data = stored(best)["resnet_pl"]["data"]
     splits = {name: names for name, names in data["splits"].items() if name != "val"}
     change(best, data=data | {"splits": splits})
