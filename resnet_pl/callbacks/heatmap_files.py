@@ -29,10 +29,18 @@ class HeatmapWriter:
     Args:
         folder: folder of the PNGs.
         layer: layer of the feature map, see `heatmaps`; None for the last one.
+
+    Attributes:
+        written: number of PNGs that were written.
     """
 
     def __init__(self, folder: Path, layer: str | None = None) -> None:
-        self.folder, self.layer = folder, layer
+        self.folder, self.layer, self.written = folder, layer, 0
+
+    @property
+    def older(self) -> int:
+        """Number of PNGs in the folder that earlier predictions have written."""
+        return sum(1 for _ in self.folder.rglob("*.png")) - self.written
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises UserError before the prediction if there can be no heat maps, see `heatmaps`."""
@@ -64,6 +72,7 @@ class HeatmapWriter:
                 for index, image, each in zip(indices.tolist(), map(to_pixels, batch), maps, strict=True):
                     explained = overlay(image, each)
                     save_png(_side_by_side(image, explained), self.folder / files[index])
+                    self.written += 1
                     yield index, explained
                     advance(1)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from resnet_pl import checkpoint as ckpt
+from resnet_pl import run_dir
 from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.access import gather_rows
 from resnet_pl.classifier import ImageClassifier
@@ -21,6 +22,7 @@ from resnet_pl.cli.evaluate import prepare_split
 from resnet_pl.data import ImageDataModule
 from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature
 from resnet_pl.evaluation.classify import UNKNOWN
+from resnet_pl.export.formats import WRITERS
 from resnet_pl.reports.tables import calibration_table, print_report
 from resnet_pl.types import UnitInterval
 from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
@@ -100,7 +102,7 @@ def run(cli: ProjectCLI) -> None:
         raise UserError("calibrate: published weights have no checkpoint to store the temperature in\ngive --ckpt_path")
     if cli.config["reset"]:
         run_on_rank_zero(ckpt.store_calibration, path, None)
-        rank_zero_print(f"Removed the calibration from {path}")
+        rank_zero_print(f"Removed the calibration from {path}{_exported_before(path)}")
         return
     _check(cli.model, target)
     prepare_split(cli, "val")
@@ -157,6 +159,14 @@ def _collect(cli: ProjectCLI, split: str) -> tuple[Tensor, Tensor]:
     return collector.logits, collector.labels
 
 
+def _exported_before(checkpoint: Path) -> str:
+    """A note if exported files are in the run folder of a checkpoint, which keep the calibration from before."""
+    run = run_dir.run_dir_of(checkpoint)
+    files = [run / f"model.{form}" for form in WRITERS] if run else []
+    names = " and ".join(str(file) for file in files if file.exists())
+    return f"\nnote: export again, {names} keeps the earlier calibration" if names else ""
+
+
 def _report(path: Path, calibration: dict[str, Any]) -> None:
     """Stores the calibration and prints it."""
     ckpt.store_calibration(path, calibration)
@@ -167,4 +177,4 @@ def _report(path: Path, calibration: dict[str, Any]) -> None:
         print(f"note: {count:,} accepted validation images are few to choose a threshold by")
     if calibration["target_precision"] is not None and calibration["threshold"] is None:
         print("No threshold is needed: the precision on all validation images is high enough")
-    print(f"Saved to {path}: test, predict and load_run use it, and training does not")
+    print(f"Saved to {path}: test, predict and load_run use it, and training does not{_exported_before(path)}")

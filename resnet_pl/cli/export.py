@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,7 +80,21 @@ def callbacks(cli: ProjectCLI) -> list[Callback]:
 
 def run(cli: ProjectCLI) -> None:
     """Writes the file, in the process of rank 0."""
-    run_on_rank_zero(_export, cli)
+    with _ended_by_sigterm():
+        run_on_rank_zero(_export, cli)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the block with SystemExit, so that no temporary file stays; the Trainer does it elsewhere."""
+    if threading.current_thread() is not threading.main_thread():  # signals are for the main thread only
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _export(cli: ProjectCLI) -> None:

@@ -22,7 +22,7 @@ from resnet_pl.data.image_files import find_images
 from resnet_pl.evaluation.classify import UNKNOWN
 from resnet_pl.reports.tables import image_id, predictions_table, print_report, write_submission
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import UserError, run_on_rank_zero
+from resnet_pl.utils import UserError, counted, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -138,5 +138,7 @@ def _report(cli: ProjectCLI) -> None:
     files += [f"{cli.output / 'heatmaps'}/"] if cli.config["heatmaps"] and writer.rows else []
     if writer.explained:
         print(f"note: heat maps of {writer.explained}")
+    if writer.heatmaps is not None and (older := writer.heatmaps.older):
+        print(f"note: {cli.output / 'heatmaps'}/ also has {counted(older, 'heat map')} of earlier predictions")
     sheet = f" and {cli.output / 'contact_sheet.png'} ({writer.order})" if writer.order else ""
     print(f"Saved to {', '.join(files)}{sheet}")

@@ -87,7 +87,7 @@ def test_the_commands_use_the_calibration(copy: Path, capsys: pytest.CaptureFixt
     assert [each.class_name for each in model.predict(load_run(best)[1].split("test").images[:9])] == names[:9]
 
 
-def test_only_the_calibration_of_the_file_changes(copy: Path) -> None:
+def test_only_the_calibration_of_the_file_changes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = copy / "checkpoints/best.ckpt"
     link = best.with_name("link.ckpt")
     link.symlink_to("best.ckpt")
@@ -95,12 +95,15 @@ def test_only_the_calibration_of_the_file_changes(copy: Path) -> None:
     before, times = stored(best), best.stat().st_mtime_ns
     run("calibrate", "--ckpt_path", link)
     after = stored(best)
+    assert "export again" not in capsys.readouterr().out
     assert link.is_symlink() and (best.stat().st_mode & 0o777, best.stat().st_mtime_ns) == (0o640, times)
     calibration = after["resnet_pl"].pop("calibration")
     assert calibration["threshold"] is None and calibration["images"] == 180
     pairs = zip(before["state_dict"].values(), after["state_dict"].values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs) and str(before) == str(after)
+    (copy / "model.onnx").touch()  # of an earlier export
     run("calibrate", "--ckpt_path", best, "--reset")
+    assert f"note: export again, {copy / 'model.onnx'} keeps the earlier calibration" in capsys.readouterr().out
     assert "calibration" not in stored(best)["resnet_pl"]
     assert ImageClassifier.load_from_checkpoint(best, map_location="cpu", weights_only=True).temperature == 1
 

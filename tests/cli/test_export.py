@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from resnet_pl import ImageClassifier, cifar_resnet, load_run
 from resnet_pl.cli.export import inference_model
+from resnet_pl.cli.main import main
 from resnet_pl.data import Letterbox, ResizeCenterCrop
 from resnet_pl.data.crops import Crop, Size
 from resnet_pl.data.decode import PixelFormat
@@ -207,6 +209,17 @@ def test_a_file_that_differs_is_not_written(
     assert re.search(r"largest difference of a probability: [0-9.e-]+, limit -1", message)
     assert [path.name for path in Path().iterdir()] == ["model.pt2"]
     assert Path("model.pt2").read_text() == "the file of an earlier export"
+
+
+def test_sigterm_leaves_no_file(exported: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The process of the tests must not end if the command does not handle the signal.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    monkeypatch.setitem(WRITERS, "safetensors", lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        assert main(["export", "--ckpt_path", str(exported), "--output", "model.safetensors"]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not [*place.iterdir()]
 
 
 @pytest.mark.parametrize("preprocessing", ["none", pytest.param("graph", marks=pytest.mark.slow)])

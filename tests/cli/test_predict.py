@@ -148,6 +148,9 @@ def test_predict_writes_heat_maps_and_features(
     torch.testing.assert_close(features, model.features("photos"))
     probabilities = model.to_probabilities(model.backbone.fc(features)).amax(1).tolist()
     assert probabilities == pytest.approx([float(row["probability"]) for row in predictions(Path("out"))], abs=1e-4)
+    capsys.readouterr()
+    run(*given[:-1], "photos/odd", "--output", "out", "--heatmaps")
+    assert "note: out/heatmaps/ also has 3 heat maps of earlier predictions" in capsys.readouterr().out
     assert "layre3 is not a layer" in refused(capsys, *given, "--heatmaps", "layre3", "--output", "other")
     assert "remove --tta" in refused(capsys, *given, "--features", "--tta", "flip")
     assert not Path("other").exists()
