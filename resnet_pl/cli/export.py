@@ -30,7 +30,7 @@ from resnet_pl.export.int8 import accuracy_table, check_drop, quantize
 from resnet_pl.load import restore
 from resnet_pl.reports.tables import print_report
 from resnet_pl.types import PositiveInt, UnitInterval
-from resnet_pl.utils import UserError, atomic_write, prog_name, run_on_rank_zero
+from resnet_pl.utils import UserError, atomic_write, counted, prog_name, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -162,7 +162,7 @@ def inference_model(
         values = "as the data module prepares them" if crop is None else "in [0, 1]"
         return InferenceModel(model, known.image_size, None, channels), f"float32 ({shape}) {values}"
     if channels != 3 or type(crop) not in (ResizeCenterCrop, Letterbox):
-        what = f"preprocessing of images with {channels} channels"
+        what = f"preprocessing of images with {counted(channels, 'channel')}"
         if channels == 3:
             what = "the data module's own preprocessing" if crop is None else f"the crop {type(crop).__name__}"
         raise UserError(f"export: {what} cannot be exported\nadd --preprocessing none, and prepare the images yourself")

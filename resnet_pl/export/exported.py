@@ -15,6 +15,7 @@ from typing_extensions import override
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.crops import Crop, Size
+from resnet_pl.data.decode import RGB, PixelFormat
 from resnet_pl.evaluation.classify import known_crop
 from resnet_pl.types import NonNegativeInt
 from resnet_pl.utils import UserError, require
@@ -108,6 +109,7 @@ class ExportedImages(ImageDataModule):
                 "run it with ONNX Runtime on images that are prepared as for the evaluation"
             )
         self.eval_crop = crop
+        self.pixel_format = PixelFormat(*metadata.get("pixel_format", RGB))
 
     @override
     def find_splits(self) -> dict[str, Any]:

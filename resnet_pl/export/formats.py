@@ -48,6 +48,7 @@ def describe(
         "input": takes,
         "image_size": known.image_size,
         "crop": _describe_crop(known.eval_crop),
+        "pixel_format": known.pixel_format,
         "mean": _numbers(model.normalize.mean),
         "std": _numbers(model.normalize.std),
         "temperature": model.temperature,

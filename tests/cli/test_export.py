@@ -354,10 +354,36 @@ def test_an_unsupported_operation_is_named() -> None:
 
 def test_images_with_other_channels_need_no_preprocessing() -> None:
     model, gray = ImageClassifier(cifar_resnet(8)), Preprocessing(16, ResizeCenterCrop(), PixelFormat(1))
-    with pytest.raises(UserError, match=r"images with 1 channels cannot be exported\nadd --preprocessing none"):
+    with pytest.raises(UserError, match=r"images with 1 channel cannot be exported\nadd --preprocessing none"):
         inference_model(model, gray, "onnx", prepared=False)
     network, takes = inference_model(model, gray, "onnx", prepared=True)
     assert network.channels == 1 and takes == "float32 (N, 1, 16, 16) in [0, 1]"
+
+
+def test_predict_reads_images_as_the_training_did(place: Path) -> None:
+    for number, name in enumerate(["a/0", "a/1", "b/2", "b/3", "b/4", "a/5"]):
+        Path(name).parent.mkdir(exist_ok=True)
+        values = pixels(20, 20 + number)[:, :, 0].astype(np.uint16) * 10
+        Image.fromarray(values).save(f"{name}.png")  # 12 bits
+    data = ["--data.root", ".", "--data.in_channels", 1, "--data.max_value", 4095, "--data.image_size", 16]
+    data += [
+        "--data.mean",
+        "channel",
+        "--data.std",
+        "channel",
+        "--data.batch_transforms",
+        "[]",
+        "--data.num_workers",
+        0,
+    ]
+    net = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--model.backbone.in_channels", 1]
+    few = ["--trainer.max_steps", 1, "--trainer.logger", "false", "--data.val_split", 0.34, "--data.test_split", 0]
+    run("fit", "--data", "ImageFolder", *data, *net, *few, "--data.batch_size", 2)
+    run("export", "--ckpt_path", "best", "--preprocessing", "none", "--output", "model.onnx")
+    run("predict", "--ckpt_path", "model.onnx", "--images", "a", "b", "--output", "file")
+    run("predict", "--ckpt_path", "best", "--images", "a", "b", "--output", "checkpoint")
+    for one, two in zip(rows(Path("checkpoint")), rows(Path("file")), strict=True):
+        assert float(one["probability"]) == pytest.approx(float(two["probability"]), abs=1e-4)
 
 
 def test_other_onnx_files_are_refused(exported: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
