@@ -41,6 +41,7 @@ WRAPPING = (
     "Subclass types", "a class path", "a dict with",
 )  # fmt: skip
 KEY = re.compile(r'Parser key "([\w.+]+)":?')
+RESTRICTION = re.compile(r"Not of type \w+: (?:(\S+) )?does not conform to restriction (.*)")
 UNKNOWN_OPTION = re.compile(r"(?:[Oo]ption '(?:init_args\.)?|[Kk]ey '|unrecognized arguments: --)([\w.-]+)")
 # What to use for a class that does not belong into a list of transforms.
 OTHER_TRANSFORMS = {
@@ -163,8 +164,14 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         others = lines[1:2] if lines[0].startswith("Expected") else []
         if key.endswith("backbone") and "does not correspond to a subclass of Module" in lines[0]:
             lines[0] += "\nannotate a function with -> nn.Module"
-        text = lines[0] + "".join(f" or {line.removeprefix('Expected ')}" for line in others)
+        text = RESTRICTION.sub(_limits, lines[0])
+        text += "".join(f" or {line.removeprefix('Expected ')}" for line in others)
     return f"{key}: {text}" if key else text
+
+
+def _limits(match: re.Match[str]) -> str:
+    """The limits of a number, such as "must be >=0 and <1, not 1.5"; the value is not always in the message."""
+    return f"must be {match[2].replace('v', '')}" + (f", not {match[1]}" if match[1] else "")
 
 
 def _unknown_option(message: str, match: re.Match[str], options: list[str]) -> str:

@@ -82,7 +82,9 @@ def _run(name: str, options: Sequence[str], args: Sequence[str]) -> int:
     try:
         settings = getattr(command, "parse", ArgumentParser.parse_args)(parser, options)
     except ArgumentError as error:
-        message = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        from resnet_pl.config import parser_message  # imports torch
+
+        message = parser_message(str(error), parser.get_defaults().keys())
         fix = f"run {prog_name()} {name} --help for its options"
         if name in ("sweep", "cross-validate"):
             fix += "; options of fit follow after --"

@@ -43,7 +43,10 @@ def check_kinds(settings: Namespace, model: LightningModule, data: LightningData
     """Raises UserError if `--tta`, `--ensemble` or one of `keys` is given for a module or data of another kind."""
     used = [f"--{key}" for key in ("ensemble", "tta", *keys) if settings[key] not in (None, "none", False)]
     if used and not (isinstance(model, ImageClassifier) and isinstance(data, ImageDataModule)):
-        raise UserError(f"{used[0]} needs an ImageClassifier and an ImageDataModule\nremove the option")
+        raise UserError(
+            f"{used[0]} needs an ImageClassifier and an ImageDataModule\n"
+            "remove the option; with an exported file, use its checkpoint"
+        )
 
 
 def set_views(settings: Namespace, data: LightningDataModule) -> None:
@@ -106,7 +109,7 @@ def build_ensemble(cli: ProjectCLI, others: Sequence[Member], split: str | None)
     cli.trainer.ckpt_path = None
     networks = [network for _, network, _ in members]
     if any(network.temperature != 1 or network.confidence_threshold is not None for network in networks):
-        temperatures = ", ".join(f"{network.temperature:.3g}" for network in networks)
+        temperatures = ", ".join(f"{network.temperature:.4g}" for network in networks)
         rank_zero_print(
             f"note: the probabilities of each model are calibrated (temperatures {temperatures}), not their mean; "
             "no confidence threshold is used"

@@ -177,4 +177,4 @@ def _report(path: Path, calibration: dict[str, Any]) -> None:
         print(f"note: {count:,} accepted validation images are few to choose a threshold by")
     if calibration["target_precision"] is not None and calibration["threshold"] is None:
         print("No threshold is needed: the precision on all validation images is high enough")
-    print(f"Saved to {path}: test, predict and load_run use it, and training does not{_exported_before(path)}")
+    print(f"Saved to {path}: test, predict, report, serve and load_run use it{_exported_before(path)}")

@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 INPUT_TYPE = PositiveInt | tuple[PositiveInt, PositiveInt] | None
 FORMAT = (
-    "onnx for ONNX Runtime and other runtimes, pt2 for torch.export.load, safetensors for the weights alone;"
-    " by default that of --output, or onnx."
+    "File format: onnx for ONNX Runtime and other runtimes, pt2 for torch.export.load, safetensors for the weights"
+    " alone; by default that of --output, or onnx."
 )
 OUTPUT = "File to write; by default model.onnx, model.pt2 or model.safetensors in the run folder of the checkpoint."
 PREPROCESSING = (
-    "none: the exported network takes float images (N, 3, S, S) in [0, 1] of its input size. By default it takes"
+    "With none, the exported network takes float images (N, 3, S, S) in [0, 1] of its input size. By default it takes"
     " images of any size as decoded from a file, (N, H, W, 3) uint8 RGB, and resizes and crops them as the evaluation"
     " does."
 )
@@ -224,6 +224,6 @@ def _report(path: Path, form: str, takes: str, metadata: Mapping[str, str]) -> N
     if form == "onnx" and metadata["crop"] == "null":
         use["onnx"] = f'onnxruntime.InferenceSession("{path}")'
     print(f"Saved to {path} ({path.stat().st_size / 1e6:,.1f} MB)")
-    print(f"  images: {takes}")
-    print(f"  holds:  {'the weights' if form == 'safetensors' else f'probabilities (N, {classes})'}")
+    print(f"  input:  images, {takes}")
+    print(f"  output: probabilities (N, {classes})" if form != "safetensors" else "  holds:  the weights alone")
     print(f"  use:    {use[form]}")

@@ -171,9 +171,11 @@ def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Secti
     inputs = torch.stack([each.inputs for each in test.mistakes]).to(model.device)
     try:
         maps = heatmaps(model, inputs, torch.tensor([each.predicted for each in test.mistakes], device=model.device))
-        section.texts.append("Right: what the network saw, brightest at the evidence for the wrong class (Grad-CAM).")
+        section.texts.append(
+            "On the right: what the network saw, brightest at the evidence for the wrong class (Grad-CAM)."
+        )
     except UserError as error:
-        section.texts.append(f"Without heat maps: {error}")
+        _missing(section, "Without heat maps", error)
     predicted, truth = report.predicted(), report.truth()
     positions = {index: position for position, index in enumerate(test.indices.tolist())}
     for number, each in enumerate(test.mistakes):
@@ -187,6 +189,13 @@ def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Secti
     return section
 
 
+def _missing(section: Section, what: str, error: UserError) -> None:
+    """Says in the section and in the terminal what is missing, and why."""
+    text = f"{what}: {'; '.join(str(error).splitlines())}"
+    section.texts.append(text)
+    print(f"note: {text}")
+
+
 def _label_errors(unseen: UnseenImages | None, names: list[str], path: Path) -> Section:
     """Writes label_errors.csv and returns its section."""
     section = Section("Probable label errors")
@@ -196,10 +205,13 @@ def _label_errors(unseen: UnseenImages | None, names: list[str], path: Path) -> 
     try:
         errors = find_label_errors(unseen.labels, unseen.probabilities)
     except UserError as error:
-        section.texts.append(f"Not searched: {error}")
+        _missing(section, "Not searched for label errors", error)
         return section
     write_label_errors(errors, unseen.files, names, path)
     agree = (unseen.probabilities.argmax(1) == unseen.labels).mean()
-    section.texts.append(f"Searched: {unseen.source}. {agree:.0%} of the labels are the predicted class.")
-    section.texts.append(f"Found by confident learning: {len(errors):,}. The list also has mistakes of the network.")
+    section.texts.append(f"Searched: {unseen.source}. The prediction is the label for {agree:.0%} of them.")
+    section.texts.append(
+        f"Found by confident learning: {len(errors):,}. The list also has mistakes of the network, the more the less "
+        "accurate it is: look at the first images."
+    )
     return sections.add_label_errors(section, errors, unseen.files, names, unseen.photo)

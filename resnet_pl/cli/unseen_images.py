@@ -78,7 +78,7 @@ def of_folds(data: ImageDataModule, class_names: Sequence[str], folder: Path) ->
     probabilities, places = read_out_of_fold(folder, class_names), _places(data)
     chosen = {name: place for name, place in places.items() if name in probabilities}
     labels = np.array([int(images.labels[index]) for images, index in chosen.values()], np.int64)
-    network = f"the network of the cross-validation {folder.name} that was not trained on it"
+    network = f"a network that was not trained on it (cross-validation in the folder {folder.name})"
     source = f"{len(chosen):,} images, each predicted by {network}"
     return UnseenImages([*chosen.values()], labels, np.stack([probabilities[name] for name in chosen]), source)
 
@@ -89,7 +89,7 @@ def of_evaluations(evaluations: Sequence[PredictionCollector], splits: str) -> U
     labels, probabilities = (
         torch.cat([getattr(each, name) for each in evaluations]).numpy() for name in ("labels", "probabilities")
     )
-    source = f"the {len(places):,} {splits} images (all images: use cross-validate first)"
+    source = f"the {len(places):,} {splits} images (to search more images, run cross-validate first)"
     return UnseenImages(places, labels, probabilities, source)
 
 

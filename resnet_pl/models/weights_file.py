@@ -120,7 +120,7 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
     Raises:
         UserError: safetensors is not installed, or `path` cannot be written.
     """
-    safetensors = require("safetensors.torch", "export", str(path))
+    safetensors = require("safetensors.torch", "export", "a .safetensors file")
     # Copies: the format refuses tensors that share memory, such as tied weights.
     state = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}
     with atomic_write(path) as temporary:

@@ -60,7 +60,9 @@ def confusion(report: RunReport, photo: Photo) -> Section:
         title = f"{report.classes[true]} → predicted {report.classes[wrong]}"
         section.strips.append(Strip(title, f"{count:,} of {total:,} images ({count / total:.0%})", images))
     if len(pairs) > MAX_PAIRS:
-        section.texts.append(f"{MAX_PAIRS} of {len(pairs):,} pairs; all are in confused_pairs.csv.")
+        section.texts.append(
+            f"Below the matrix: the {MAX_PAIRS} most frequent of {len(pairs):,} pairs; all are in confused_pairs.csv."
+        )
     return section
 
 

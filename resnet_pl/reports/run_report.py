@@ -115,12 +115,12 @@ class RunReport:
         """Returns sentences on the temperature and the confidence threshold."""
         texts = ["The probabilities are not calibrated; the command `calibrate` does it."]
         if "temperature" in self.calibration:
-            texts = [f"Calibrated on the validation images with the temperature {self.calibration['temperature']:.3g}."]
+            texts = [f"Calibrated on the validation images with the temperature {self.calibration['temperature']:.4g}."]
         if accepted := self.calibration.get("accepted"):
             coverage, precision, count = accepted_cells(accepted)
             texts.append(
-                f"Below a probability of {accepted['threshold']:.4f} the answer is “unknown”. {count} images have "
-                f"another answer: coverage {coverage}, precision {precision} (with 95 % intervals)."
+                f"Below a probability of {accepted['threshold']:.4f} the answer is “unknown”. {count} images reach it "
+                f"(coverage {coverage}); the precision of their predictions is {precision}. Ranges: 95 % intervals."
             )
         return texts
 

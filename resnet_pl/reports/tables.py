@@ -99,7 +99,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
     # Text: in a plain string rich interprets square brackets as markup.
     title = Text(" " + " · ".join(results[key] for key in ("data", "split", "protocol", "checkpoint")), style="bold")
     if "temperature" in results:
-        title.append(f" · temperature {results['temperature']:.3g}")
+        title.append(f" · temperature {results['temperature']:.4g}")
     rows = [_row_table(each) for each in (cells, averages) if each]
     if accepted := results.get("accepted"):
         table = numbers_table(numbers=["confidence threshold", *ACCEPTED])

@@ -137,7 +137,8 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
         assert row["given_label"] == Path(row["file"]).parent.name
         assert row["suggested_label"] == names[(names.index(row["given_label"]) + 1) % 3]
     page = Page(Path("out/report/index.html"))
-    assert f"Searched: {len(files)} images, each predicted by the network of the cross-validation asked" in page.source
+    assert f"Searched: {len(files)} images, each predicted by a network that was not trained" in page.source
+    assert "(cross-validation in the folder asked)" in page.source
     assert [text for text in page.texts if text.startswith("suggested: ")] == [
         f"suggested: {row['suggested_label']}" for row in found
     ]
@@ -150,7 +151,7 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
     write(photos.parents[1] / "folds", [*files, "other.jpg"], names)
     write(photos.parents[1] / "cross", files, names)
     run("report", "--ckpt_path", photos, "--output", "found")
-    assert "the cross-validation cross that" in Path("found/report/index.html").read_text()
+    assert "cross-validation in the folder cross)" in Path("found/report/index.html").read_text()
 
     # In another folder, the data of the training is still named, and its images are not counted twice.
     write_photos(place / "new", classes=(ODD, "bee", "cat"), count=3, first=70)
@@ -182,7 +183,11 @@ def test_without_the_packages_of_the_extra_the_rest_of_the_report_is_written(
     run("report", "--ckpt_path", "best")
     page = (copy / "report/index.html").read_text()
     assert "Without heat maps: " in page and "needs the package captum" in page
-    assert "Not searched: " in page and "needs the package cleanlab" in page and page.count("pip install") == 2
+    assert (
+        "Not searched for label errors: " in page
+        and "needs the package cleanlab" in page
+        and page.count("pip install") == 2
+    )
     assert not (copy / "report/label_errors.csv").exists()
 
 
