@@ -81,7 +81,7 @@ def accuracy_table(comparison: Comparison, sizes: tuple[int, int]) -> Table:
     """
     before, after = accuracies(comparison)
     table = numbers_table(f"{len(comparison.labels):,} test images", numbers=["float32", "int8", "difference"])
-    table.add_row("top-1 accuracy", f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f}")
+    table.add_row("top-1 accuracy", f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points")
     table.add_row("size, MB", *(f"{size / 1e6:,.1f}" for size in sizes), f"{sizes[1] / sizes[0] - 1:+.0%}")
     return table
 

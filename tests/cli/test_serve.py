@@ -298,6 +298,8 @@ def test_a_missing_package_and_wrong_options_are_named(
     start = ["serve", "--ckpt_path", copy, "--port", 0]
     assert "at most 89" in refused(capsys, *start, "--max_megapixels", 100)
     assert "port must be 0-65535" in refused(capsys, *start[:-1], 80000)
+    assert "unknown option --prot, did you mean --port?" in refused(capsys, *start[:-2], "--prot", 0)
+    assert "serve: max_megabytes: must be >0" in refused(capsys, *start, "--max_megabytes", 0)
     assert "cannot listen at 192.0.2.1" in refused(capsys, *start, "--host", "192.0.2.1")
     assert "--device nonsense" in refused(capsys, *start, "--device", "nonsense")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
