@@ -11,7 +11,7 @@ from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import torchvision
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
@@ -89,6 +89,12 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
         value = expand_option(named, value)
         expanded.append(f"{key}{equals}{value}")
     return expanded
+
+
+def instantiate(parser: ArgumentParser, parsed: Namespace) -> Any:
+    """Builds the objects of a parsed configuration; jsonargparse 4.49 has renamed the method."""
+    method = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return method(parsed)
 
 
 def check_annotations(section: str, class_path: Any) -> None:

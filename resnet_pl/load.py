@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from resnet_pl import checkpoint as ckpt
 from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.config import expand_arguments, parser_message
+from resnet_pl.config import expand_arguments, instantiate, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loaders import as_data_module
 from resnet_pl.evaluation.classify import Preprocessing
@@ -62,7 +62,7 @@ def build(
     parser, parsed = _parse(config, options, checkpoint, skip)
     # In an empty context: jsonargparse keeps references to the objects in context variables, and Lightning the
     # hyperparameters of a module whose constructor calls this function.
-    objects = Context().run(lambda: parser.instantiate_classes(parsed))
+    objects = Context().run(lambda: instantiate(parser, parsed))
     return objects.get("model"), objects.get("data")
 
 

@@ -51,6 +51,8 @@ def run_command(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def run(command: str) -> int:
         args = shlex.split(command)[2:]
+        if args[0] in ELSEWHERE:
+            pytest.skip(f"see {ELSEWHERE[args[0]]}")
         if own := own_input(args, prepared.root):
             pytest.skip(f"reads {own}")
         if setting(args, "model.weights") not in (None, "null"):
@@ -67,12 +69,14 @@ def run_command(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 # ------------------------------------------------------------------------------------ tests of the commands
 # Commands that differ from others only in a large network.
-LARGE = [pytest.mark.slow]
+SLOW = "resnet50|convnext"
+# Commands that other tests run: the networks that are prepared here have not learned anything.
+ELSEWHERE = {name: f"tests/cli/test_{name}.py" for name in ("calibrate", "export", "report", "serve")}
 
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(each, marks=LARGE if re.search("resnet50|convnext", each) else []) for each in CLI_COMMANDS],
+    [pytest.param(each, marks=[pytest.mark.slow] if re.search(SLOW, each) else []) for each in CLI_COMMANDS],
     ids=lambda command: command.removeprefix("python cli.py ")[:80],
 )
 def test_command_runs(command: str, run_command: Callable[[str], int]) -> None:

@@ -27,7 +27,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl import given_arguments, models
 from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
 from resnet_pl.command_line import read_config, split_option
-from resnet_pl.config import expand_arguments, parser_message
+from resnet_pl.config import expand_arguments, instantiate, parser_message
 from resnet_pl.data.crops import Size, height_width
 from resnet_pl.models.heads import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
@@ -133,7 +133,7 @@ def _build(backbone: Namespace, num_classes: int | None) -> nn.Module:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--backbone", type=nn.Module)
     try:
-        model = parser.instantiate_classes(Namespace(backbone=backbone.clone()))["backbone"]
+        model = instantiate(parser, Namespace(backbone=backbone.clone()))["backbone"]
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"summary: backbone: {parser_message(str(error))}") from error
     if num_classes is not None:

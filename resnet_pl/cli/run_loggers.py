@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import MetricsCSV, TensorBoardCurves
 from resnet_pl.callbacks.loggers import first_line
+from resnet_pl.config import instantiate
 from resnet_pl.data import ImageDataModule
 from resnet_pl.import_paths import check_objects
 from resnet_pl.run_dir import class_name, get_init_args, read_sessions, run_dir_of
@@ -154,7 +155,7 @@ def _build(entry: Mapping[str, Any], run: Path) -> Logger | None:
         try:
             parsed = parser.parse_object({"logger": entry})
             check_objects(parsed.as_dict(), run)
-            logger = parser.instantiate_classes(parsed)["logger"]
+            logger = instantiate(parser, parsed)["logger"]
             if not isinstance(logger, TensorBoardCurves):  # it has no folder yet
                 _ = getattr(logger, "experiment", None)
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from operator import floordiv
 from typing import Any, ClassVar
 
@@ -108,7 +109,7 @@ class Crop:
         # Decoders return channels_last; resizing it is a third faster than resizing contiguous channels.
         cropped = (cropped if image.ndim == 4 else cropped[None]).contiguous(memory_format=torch.channels_last)
         # The kernel of torchvision's resize, without its dispatch overhead (3 % of the loading time).
-        resized = F.interpolate(cropped, list(height_width(size)), mode="bilinear", antialias=True)
+        resized = _interpolate(cropped, height_width(size))
         return resized if image.ndim == 4 else resized[0]
 
 
@@ -254,9 +255,21 @@ def resize_to_cover(images: Tensor, size: Size) -> Tensor:
         torch.sym_max(rows, divide(height * columns, width)),
         torch.sym_max(columns, divide(width * rows, height)),
     ]
-    if images.is_floating_point():  # while it is exported; torchvision's function compares height and width
-        return F.interpolate(images, covered, mode="bilinear", antialias=True)
-    return TF.resize(images, covered, antialias=True)
+    # torchvision's function compares height and width, which cannot be exported.
+    return _interpolate(images, covered) if images.is_floating_point() else TF.resize(images, covered, antialias=True)
+
+
+def _interpolate(images: Tensor, size: Sequence[Length]) -> Tensor:
+    """Resizes `(N, C, H, W)` with antialiasing; floats, which are exported, are rounded as uint8 images are.
+
+    For uint8 torch resizes the width first, and rounds to whole numbers before it resizes the height.
+    """
+    if not images.is_floating_point():
+        return F.interpolate(images, list(size), mode="bilinear", antialias=True)
+    rows, columns = size
+    for shape in ((images.shape[-2], columns), (rows, columns)):
+        images = F.interpolate(images, shape, mode="bilinear", antialias=True).round()
+    return images
 
 
 def limit_aspect_ratio(images: Tensor, ratio: int = 16) -> Tensor:

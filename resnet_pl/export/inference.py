@@ -40,9 +40,7 @@ class InferenceModel(nn.Module):
                 the network's input size, `(N, C, S, S)` float32 in [0, 1].
         """
         if self.crop is not None:
-            # torchvision resizes uint8 in this way too, within one gray level.
-            pixels = images.permute(0, 3, 1, 2).float()
-            images = self.crop(pixels, self.image_size).round().clamp(0, 255) / 255
+            images = self.crop(images.permute(0, 3, 1, 2).float(), self.image_size) / 255
         return self.model.to_probabilities(self.model(images))
 
     def trace(self) -> ExportedProgram:
