@@ -143,7 +143,7 @@ def _check(model: LightningModule, target: float | None) -> None:
 def _has_test_set(data: LightningDataModule) -> bool:
     """Whether the data has test images that are not those of the validation."""
     if isinstance(data, ImageDataModule):
-        return "test" in data.splits and "test" not in data.split_labels
+        return "test" in data.splits and "test" not in data.split_labels and not getattr(data, "is_other_data", False)
     return type(data).test_dataloader is not LightningDataModule.test_dataloader
 
 

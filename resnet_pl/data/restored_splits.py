@@ -18,6 +18,8 @@ NEEDED = {
     "test": ("test",),
     "predict": ("test",),
     "calibrate": ("val", "test"),
+    "report": ("val", "test"),
+    "export": ("test",),
 }
 
 

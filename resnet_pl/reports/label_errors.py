@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> list[Lab
     cleanlab = require("cleanlab.filter", "explain", "report: the search for label errors")
     if len(np.unique(labels)) < 2:  # nothing to confuse; cleanlab refuses it
         return []
-    # One process: forking this one, which has threads, could hang.
-    found = cleanlab.find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    with warnings.catch_warnings(action="ignore"):  # about classes with few images
+        # One process: forking this one, which has threads, could hang.
+        found = cleanlab.find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     return [
         LabelError(
             index, int(labels[index]), int(probabilities[index].argmax()), float(probabilities[index, labels[index]])

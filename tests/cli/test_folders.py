@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl.reports.results import read_results
-from tests.cli.commands import PROJECT, printed, refused
+from tests.cli.commands import PROJECT, printed, refused, run
 from tests.conftest import MakePhotos
 
 CONFIG = PROJECT / "configs/folder.yaml"
@@ -67,6 +68,12 @@ def test_a_test_on_training_images_is_not_reported(
     # The network was not trained on its own test images.
     assert 4 <= results["images"] <= 6 and f"training images, ImageFolder at {other}" in results["tested_on"]
     assert "Not tested: runs/folder/version_0" in printed(capsys, "compare", "runs/folder")
+    assert "of 14 images are excluded" in printed(capsys, "report", *BEST, "--data.root", other)
+    with Path("runs/folder/version_0/report/predictions.csv").open(newline="") as file:
+        assert len([*csv.DictReader(file)]) == results["images"]
+    monkeypatch.setattr("resnet_pl.cli.calibrate.fit_temperature", lambda *_: 1.5)  # all predictions are right
+    assert "note: no test set" in printed(capsys, "calibrate", *BEST, "--data.root", other)
+    run("calibrate", *BEST, "--reset")
     printed(capsys, "test", *BEST)
     assert "the test split" in read_results(Path("runs/folder/version_0/results.json"))["tested_on"]
     splits = json.loads(Path("runs/folder/version_0/splits.json").read_text())["splits"]
