@@ -16,7 +16,7 @@ from resnet_pl import run_dir
 from resnet_pl.analysis.ensemble import Ensemble, EnsembleData, check_members
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import ImageDataModule
-from resnet_pl.data.crops import ResizeCenterCrop
+from resnet_pl.data.crops import CenterCrop, ResizeCenterCrop
 from resnet_pl.data.views import MultiScale, WithHorizontalFlip, five_crops, single
 from resnet_pl.load import load_run, restore
 from resnet_pl.types import PositiveInt
@@ -56,7 +56,7 @@ def set_views(settings: Namespace, data: LightningDataModule) -> None:
     if not isinstance(data, ImageDataModule):
         return
     size, tta = data.image_size, settings["tta"]
-    if tta not in ("none", "flip") and not isinstance(data.eval_crop, ResizeCenterCrop):
+    if tta not in ("none", "flip") and not isinstance(data.eval_crop, (ResizeCenterCrop, CenterCrop)):
         name = type(data.eval_crop).__name__
         raise UserError(f"--tta {tta}: the network was trained on {name} images, not on parts of them\nuse --tta flip")
     if tta == "multi-scale":

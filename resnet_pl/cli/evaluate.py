@@ -22,7 +22,7 @@ from resnet_pl.callbacks.misclassified import MisclassifiedWriter
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
-from resnet_pl.data import ImageDataModule
+from resnet_pl.data import ImageDataModule, TensorDataModule
 from resnet_pl.data.crops import describe_crop
 from resnet_pl.data.provenance import describe
 from resnet_pl.data.views import MultiScale
@@ -187,7 +187,8 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
     parts += [f"image_size {now}"] if now not in (None, size) else []
     stored = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("data") or {}
-    if isinstance(data, ImageDataModule) and stored and describe_crop(data.eval_crop) != stored.get("eval_crop"):
+    has_crop = isinstance(data, ImageDataModule) and not isinstance(data, TensorDataModule)
+    if has_crop and stored and describe_crop(data.eval_crop) != stored.get("eval_crop"):
         parts += [f"crop {type(data.eval_crop).__name__}"]
     if not isinstance(data, ImageDataModule) and trained.get("data"):
         before = run_dir.get_init_args(trained["data"])

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import prepare_split
-from resnet_pl.data import ImageDataModule, Letterbox, ResizeCenterCrop
+from resnet_pl.data import CenterCrop, ImageDataModule, Letterbox, ResizeCenterCrop
 from resnet_pl.data.crops import height_width
 from resnet_pl.data.image_files import find_images
 from resnet_pl.evaluation.classify import Preprocessing
@@ -161,7 +161,7 @@ def inference_model(
         shape = "N, " + ", ".join(map(str, (channels, *height_width(known.image_size))))
         values = "as the data module prepares them" if crop is None else "in [0, 1]"
         return InferenceModel(model, known.image_size, None, channels), f"float32 ({shape}) {values}"
-    if channels != 3 or type(crop) not in (ResizeCenterCrop, Letterbox):
+    if channels != 3 or type(crop) not in (ResizeCenterCrop, CenterCrop, Letterbox):
         what = f"preprocessing of images with {counted(channels, 'channel')}"
         if channels == 3:
             what = "the data module's own preprocessing" if crop is None else f"the crop {type(crop).__name__}"

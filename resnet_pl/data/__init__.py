@@ -3,7 +3,7 @@
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import BatchTransform, Cutout, PadCrop, PCAColor, RandomFlip
 from resnet_pl.data.cifar import CIFAR10, CIFAR100
-from resnet_pl.data.crops import Crop, Letterbox, RandomResizedCrop, ResizeCenterCrop, ScaleCrop
+from resnet_pl.data.crops import CenterCrop, Crop, Letterbox, RandomResizedCrop, ResizeCenterCrop, ScaleCrop
 from resnet_pl.data.digits import Digits
 from resnet_pl.data.flowers import Flowers
 from resnet_pl.data.folder import ImageFolder
@@ -17,6 +17,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "BatchTransform",
+    "CenterCrop",
     "Crop",
     "CutMix",
     "Cutout",

@@ -71,6 +71,7 @@ class ImageDataModule(LightningDataModule):
     is_other_data = False
     # Whether checkpoints store the image names of each split; not needed if the folders on disk define the splits.
     store_split_names = True
+    eval_crop: Crop = ResizeCenterCrop()  # of image files, in the evaluation and in `predict`
     pixel_format = RGB  # number of channels and range of the pixels; `ImageFolder` has options for them
     root: Path | None = None  # folder of the images, if there is one
 
@@ -99,7 +100,6 @@ class ImageDataModule(LightningDataModule):
         # One number, or (height, width) if it is not a square.
         self.image_size: Any = check_input(image_size, mean, std, self.pixel_format.channels)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.eval_crop: Crop = ResizeCenterCrop()
         self.mean: Mean = mean
         self.std: Std = std
         if batch_transforms is None:

@@ -201,6 +201,26 @@ class ResizeCenterCrop(Crop):
         return center_crop(resize_to_cover(image, size), *height_width(size))
 
 
+class CenterCrop(Crop):
+    """The largest centered box with the shape of the network's input, resized to it.
+
+    The evaluation crop of data in memory: an image of the network's size stays as it is.
+    """
+
+    draws_from_torch_only = True
+
+    @override
+    def for_evaluation(self) -> Crop:
+        return self
+
+    def __call__(self, image: Tensor, size: Size) -> Tensor:
+        """Crops `(C, H, W)` uint8 first, then resizes it."""
+        (rows, columns), (height, width) = height_width(size), image.shape[-2:]
+        box_height = torch.sym_max(1, torch.sym_min(height, rounded(width * rows, columns)))
+        box_width = torch.sym_max(1, torch.sym_min(width, rounded(height * columns, rows)))
+        return self._resize(center_crop(image, box_height, box_width), (0, 0, box_height, box_width), size)
+
+
 class Letterbox(Crop):
     """The entire image: resized to fit into the network's input, and padded at two sides. Evaluation does the same.
 
@@ -268,7 +288,7 @@ def _interpolate(images: Tensor, size: Sequence[Length]) -> Tensor:
         return F.interpolate(images, list(size), mode="bilinear", antialias=True)
     rows, columns = size
     for shape in ((images.shape[-2], columns), (rows, columns)):
-        images = F.interpolate(images, shape, mode="bilinear", antialias=True).round()
+        images = (F.interpolate(images, shape, mode="bilinear", antialias=True) + 0.5).floor()
     return images
 
 

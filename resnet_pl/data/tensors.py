@@ -14,6 +14,7 @@ from typing_extensions import override
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import short_hash
+from resnet_pl.data.crops import CenterCrop
 from resnet_pl.data.loader import ResumableLoader
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.samplers import ShardedEpochSampler
@@ -131,6 +132,8 @@ class TensorLoader(ResumableLoader):
 
 class TensorDataModule(ImageDataModule):
     """Base class of data sets in memory. Subclasses implement `read`."""
+
+    eval_crop = CenterCrop()  # images of the network's size are evaluated as they are
 
     def read(self) -> dict[str, TensorImageDataset]:
         """Sets `self.classes` and returns the official splits: `train`, and `test` if there is one."""

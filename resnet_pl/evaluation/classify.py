@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from resnet_pl.checkpoint import METADATA_KEY
-from resnet_pl.data.crops import Crop, Letterbox, ResizeCenterCrop, Size
+from resnet_pl.data.crops import CenterCrop, Crop, Letterbox, ResizeCenterCrop, Size
 from resnet_pl.data.decode import RGB, PixelFormat, pil_to_tensor, read_image
 from resnet_pl.data.image_files import find_images
 from resnet_pl.utils import UserError
@@ -107,7 +107,7 @@ class Preprocessing:
 def known_crop(described: Mapping[str, Any]) -> Crop | None:
     """Returns a crop of this project from its class and arguments, see `describe_crop`; None for any other."""
     name = described["class_path"].removeprefix("resnet_pl.data.")
-    classes: dict[str, type[Crop]] = {"ResizeCenterCrop": ResizeCenterCrop, "Letterbox": Letterbox}
+    classes: dict[str, type[Crop]] = {cls.__name__: cls for cls in (ResizeCenterCrop, CenterCrop, Letterbox)}
     return classes[name](**described["init_args"]) if name in classes else None
 
 
