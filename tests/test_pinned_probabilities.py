@@ -48,6 +48,13 @@ def test_probabilities_are_those_of_the_time_when_the_checkpoint_was_made(name: 
     torch.testing.assert_close(torch.tensor(actual[name]), torch.tensor(expected[name]), rtol=0, atol=1e-5)
 
 
+def test_test_images_are_predicted_as_they_are_tested() -> None:
+    model, data = load_run(PINNED / "model.ckpt")
+    images = data.split("test").images[:3]
+    predicted = torch.stack([each.probabilities for each in model.predict(images)])
+    torch.testing.assert_close(predicted, model(images).softmax(1))
+
+
 if __name__ == "__main__":
     run = fit(OPTIONS, epochs=5, name="pinned")
     checkpoint = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
