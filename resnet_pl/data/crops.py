@@ -204,7 +204,7 @@ class ResizeCenterCrop(Crop):
 class CenterCrop(Crop):
     """The largest centered box with the shape of the network's input, resized to it.
 
-    The evaluation crop of data in memory: an image of the network's size stays as it is.
+    The evaluation crop of data in memory: an image of the network's size stays unchanged.
     """
 
     draws_from_torch_only = True

@@ -133,7 +133,7 @@ class TensorLoader(ResumableLoader):
 class TensorDataModule(ImageDataModule):
     """Base class of data sets in memory. Subclasses implement `read`."""
 
-    eval_crop = CenterCrop()  # images of the network's size are evaluated as they are
+    eval_crop = CenterCrop()  # images of the network's size are not resized
 
     def read(self) -> dict[str, TensorImageDataset]:
         """Sets `self.classes` and returns the official splits: `train`, and `test` if there is one."""
