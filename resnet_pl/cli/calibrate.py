@@ -22,7 +22,7 @@ from resnet_pl.cli.evaluate import prepare_split
 from resnet_pl.data import ImageDataModule
 from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature
 from resnet_pl.evaluation.classify import UNKNOWN
-from resnet_pl.export.formats import WRITERS
+from resnet_pl.export.formats import NAMES, WRITERS
 from resnet_pl.reports.tables import calibration_table, print_report
 from resnet_pl.types import UnitInterval
 from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
@@ -162,9 +162,9 @@ def _collect(cli: ProjectCLI, split: str) -> tuple[Tensor, Tensor]:
 def _exported_before(checkpoint: Path) -> str:
     """A note if exported files are in the run folder of a checkpoint, which keep the calibration from before."""
     run = run_dir.run_dir_of(checkpoint)
-    files = [run / f"model.{form}" for form in WRITERS] if run else []
-    names = " and ".join(str(file) for file in files if file.exists())
-    return f"\nnote: export again, {names} keeps the earlier calibration" if names else ""
+    files = [run / f"{name}.{form}" for name in NAMES for form in WRITERS] if run else []
+    names = ", ".join(str(file) for file in files if file.exists())
+    return f"\nnote: exported before this calibration, export again: {names}" if names else ""
 
 
 def _report(path: Path, calibration: dict[str, Any]) -> None:

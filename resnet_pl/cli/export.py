@@ -24,7 +24,7 @@ from resnet_pl.data.image_files import find_images
 from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.export.check import compare
 from resnet_pl.export.exported import load_onnx, load_pt2
-from resnet_pl.export.formats import WRITERS, describe
+from resnet_pl.export.formats import NAMES, WRITERS, describe
 from resnet_pl.export.inference import InferenceModel
 from resnet_pl.export.int8 import accuracy_table, check_drop, quantize
 from resnet_pl.load import restore
@@ -126,7 +126,7 @@ def _target(settings: Namespace, cli: ProjectCLI) -> tuple[str, Path]:
     """The format and the file."""
     if settings["output"] is None:
         form = settings["format"] or "onnx"
-        return form, cli.output / f"model.{form}"
+        return form, cli.output / f"{NAMES[settings['int8']]}.{form}"
     path = Path(settings["output"])
     form = settings["format"] or path.suffix.removeprefix(".")
     if path.suffix != f".{form}" or form not in WRITERS:

@@ -31,7 +31,7 @@ from resnet_pl.reports.model_card import write_model_card
 from resnet_pl.reports.report_page import Card, Section, photo, write_page
 from resnet_pl.reports.run_report import RunReport, without_folders
 from resnet_pl.run_dir import class_name
-from resnet_pl.utils import UserError, run_on_rank_zero
+from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -69,6 +69,13 @@ def run(cli: ProjectCLI) -> None:
     unseen = None
     if folds is not None:
         unseen = of_folds(data, report.classes, folds)
+        own = float((test.probabilities.argmax(1) == test.labels).float().mean())
+        if unseen.accuracy < own - 0.05:
+            rank_zero_print(
+                f"note: the cross-validation in {folds} has an accuracy of {unseen.accuracy:.1%}, the checkpoint of"
+                f" {own:.1%}: fewer of the label errors are real\n"
+                "run cross-validate with the settings of the checkpoint"
+            )
     elif report.found is None:
         others = [_collect(cli, "val")] if {"val", "test"} <= _distinct_splits(data).keys() else []
         unseen = of_evaluations([test, *others], "validation and test" if others else "evaluated")

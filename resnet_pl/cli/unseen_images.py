@@ -39,6 +39,11 @@ class UnseenImages:
     source: str
 
     @property
+    def accuracy(self) -> float:
+        """Share of the images whose label is predicted."""
+        return float((self.probabilities.argmax(1) == self.labels).mean())
+
+    @property
     def files(self) -> list[str]:
         """Name of each image."""
         return [image_name(images, index) for images, index in self.places]
@@ -79,8 +84,9 @@ def of_folds(data: ImageDataModule, class_names: Sequence[str], folder: Path) ->
     chosen = {name: place for name, place in places.items() if name in probabilities}
     labels = np.array([int(images.labels[index]) for images, index in chosen.values()], np.int64)
     network = f"a network that was not trained on it (cross-validation in the folder {folder.name})"
-    source = f"{len(chosen):,} images, each predicted by {network}"
-    return UnseenImages([*chosen.values()], labels, np.stack([probabilities[name] for name in chosen]), source)
+    unseen = UnseenImages([*chosen.values()], labels, np.stack([probabilities[name] for name in chosen]), "")
+    unseen.source = f"{len(chosen):,} images, each predicted by {network}; accuracy {unseen.accuracy:.1%}"
+    return unseen
 
 
 def of_evaluations(evaluations: Sequence[PredictionCollector], splits: str) -> UnseenImages:

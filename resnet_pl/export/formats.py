@@ -23,6 +23,8 @@ from resnet_pl.utils import require
 # The first version of ONNX with antialiasing in Resize.
 OPSET = 18
 PT2_METADATA = "resnet_pl.json"
+# Names of the files, without and with `--int8`.
+NAMES = ("model", "model-int8")
 
 
 def describe(

@@ -147,7 +147,7 @@ def test_int8_is_smaller_and_nearly_as_accurate(
     images = load_run(copy)[1].split("test")
     given = np.stack([images.load_full_image(index).permute(1, 2, 0).numpy() for index in range(len(images))])
     top1 = []
-    for file in (float_file, copy / "model.onnx"):
+    for file in (float_file, copy / "model-int8.onnx"):
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         (probabilities,) = session.run(None, {"images": given})
         top1.append((probabilities.argmax(1) == images.labels.numpy()).mean())
@@ -155,9 +155,9 @@ def test_int8_is_smaller_and_nearly_as_accurate(
     # The first is that of the checkpoint, whose rounding differs: one in 100 images is close to a tie.
     assert before == pytest.approx(100 * top1[0], abs=1) and after == pytest.approx(100 * top1[1], abs=0.006)
     assert float(row[4]) == pytest.approx(after - before, abs=0.011)
-    assert (copy / "model.onnx").stat().st_size < 0.6 * float_file.stat().st_size
+    assert (copy / "model-int8.onnx").stat().st_size < 0.6 * float_file.stat().st_size
     Image.fromarray(pixels(20, 30)).save("digit.png")
-    run("predict", "--ckpt_path", copy / "model.onnx", "--images", "digit.png")
+    run("predict", "--ckpt_path", copy / "model-int8.onnx", "--images", "digit.png")
 
 
 def test_int8_that_loses_accuracy_writes_nothing(

@@ -138,7 +138,9 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
         assert row["suggested_label"] == names[(names.index(row["given_label"]) + 1) % 3]
     page = Page(Path("out/report/index.html"))
     assert f"Searched: {len(files)} images, each predicted by a network that was not trained" in page.source
-    assert "(cross-validation in the folder asked)" in page.source
+    accuracy = 1 - len(planted) / len(files)
+    assert f"(cross-validation in the folder asked); accuracy {accuracy:.1%}" in page.source
+    assert "note: the cross-validation" not in capsys.readouterr().out
     assert [text for text in page.texts if text.startswith("suggested: ")] == [
         f"suggested: {row['suggested_label']}" for row in found
     ]
@@ -150,7 +152,10 @@ def test_planted_label_errors_are_found_in_folds(photos: Path, capsys: pytest.Ca
 
     write(photos.parents[1] / "folds", [*files, "other.jpg"], names)
     write(photos.parents[1] / "cross", files, names)
-    run("report", "--ckpt_path", photos, "--output", "found")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet_pl.cli.unseen_images.UnseenImages.accuracy", 0.1)  # of the checkpoint it is a third
+        run("report", "--ckpt_path", photos, "--output", "found")
+    assert "has an accuracy of 10.0%" in capsys.readouterr().out
     assert "cross-validation in the folder cross)" in Path("found/report/index.html").read_text()
 
     # In another folder, the data of the training is still named, and its images are not counted twice.
