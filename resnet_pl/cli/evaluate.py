@@ -22,7 +22,7 @@ from resnet_pl.callbacks.misclassified import MisclassifiedWriter
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
-from resnet_pl.data import ImageDataModule, TensorDataModule
+from resnet_pl.data import CenterCrop, ImageDataModule
 from resnet_pl.data.crops import describe_crop
 from resnet_pl.data.provenance import describe
 from resnet_pl.data.views import MultiScale
@@ -187,9 +187,11 @@ def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, oth
     parts += [f"ensemble with {' and '.join(others)}"] if others else []
     parts += [f"image_size {now}"] if now not in (None, size) else []
     stored = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("data") or {}
-    has_crop = isinstance(data, ImageDataModule) and not isinstance(data, TensorDataModule)
-    if has_crop and stored and describe_crop(data.eval_crop) != stored.get("eval_crop"):
-        parts += [f"crop {type(data.eval_crop).__name__}"]
+    if isinstance(data, ImageDataModule) and stored:
+        crops = [stored.get("eval_crop"), describe_crop(data.eval_crop)]
+        # Images in memory are not cropped.
+        if crops[0] != crops[1] and describe_crop(CenterCrop()) not in crops:
+            parts += [f"crop {type(data.eval_crop).__name__}"]
     if not isinstance(data, ImageDataModule) and trained.get("data"):
         before = run_dir.get_init_args(trained["data"])
         values = run_dir.get_init_args(cli.plain_config["data"]).items()
