@@ -22,7 +22,16 @@ from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from benchmarks.report import command, make_parser, report, run_in_subprocess, run_interleaved, table
+from benchmarks.report import (
+    MeasurementCache,
+    command,
+    git_commit,
+    make_parser,
+    report,
+    run_in_subprocess,
+    run_interleaved,
+    table,
+)
 from resnet_pl.data.cache import open_cache
 from resnet_pl.data.crops import RandomResizedCrop
 from resnet_pl.data.dataset import ImageFileDataset
@@ -151,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--root", type=Path, help="folder with class folders of JPEGs; synthetic ones by default")
     parser.add_argument("--count", type=int, help="number of synthetic images of each kind")
+    parser.add_argument("--state", type=Path, help="file for each measurement; an interrupted benchmark resumes")
     parser.add_argument("--one", type=json.loads, help="a single measurement, printed as JSON")
     options = parser.parse_args(argv)
     if options.one:
@@ -169,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             common = {"root": str(root), "cache": str(Path(scratch) / "cache")}
             calls = {each: partial(run_in_subprocess, __file__, {"variant": each, **common}) for each in variants}
-            results = run_interleaved(calls, options.rounds)
+            setting = f"{kind}, {options.root}, {options.count}, {git_commit()}"
+            results = run_interleaved(calls, options.rounds, MeasurementCache(options.state, setting))
         speeds |= {(kind, variant): statistics.median(each) for variant, each in results.items()}
     rows = [[name, *(_cell(speeds[kind, name], speeds[kind, PIL]) for kind in kinds)] for name in variants]
     missing = "" if TIMM in variants else "timm is not installed."

@@ -146,15 +146,18 @@ def command(script: str, argv: Sequence[str]) -> list[str]:
     return [f"python benchmarks/{Path(script).name}", *(word for word in argv if word != "--record")]
 
 
-def run_interleaved(variants: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[Any]]:
+def run_interleaved(
+    variants: Mapping[Any, Callable[[], Any]], rounds: int, cache: MeasurementCache | None = None
+) -> dict[Any, list[Any]]:
     """Measures every variant once per round, in reverse order in every other round.
 
-    Other load on the machine then affects all variants alike.
+    Other load on the machine then affects all variants alike. With a cache, an interrupted benchmark resumes.
     """
     results: dict[Any, list[Any]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
-            results[name].append(variants[name]())
+            call = variants[name]
+            results[name].append(call() if cache is None else cache(f"{name}, round {number}", call))
     return results
 
 

@@ -25,8 +25,8 @@ from resnet_pl.callbacks.stop_on_nan import StopOnNaN
 from resnet_pl.callbacks.train_log import TrainLog
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch, check_labels
-from resnet_pl.data.crops import Size
 from resnet_pl.data.provenance import provenance_of, resolve_classes, resolve_multi_label
+from resnet_pl.data.resizing import Size
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.evaluation.calibration import rescale
 from resnet_pl.evaluation.classify import Prediction, Preprocessing, classify

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_pl.data.crops import Size, height_width
+from resnet_pl.data.resizing import Size, height_width
 
 # BatchNorm needs more than one value per channel in training, and a small image has one in the last stage.
 BATCH_SIZE = 2

@@ -84,6 +84,26 @@ def image_indices(trainer: Trainer, outputs: Mapping[str, Any], images: Any, see
     return torch.arange(seen, seen + count) * trainer.world_size + trainer.global_rank
 
 
+def worst_decisions(probabilities: Tensor, labels: Tensor, thresholds: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns how certain the worst decision of each image is, its class, and whether it is wrong, each `(N,)`.
+
+    With one class per image this is the prediction. With several, each class is a decision, and the worst one is the
+    most certain of the wrong ones.
+
+    Args:
+        probabilities: `(N, K)`.
+        labels: `(N,)` int64; with several classes per image `(N, K)`, 1 for each of its classes.
+        thresholds: probability of each class from which it is predicted, `(K,)`; None with one class per image.
+    """
+    if thresholds is None:
+        confidence, predicted = probabilities.max(1)
+        return confidence, predicted, predicted != labels
+    found = probabilities >= thresholds.to(probabilities)
+    wrong = found != (labels > 0.5)
+    certainty, decision = (torch.where(found, probabilities, 1 - probabilities) * wrong).max(1)
+    return certainty, decision, wrong.any(1)
+
+
 def join_classes(chosen: Sequence[Any], names: Sequence[str]) -> str:
     """Returns the names of the classes of an image, such as `cat|dog`, from one true or false value per class."""
     return CLASS_SEPARATOR.join(name for name, each in zip(names, chosen, strict=True) if each)

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import gather_rows, image_indices
+from resnet_pl.callbacks.access import gather_rows, image_indices, worst_decisions
 from resnet_pl.data.batch import Batch
 
 
@@ -71,8 +71,8 @@ class PredictionCollector(Callback):
         self._own.append((indices, labels, probabilities))
         if not self.number:
             return
-        certainty, predicted = _wrong_decisions(probabilities, labels, getattr(pl_module, "thresholds", None))
-        worst = [row for row in certainty.argsort(descending=True)[: self.number].tolist() if certainty[row] > 0]
+        certainty, predicted, wrong = worst_decisions(probabilities, labels, getattr(pl_module, "thresholds", None))
+        worst = [row for row in certainty.argsort(descending=True).tolist() if wrong[row]][: self.number]
         self.mistakes += [
             Mistake(-float(certainty[row]), int(indices[row]), int(predicted[row]), batch.images[row].cpu())
             for row in worst
@@ -92,14 +92,3 @@ class PredictionCollector(Callback):
             self.indices, self.labels, self.probabilities = indices[order], labels[order], probabilities[order]
 
     on_validation_end = on_test_end
-
-
-def _wrong_decisions(probabilities: Tensor, labels: Tensor, thresholds: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the certainty of the worst decision of each image, 0 without a wrong one, and its class; both `(N,)`."""
-    if thresholds is None:
-        confidence, predicted = probabilities.max(1)
-        return confidence * (predicted != labels), predicted
-    found = probabilities >= thresholds.cpu()
-    certainty = torch.where(found, probabilities, 1 - probabilities) * (found != (labels > 0.5))
-    worst, predicted = certainty.max(1)
-    return worst, predicted

@@ -10,7 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from resnet_pl.callbacks.access import CLASS_SEPARATOR, class_names, display_path, gather_rows, image_indices
+from resnet_pl.callbacks.access import (
+    CLASS_SEPARATOR,
+    class_names,
+    display_path,
+    gather_rows,
+    image_indices,
+    worst_decisions,
+)
 from resnet_pl.data.batch import Batch
 from resnet_pl.reports.tables import write_csv
 
@@ -49,14 +56,11 @@ class MisclassifiedWriter(Callback):
         labels = (outputs["labels"] if "labels" in outputs else Batch.of(batch).labels).cpu()
         indices = image_indices(trainer, outputs, self.images, self._seen, len(labels))
         self._seen += len(labels)
-        if (thresholds := getattr(pl_module, "thresholds", None)) is None:
-            confidence, predicted = probabilities.max(1)
-            wrong, found, true = predicted != labels, predicted[:, None], labels[:, None]
-        else:
+        thresholds = getattr(pl_module, "thresholds", None)
+        confidence, predicted, wrong = worst_decisions(probabilities, labels, thresholds)
+        found, true = predicted[:, None], labels[:, None]
+        if thresholds is not None:
             found, true = probabilities >= thresholds.cpu(), labels > 0.5
-            # The probability of the wrong decision that was most certain.
-            certainty = torch.where(found, probabilities, 1 - probabilities) * (found != true)
-            confidence, wrong = certainty.max(1)[0], (found != true).any(1)
         for row in wrong.nonzero().flatten().tolist():
             self._mistakes.append(
                 (-float(confidence[row]), int(indices[row]), _classes(true[row]), _classes(found[row]))

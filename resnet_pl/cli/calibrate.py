@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,7 +16,8 @@ from resnet_pl import run_dir
 from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.access import gather_rows
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.evaluate import prepare_split
+from resnet_pl.cli.evaluate import evaluate_on, prepare_split
+from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageDataModule
 from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature
 from resnet_pl.evaluation.classify import UNKNOWN
@@ -42,11 +41,6 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     """Adds the options of `calibrate`."""
     parser.add_argument("--target_precision", type=UnitInterval | None, default=None, help=TARGET)
     parser.add_argument("--reset", action="store_true", help="Remove the calibration from the checkpoint.")
-
-
-def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
-    """Returns a stand-in: modules may use `self.logger` in all stages."""
-    return [DummyLogger()]
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:
@@ -83,6 +77,7 @@ class LogitCollector(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Collects a batch."""
         self._own.append((torch.cat(self._outputs).float().cpu(), outputs["labels"].cpu()))
         self._outputs.clear()
 
@@ -152,8 +147,7 @@ def _collect(cli: ProjectCLI, split: str) -> tuple[Tensor, Tensor]:
     collector = cli.callback(LogitCollector)
     assert collector is not None  # added by `callbacks`
     collector.logits = collector.labels = torch.empty(0)  # without batches, no hook is called
-    evaluate = cli.trainer.validate if split == "val" else cli.trainer.test
-    evaluate(cli.model, datamodule=cli.datamodule, verbose=False, weights_only=True)
+    evaluate_on(cli, split, cli.model, cli.datamodule)
     if not len(collector.logits):
         raise UserError(f"calibrate: no {split} images were evaluated\nraise --trainer.limit_{split}_batches")
     return collector.logits, collector.labels

@@ -83,7 +83,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     cli.callbacks.append(MisclassifiedWriter(result_file(cli.output, "misclassified.csv", label), images))
     start = time.perf_counter()
     evaluated, source = build_ensemble(cli, others, split) if others else (model, data)
-    getattr(cli.trainer, name)(evaluated, datamodule=source, verbose=False, weights_only=True)
+    evaluate_on(cli, split, evaluated, source)
     results = dict(getattr(evaluated, "results", {}))
     tensors = {key: results.pop(key, None) for key in ("confusion", "classes", "reliability", "accepted")}
     classes = tensors["classes"]
@@ -134,6 +134,12 @@ def _logged_metrics(trainer: Trainer, split: str, known: set[str]) -> dict[str, 
     """What the module and the callbacks have logged in an evaluation, beyond the known metrics."""
     logged = {name.removeprefix(f"{split}/"): value for name, value in trainer.callback_metrics.items()}
     return {name: float(value) for name, value in logged.items() if name not in {*known, "step", "epoch"}}
+
+
+def evaluate_on(cli: ProjectCLI, split: str, model: Any, data: LightningDataModule) -> None:
+    """Evaluates a model on the validation or the test split."""
+    evaluate = cli.trainer.validate if split == "val" else cli.trainer.test
+    evaluate(model, datamodule=data, verbose=False, weights_only=True)
 
 
 def prepare_split(cli: ProjectCLI, split: str) -> None:

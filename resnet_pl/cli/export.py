@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import Logger
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import prepare_split
 from resnet_pl.data import CenterCrop, ImageDataModule, Letterbox, ResizeCenterCrop
-from resnet_pl.data.crops import height_width
 from resnet_pl.data.image_files import find_images
+from resnet_pl.data.resizing import height_width
 from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.export.check import compare
 from resnet_pl.export.exported import load_onnx, load_pt2
@@ -113,6 +113,8 @@ def _export(cli: ProjectCLI) -> None:
     network, takes = inference_model(model, known, form, settings["preprocessing"] == "none")
     metadata = describe(model, known, file, cli.checkpoint, takes)
     metadata["precision"] = json.dumps("int8" if settings["int8"] else "float32")
+    if settings["int8"] or (settings["check"] and not settings["images"]):
+        prepare_split(cli, "test")
     with atomic_write(path) as temporary:
         WRITERS[form](network, temporary, metadata)
         if settings["check"]:
@@ -176,7 +178,6 @@ def _check(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, form:
         data.set_predict_files(find_images(cli.config["images"], "export"))
         images = data.predict_images
     else:
-        prepare_split(cli, "test")
         images = data.split("test")
     run = load_pt2(path) if form == "pt2" else load_onnx(path)[0]
     comparison = compare(network, run, images, known.function())
@@ -190,7 +191,6 @@ def _quantize(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, pa
     data: Any = cli.datamodule
     if network.model.thresholds is not None:
         raise UserError("--int8 is for networks with one label per image\nremove it")
-    prepare_split(cli, "test")
     if "val" not in data.splits:
         raise UserError("--int8 needs validation images for the ranges of the activations; the data has none")
     prepare, size = known.function(), path.stat().st_size

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 
 from resnet_pl.callbacks import GracefulStop, PredictionWriter
 from resnet_pl.callbacks.features_npz import FeatureWriter
 from resnet_pl.callbacks.heatmap_files import HeatmapWriter
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.evaluate import OUTPUT, prepare_split
+from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.bad_images import printable_path
 from resnet_pl.data.image_files import find_images
@@ -51,11 +50,6 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--submission", type=str | None, default=None, help=SUBMISSION)
     parser.add_argument("--heatmaps", type=str | None, nargs="?", const=LAST, metavar="LAYER", help=HEATMAPS)
     parser.add_argument("--features", action="store_true", help=FEATURES)
-
-
-def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
-    """Returns a stand-in: modules may use `self.logger` in all stages."""
-    return [DummyLogger()]
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 
 from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.features_npz import FeatureWriter
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import checkpoint_label
+from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageFolder
 from resnet_pl.evaluation.frozen_features import advice, cross_validated
 from resnet_pl.reports.tables import numbers_table, print_report
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     """Adds no options: those of the model and the data are enough."""
-
-
-def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
-    """Returns a stand-in: modules may use `self.logger` in all stages."""
-    return [DummyLogger()]
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 
 from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import GracefulStop
@@ -17,7 +15,8 @@ from resnet_pl.callbacks.access import class_names, image_name
 from resnet_pl.callbacks.collector import PredictionCollector
 from resnet_pl.callbacks.tensorboard import backbone_name
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.cli.evaluate import calibration_results, checkpoint_label, prepare_split, results_per_class
+from resnet_pl.cli.evaluate import calibration_results, checkpoint_label, evaluate_on, prepare_split, results_per_class
+from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.cli.unseen_images import UnseenImages, choose_folds, full_photo, of_evaluations, of_folds
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.decode import to_pixels
@@ -49,11 +48,6 @@ def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     parser.add_argument("--folds", type=str | None, default=None, help=FOLDS)
 
 
-def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
-    """Returns a stand-in: modules may use `self.logger` in all stages."""
-    return [DummyLogger()]
-
-
 def callbacks(cli: ProjectCLI) -> list[Callback]:
     """Returns the callback that handles signals."""
     return [GracefulStop(cli.output)]
@@ -69,8 +63,7 @@ def run(cli: ProjectCLI) -> None:
     unseen = None
     if folds is not None:
         unseen = of_folds(data, report.classes, folds)
-        own = float((test.probabilities.argmax(1) == test.labels).float().mean())
-        if unseen.accuracy < own - 0.05:
+        if unseen.accuracy < (own := report.results["top1"]) - 0.05:
             rank_zero_print(
                 f"note: the cross-validation in {folds} has an accuracy of {unseen.accuracy:.1%}, the checkpoint of"
                 f" {own:.1%}: fewer of the label errors are real\n"
@@ -88,8 +81,7 @@ def _collect(cli: ProjectCLI, split: str, mistakes: int = 0) -> PredictionCollec
     data = cli.datamodule
     collector = PredictionCollector(data.split(split) if isinstance(data, ImageDataModule) else None, mistakes)
     cli.callbacks.append(collector)
-    evaluate = cli.trainer.test if split == "test" else cli.trainer.validate
-    evaluate(cli.model, datamodule=data, verbose=False, weights_only=True)
+    evaluate_on(cli, split, cli.model, data)
     cli.callbacks.remove(collector)
     return collector
 
@@ -215,8 +207,7 @@ def _label_errors(unseen: UnseenImages | None, names: list[str], path: Path) -> 
         _missing(section, "Not searched for label errors", error)
         return section
     write_label_errors(errors, unseen.files, names, path)
-    agree = (unseen.probabilities.argmax(1) == unseen.labels).mean()
-    section.texts.append(f"Searched: {unseen.source}. The prediction is the label for {agree:.0%} of them.")
+    section.texts.append(f"Searched: {unseen.source}. The prediction is the label for {unseen.accuracy:.0%} of them.")
     section.texts.append(
         f"Found by confident learning: {len(errors):,}. The list also has mistakes of the network, the more the less "
         "accurate it is: look at the first images."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from resnet_pl import checkpoint as ckpt
@@ -45,6 +46,11 @@ class LogAtStep(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs `step`, which Lightning passes to the loggers as the x value and not as a metric."""
         pl_module.log("step", float(self.step), sync_dist=True)
+
+
+def no_loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
+    """Returns a stand-in for the loggers: modules may use `self.logger` in all stages."""
+    return [DummyLogger()]
 
 
 def training_loggers(given: Any, run: Path, start: int) -> list[Logger] | bool:

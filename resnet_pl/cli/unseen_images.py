@@ -84,9 +84,8 @@ def of_folds(data: ImageDataModule, class_names: Sequence[str], folder: Path) ->
     chosen = {name: place for name, place in places.items() if name in probabilities}
     labels = np.array([int(images.labels[index]) for images, index in chosen.values()], np.int64)
     network = f"a network that was not trained on it (cross-validation in the folder {folder.name})"
-    unseen = UnseenImages([*chosen.values()], labels, np.stack([probabilities[name] for name in chosen]), "")
-    unseen.source = f"{len(chosen):,} images, each predicted by {network}; accuracy {unseen.accuracy:.1%}"
-    return unseen
+    source = f"{len(chosen):,} images, each predicted by {network}"
+    return UnseenImages([*chosen.values()], labels, np.stack([probabilities[name] for name in chosen]), source)
 
 
 def of_evaluations(evaluations: Sequence[PredictionCollector], splits: str) -> UnseenImages:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from resnet_pl.data.batch import Batch
 from resnet_pl.data.batch_transforms import BatchTransform, check_range, check_transforms
-from resnet_pl.data.crops import Crop, ResizeCenterCrop, describe_crop, height_width
+from resnet_pl.data.crops import Crop, ResizeCenterCrop, describe_crop
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import RGB
 from resnet_pl.data.defaults import build_default
 from resnet_pl.data.loader import ImageFileLoader, ResumableLoader, default_num_workers
 from resnet_pl.data.provenance import Provenance
+from resnet_pl.data.resizing import height_width
 from resnet_pl.data.rng import BatchRNG, seed_generators
 from resnet_pl.data.samplers import FixedOrderSampler, ShardedEpochSampler, class_labels
 from resnet_pl.data.splits import Label, make_split

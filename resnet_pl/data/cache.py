@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from resnet_pl.data.bad_images import BadImage
-from resnet_pl.data.crops import limit_aspect_ratio
 from resnet_pl.data.decode import read_image
 from resnet_pl.data.loader import default_num_workers
+from resnet_pl.data.resizing import limit_aspect_ratio
 from resnet_pl.utils import UserError, atomic_write, lock, progress
 
 GB = 10**9

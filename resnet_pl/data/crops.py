@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from operator import floordiv
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 from typing_extensions import override
 
 from resnet_pl.data.decode import EncodedImage
 from resnet_pl.data.jpeg import REDUCTIONS
+from resnet_pl.data.resizing import Size, center_crop, height_width, interpolate, resize_to_cover, rounded
 
 # Top, left, height and width in pixels.
 Box = tuple[int, int, int, int]
-# Size of the network's input in pixels: the side of a square, or height and width.
-Size = int | tuple[int, int]
-
-
-# An integer, which is a `torch.SymInt` while a crop is exported.
-Length = Any
-
-
-def height_width(size: Size) -> tuple[int, int]:
-    """Returns height and width of a size."""
-    return (size, size) if isinstance(size, int) else size
 
 
 class Crop:
@@ -109,7 +96,7 @@ class Crop:
         # Decoders return channels_last; resizing it is a third faster than resizing contiguous channels.
         cropped = (cropped if image.ndim == 4 else cropped[None]).contiguous(memory_format=torch.channels_last)
         # The kernel of torchvision's resize, without its dispatch overhead (3 % of the loading time).
-        resized = _interpolate(cropped, height_width(size))
+        resized = interpolate(cropped, height_width(size))
         return resized if image.ndim == 4 else resized[0]
 
 
@@ -262,58 +249,3 @@ def describe_crop(crop: Crop) -> dict[str, Any] | None:
     cls = type(crop)
     module = "resnet_pl.data" if cls.__module__ == __name__ else cls.__module__
     return {"class_path": f"{module}.{cls.__qualname__}", "init_args": getattr(crop, "init_args", {})}
-
-
-def resize_to_cover(images: Tensor, size: Size) -> Tensor:
-    """Resizes `(…, H, W)` to the smallest size that contains the network's input enlarged by 256 / 224."""
-    images = limit_aspect_ratio(images)
-    rows, columns = (rounded(side * 256, 224) for side in height_width(size))
-    height, width = images.shape[-2:]
-    # The length of the other side is rounded, for a square it is rounded down, as torchvision's Resize does.
-    divide = floordiv if rows == columns else rounded
-    covered = [
-        torch.sym_max(rows, divide(height * columns, width)),
-        torch.sym_max(columns, divide(width * rows, height)),
-    ]
-    # torchvision's function compares height and width, which cannot be exported.
-    return _interpolate(images, covered) if images.is_floating_point() else TF.resize(images, covered, antialias=True)
-
-
-def _interpolate(images: Tensor, size: Sequence[Length]) -> Tensor:
-    """Resizes `(N, C, H, W)` with antialiasing; floats, which are exported, are rounded as uint8 images are.
-
-    For uint8 torch resizes the width first, and rounds to whole numbers before it resizes the height.
-    """
-    if not images.is_floating_point():
-        return F.interpolate(images, list(size), mode="bilinear", antialias=True)
-    rows, columns = size
-    for shape in ((images.shape[-2], columns), (rows, columns)):
-        images = (F.interpolate(images, shape, mode="bilinear", antialias=True) + 0.5).floor()
-    return images
-
-
-def limit_aspect_ratio(images: Tensor, ratio: int = 16) -> Tensor:
-    """Center-crops `(…, H, W)` with an aspect ratio above `ratio`, which would need gigabytes to resize."""
-    height, width = images.shape[-2:]
-    longest = ratio * torch.sym_min(height, width)
-    if isinstance(longest, int) and max(height, width) <= longest:  # not while it is exported, for any size
-        return images
-    return center_crop(images, torch.sym_min(height, longest), torch.sym_min(width, longest))
-
-
-def center_crop(images: Tensor, height: Length, width: Length) -> Tensor:
-    """Returns the center of `(…, H, W)`; an odd margin is divided as in torchvision's CenterCrop."""
-    vertical, horizontal = images.shape[-2] - height, images.shape[-1] - width
-    top, left = rounded(vertical, 2), rounded(horizontal, 2)
-    # Padding by a negative number of pixels crops. Slices could not be exported for images of any size.
-    return F.pad(images, [-left, left - horizontal, -top, top - vertical])
-
-
-def rounded(numerator: Length, denominator: Length) -> Length:
-    """Returns a fraction rounded to an integer, a half to the even one as Python's `round` does.
-
-    It has no branch, so that it can be exported for images of any size.
-    """
-    doubled, divisor = 2 * numerator + denominator, 2 * denominator
-    half_up, is_half = doubled // divisor, 1 - torch.sym_min(1, doubled % divisor)
-    return half_up - is_half * (half_up % 2)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from resnet_pl.data.bad_images import BadImage
 from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
-from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size, height_width
+from resnet_pl.data.crops import Crop, ResizeCenterCrop
 from resnet_pl.data.decode import RGB, EncodedImage, PixelFormat, read_image, to_displayed
+from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
 from resnet_pl.utils import UserError

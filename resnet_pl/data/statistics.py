@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resnet_pl.data.crops import Size, height_width
 from resnet_pl.data.decode import options_for
+from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.utils import UserError
 
 Mean = list[float] | Literal["pixel", "channel"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_pl.data.crops import Crop, ResizeCenterCrop, Size, height_width, limit_aspect_ratio, resize_to_cover
+from resnet_pl.data.crops import Crop, ResizeCenterCrop
+from resnet_pl.data.resizing import Size, height_width, limit_aspect_ratio, resize_to_cover
 
 # Shorter sides of the paper's multi-scale test (§3.4), for an input size of 224 pixels.
 SCALES = (224, 256, 384, 480, 640)

@@ -14,9 +14,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from resnet_pl.checkpoint import METADATA_KEY
-from resnet_pl.data.crops import CenterCrop, Crop, Letterbox, ResizeCenterCrop, Size
+from resnet_pl.data.crops import CenterCrop, Crop, Letterbox, ResizeCenterCrop
 from resnet_pl.data.decode import RGB, PixelFormat, pil_to_tensor, read_image
 from resnet_pl.data.image_files import find_images
+from resnet_pl.data.resizing import Size
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:

@@ -63,12 +63,17 @@ class Comparison:
             ("largest difference of a probability", f"{largest:.2g}", f"{LARGEST}", largest <= LARGEST),
             ("mean difference of a probability", f"{mean:.2g}", f"{MEAN}", mean <= MEAN),
         ]
-        if self.thresholds is None and bool((known := self.labels >= 0).any()):
-            accuracies = (
-                (each.argmax(1) == self.labels)[known].float().mean().item() for each in (self.expected, self.actual)
-            )
-            rows.append(("top-1 accuracy: checkpoint, file", ", ".join(f"{each:.2%}" for each in accuracies), "", True))
+        if self.thresholds is None and bool((self.labels >= 0).any()):
+            text = ", ".join(f"{each:.2%}" for each in self.accuracies())
+            rows.append(("top-1 accuracy: checkpoint, file", text, "", True))
         return rows
+
+    def accuracies(self) -> tuple[float, float]:
+        """Returns the top-1 accuracy of the checkpoint and of the file, on the images whose class is known."""
+        known = self.labels >= 0
+        both = (each.argmax(1) == self.labels for each in (self.expected, self.actual))
+        before, after = (float(right[known].double().mean()) for right in both)
+        return before, after
 
     def table(self) -> Table:
         """Returns the measures as a table."""

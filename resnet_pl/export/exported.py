@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.crops import Crop, Size
+from resnet_pl.data.crops import Crop
 from resnet_pl.data.decode import RGB, PixelFormat
+from resnet_pl.data.resizing import Size
 from resnet_pl.evaluation.classify import known_crop
 from resnet_pl.types import NonNegativeInt
 from resnet_pl.utils import UserError, require

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.data.crops import Crop, Size, height_width
+from resnet_pl.data.crops import Crop
+from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.utils import UserError
 
 

@@ -64,14 +64,6 @@ def quantize(path: Path, network: InferenceModel, images: Any, prepare: Callable
         onnx.save(result, path)
 
 
-def accuracies(comparison: Comparison) -> tuple[float, float]:
-    """Returns the top-1 accuracy of the checkpoint and of the file."""
-    known = comparison.labels >= 0
-    both = (each.argmax(1) == comparison.labels for each in (comparison.expected, comparison.actual))
-    before, after = (float(right[known].double().mean()) for right in both)
-    return before, after
-
-
 def accuracy_table(comparison: Comparison, sizes: tuple[int, int]) -> Table:
     """Returns accuracy and file size before and after the quantization.
 
@@ -79,7 +71,7 @@ def accuracy_table(comparison: Comparison, sizes: tuple[int, int]) -> Table:
         comparison: of the checkpoint and the quantized file.
         sizes: of the files before and after, bytes.
     """
-    before, after = accuracies(comparison)
+    before, after = comparison.accuracies()
     table = numbers_table(f"{len(comparison.labels):,} test images", numbers=["float32", "int8", "difference"])
     table.add_row("top-1 accuracy", f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points")
     table.add_row("size, MB", *(f"{size / 1e6:,.1f}" for size in sizes), f"{sizes[1] / sizes[0] - 1:+.0%}")
@@ -88,7 +80,7 @@ def accuracy_table(comparison: Comparison, sizes: tuple[int, int]) -> Table:
 
 def check_drop(comparison: Comparison, max_drop: float | None) -> None:
     """Raises UserError if the accuracy drops by more than `max_drop`, a fraction."""
-    before, after = accuracies(comparison)
+    before, after = comparison.accuracies()
     if max_drop is not None and before - after > max_drop:
         raise UserError(
             f"--int8: the top-1 accuracy drops from {before:.2%} to {after:.2%}, by more than --max_drop {max_drop:g}\n"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_pl.reports.run_report import SCORES, RunReport
-from resnet_pl.reports.tables import share_with_interval
+from resnet_pl.reports.run_report import RunReport
 from resnet_pl.run_dir import to_yaml
 from resnet_pl.utils import atomic_write, prog_name
 
@@ -60,17 +59,13 @@ The license of the weights is not known: set `license` at the top of this file b
 
 
 def _results(report: RunReport) -> str:
-    classes = [
-        [name, f"{row['images']:,}", *(share_with_interval(row[key], row[f"{key}_interval"]) for key in SCORES)]
-        for name, row in list(report.per_class.items())[:MAX_CLASSES]
-    ]
     tested_on, checkpoint = markdown_text(report.tested_on), markdown_text(report.checkpoint)
     return f"""## Results
 
 On {len(report.files):,} images: {tested_on}. One training run (n = 1); {checkpoint}.
 
 {_table(["Metric", "Value", "95 % interval"], report.metric_rows())}
-{_table(["Class", "Images", "Precision", "Recall", "F1"], classes)}"""
+{_table(["Class", "Images", "Precision", "Recall", "F1"], report.class_rows()[:MAX_CLASSES])}"""
 
 
 def _limits(report: RunReport) -> str:
@@ -105,10 +100,8 @@ def _data(report: RunReport) -> str:
     text = f"## Data\n\nTrained on {data}, evaluated on {tested}.\n"
     if not report.counts:
         return text
-    rows = zip(report.classes, *report.counts.values(), strict=True)
-    shown = [[name, *(f"{count:,}" for count in counts)] for name, *counts in rows][:MAX_CLASSES]
-    totals = ["all classes", *(f"{sum(column):,}" for column in report.counts.values())]
-    return f"{text}\n{_table(['Class', *report.counts], [*shown, totals])}"
+    *rows, totals = report.count_rows()
+    return f"{text}\n{_table(['Class', *report.counts], [*rows[:MAX_CLASSES], totals])}"
 
 
 def _recipe(report: RunReport) -> str:

@@ -8,8 +8,7 @@ from resnet_pl.reports.label_errors import LabelError
 from resnet_pl.reports.plots import confusion_matrix
 from resnet_pl.reports.reliability import reliability_diagram
 from resnet_pl.reports.report_page import Card, Figure, PageImage, Section, Strip, Table, plot
-from resnet_pl.reports.run_report import SCORES, RunReport
-from resnet_pl.reports.tables import share_with_interval
+from resnet_pl.reports.run_report import RunReport
 
 MAX_PAIRS, MAX_EXAMPLES, MAX_CARDS = 8, 5, 24
 # Returns the photo of an image by its position among the evaluated ones; None for data without photos.
@@ -68,15 +67,8 @@ def confusion(report: RunReport, photo: Photo) -> Section:
 
 def classes(report: RunReport) -> Section:
     """Returns the table of the classes."""
-    rows = [
-        [name, f"{row['images']:,}", *(share_with_interval(row[key], row[f"{key}_interval"]) for key in SCORES)]
-        for name, row in report.per_class.items()
-    ]
-    return Section(
-        "Classes",
-        ["With 95 % intervals (Wilson)."],
-        table=Table(["class", "images", "precision", "recall", "F1"], rows),
-    )
+    table = Table(["class", "images", "precision", "recall", "F1"], report.class_rows())
+    return Section("Classes", ["With 95 % intervals (Wilson)."], table=table)
 
 
 def add_label_errors(
@@ -104,11 +96,7 @@ def data(report: RunReport) -> Section:
     """Returns the number of images of each class in each split."""
     section = Section("Data", [f"Trained on {report.data}. Evaluated on {report.tested_data}: {report.tested_on}."])
     if report.counts:
-        rows = [
-            [name, *(f"{n:,}" for n in row)] for name, *row in zip(report.classes, *report.counts.values(), strict=True)
-        ]
-        totals = ["all classes", *(f"{sum(column):,}" for column in report.counts.values())]
-        section.table = Table(["class", *report.counts], [*rows, totals])
+        section.table = Table(["class", *report.counts], report.count_rows())
     return section
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resnet_pl.reports.run_groups import flatten_config, option_text
-from resnet_pl.reports.tables import accepted_cells, number, write_csv
+from resnet_pl.reports.tables import accepted_cells, number, share_with_interval, write_csv
 
 # Metrics in the order of the table: name and format.
 METRICS = {
@@ -90,6 +90,19 @@ class RunReport:
                 interval = "" if low is None else f"{number(low, form)} – {number(high, form)}"
                 rows.append((name, number(value, form), interval))
         return rows
+
+    def class_rows(self) -> list[list[str]]:
+        """Returns name, number of images, precision, recall and F1 of each class, as text with 95 % intervals."""
+        return [
+            [name, f"{row['images']:,}", *(share_with_interval(row[key], row[f"{key}_interval"]) for key in SCORES)]
+            for name, row in self.per_class.items()
+        ]
+
+    def count_rows(self) -> list[list[str]]:
+        """Returns the number of images of each class in each split, as text; the last row has the sums."""
+        rows = zip(self.classes, *self.counts.values(), strict=True) if self.counts else ()
+        totals = ["all classes", *(f"{sum(column):,}" for column in self.counts.values())]
+        return [*([name, *(f"{count:,}" for count in counts)] for name, *counts in rows), totals]
 
     def predicted(self) -> list[str]:
         """Returns the predicted class of each image; several are separated by `|`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data.bad_images import BadImage
-from resnet_pl.data.decode import EncodedImage, to_displayed
+from resnet_pl.data.decode import EncodedImage, to_pixels
 from resnet_pl.data.jpeg import count_scans
 from resnet_pl.evaluation.classify import Prediction
 from resnet_pl.evaluation.heatmaps import heatmaps, overlay
@@ -77,9 +77,8 @@ class Worker:
         else:
             best = names.index(class_name)
         found = heatmaps(self.model, inputs, torch.tensor([best], device=self.model.device))[0]
-        pixels = to_displayed(image).permute(1, 2, 0).numpy()
         file = io.BytesIO()
-        Image.fromarray(overlay(pixels, found.detach().cpu().numpy())).save(file, "PNG")
+        Image.fromarray(overlay(to_pixels(image), found.detach().cpu().numpy())).save(file, "PNG")
         return file.getvalue()
 
     def _read(self, photo: Photo) -> Tensor:

@@ -25,8 +25,9 @@ from resnet_pl import ImageClassifier, cifar_resnet, load_run
 from resnet_pl.cli.export import inference_model
 from resnet_pl.cli.main import main
 from resnet_pl.data import CenterCrop, Letterbox, ResizeCenterCrop
-from resnet_pl.data.crops import Crop, Size
+from resnet_pl.data.crops import Crop
 from resnet_pl.data.decode import PixelFormat
+from resnet_pl.data.resizing import Size
 from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.export.check import Comparison
 from resnet_pl.export.formats import WRITERS
@@ -163,7 +164,7 @@ def test_int8_is_smaller_and_nearly_as_accurate(
 def test_int8_that_loses_accuracy_writes_nothing(
     copy: Path, float_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resnet_pl.export.int8.accuracies", lambda comparison: (0.9, 0.85))
+    monkeypatch.setattr("resnet_pl.export.check.Comparison.accuracies", lambda comparison: (0.9, 0.85))
     said = refused(capsys, "export", "--ckpt_path", copy, "--int8", "--max_drop", 0.04)
     assert "drops from 90.00% to 85.00%" in said and not list(copy.glob("*model*"))
 
