@@ -49,6 +49,12 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "model.schedule.warmup_share": (0.1, "use --trainer.callbacks+=ErrorWarmup --trainer.callbacks.factor VALUE"),
     "model.schedule.warmup_limit": (4000, "use --trainer.callbacks+=ErrorWarmup --trainer.callbacks.max_iterations N"),
 }
+# Removed files of configs/recipes/, each with what to use.
+REMOVED_RECIPES = {
+    "adam.yaml": "use recipes/adamw.yaml, or for the constant learning rate of 1e-4 see tutorial.yaml",
+    "plateau.yaml": "use --model.schedule.shape plateau --model.schedule.patience 5, or recipes/early-stopping.yaml",
+    "random-resized-crop.yaml": "use --data.crop RandomResizedCrop",
+}
 
 
 def _ignore(note: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resnet_pl import run_dir
-from resnet_pl._renamed import upgrade_config
+from resnet_pl._renamed import REMOVED_RECIPES, upgrade_config
 from resnet_pl.utils import UserError, expand_values, expand_words, shell_command, similar
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or is not a YAML mapping; the message has the line.
     """
     if not path.is_file():
+        if path.parent.name == "recipes" and path.name in REMOVED_RECIPES:
+            raise UserError(f"the recipe {path} was removed\n{REMOVED_RECIPES[path.name]}")
         others = [str(other) for other in Path("configs").rglob("*.yaml")]
         near = similar(str(path), others)
         available = ", ".join(sorted(str(other) for other in Path("configs").glob("*.yaml")))

@@ -10,7 +10,7 @@ from resnet_pl.data.folder import ImageFolder
 from resnet_pl.data.hf_dataset import HFDataset
 from resnet_pl.data.image_table import ImageTable
 from resnet_pl.data.imagenet import ImageNet
-from resnet_pl.data.mixup import CutMix, MixUp
+from resnet_pl.data.mixup import CutMix, MixUp, RandomChoice
 from resnet_pl.data.tensors import TensorDataModule
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MixUp",
     "PCAColor",
     "PadCrop",
+    "RandomChoice",
     "RandomFlip",
     "RandomResizedCrop",
     "ResizeCenterCrop",

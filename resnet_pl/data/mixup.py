@@ -81,3 +81,26 @@ class CutMix(_Mixing):
         images = images.clone()
         images[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
         return images, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+class RandomChoice(BatchTransform):
+    """Applies one of several batch transforms to each batch, such as MixUp or CutMix; each is equally likely.
+
+    Args:
+        transforms: the transforms to choose from.
+    """
+
+    def __init__(self, transforms: list[BatchTransform]) -> None:
+        if not transforms:
+            raise ValueError("RandomChoice: transforms is empty, it must name at least one")
+        self.transforms = transforms
+
+    @override
+    def fit(self, data: ImageDataModule) -> None:
+        for transform in self.transforms:
+            transform.fit(data)
+
+    @override
+    def __call__(self, images: Tensor, labels: Tensor, rng: BatchRNG) -> tuple[Tensor, Tensor]:
+        choice = rng.batch_generator().integers(len(self.transforms))
+        return self.transforms[choice](images, labels, rng)

@@ -23,6 +23,7 @@ from benchmarks import (
     latency,
     loader,
     overhead,
+    recipes,
     report,
     scaled_decoding,
     small_data,
@@ -37,7 +38,9 @@ from benchmarks.steps import (
     run_plain_loop,
     setup_without_trainer,
 )
+from resnet_pl.cli.main import main
 from resnet_pl.models import cifar_resnet
+from resnet_pl.reports.run_reader import Run
 from tests.cli.commands import SMALL, run
 
 
@@ -387,3 +390,30 @@ def test_calibration_of_a_finished_run(tmp_path: Path) -> None:
     best = torch.load("runs/digits/version_0/checkpoints/best.ckpt", weights_only=True)
     assert "calibration" not in best["resnet_pl"]  # a copy is calibrated
     assert "| 360 test, after |" in calibration.describe(stored, results)
+
+
+def test_recipes_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
+    def trained(name: str, top1: float, epochs: int = 2) -> Run:
+        seconds = {"throughput/epoch_seconds": (np.arange(epochs), np.full(epochs, 10.0))}
+        return Run(tmp_path / name / "version_0", {}, {"split": "test", "top1": top1}, [], seconds)
+
+    runs = [trained("seed0-base", 0.5), trained("seed1-base", 0.6), trained("seed2-base", 0.7)]
+    runs += [trained("seed0-ema", 0.52), trained("seed1-ema", 0.64), trained("seed0-short", 0.4, epochs=1)]
+    runs += [trained("seed3-unpaired", 0.9)]
+    assert recipes.rows(runs, "base") == [
+        ["`ema`", "+3.00 ± 1.41", "+2.00, +4.00", 2, "58.00%", "2", "× 1.00"],
+        ["`short`", "-10.00", "-10.00", 1, "40.00%", "1", "× 0.50"],
+    ]
+
+
+def test_every_recipe_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(report.__file__).parents[1])
+    for study in recipes.STUDIES:
+        for words in study.commands("0", "1"):
+            assert main([*words[: words.index("--")], "--print", *words[words.index("--") :]]) == 0
+    printed = capsys.readouterr().out
+    overlays = {path.stem for path in Path("configs/recipes").glob("*.yaml")} - {"cifar10-94", "cifar10-96"}
+    assert len(overlays) <= 10
+    assert overlays == set(re.findall(r"--config configs/recipes/([\w-]+).yaml", printed))
+    # A name without a recipe is that of a run.
+    assert all(f"--name seed0-{study.without} " in printed for study in recipes.STUDIES)

@@ -19,19 +19,22 @@ from resnet_pl.data import CIFAR10, CIFAR100
 from resnet_pl.optim import Schedule, ScheduledLR
 from resnet_pl.reports.results import read_results
 from resnet_pl.run_dir import class_name
-from tests.cli.commands import PROJECT, printed, run
+from tests.cli.commands import PROJECT, printed, refused, run
 
 CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
+COMPLETE += ["tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2", "imagenet-rsb-a3"]
 COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
 # Like another config of the list, or run by tests/test_readme.py too.
 RARE = ["cifar100", "flowers", "imagenet", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
+RARE += ["tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2"]
 # Recipes have no data: each is merged on top of a complete config.
-RECIPES = ["adam", "cutmix", "ema", "head-only", "mixup", "plateau", "random-resized-crop", "trivial-augment"]
+RECIPES = ["adamw", "cutmix", "early-stopping", "ema", "head-only", "mixup", "muon", "one-cycle", "random-erasing"]
+RECIPES += ["trivial-augment"]
 # The configs that a recipe is for, if not all.
 FOR = {
-    "head-only": ["folder", "flowers"],
-    "random-resized-crop": ["folder", "flowers", "flowers-scratch", "imagenet", "paper/imagenet"],
+    "early-stopping": [name for name in COMPLETE if not name.startswith("recipes/")],  # they have no validation split
+    "head-only": ["folder", "flowers", "tutorial"],
 }
 # File names of torchvision's weights by backbone.
 WEIGHTS = {"resnet18": "resnet18-f37072fd.pth", "resnet34": "resnet34-b627a593.pth"}
@@ -80,6 +83,12 @@ def no_download(weights_folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
 
 
+def needs_timm(*names: str) -> None:
+    """Skips the test if a config names a class of timm, which is not installed."""
+    if any("timm." in (CONFIGS / f"{name}.yaml").read_text() for name in names):
+        pytest.importorskip("timm")
+
+
 def overrides(name: str, data: Path) -> list[str]:
     """Returns the options that make a config small and use the generated data."""
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
@@ -92,7 +101,9 @@ def overrides(name: str, data: Path) -> list[str]:
     }
     photos = ["--data.root", str(data / "photos"), "--data.image_size", "32", "--data.batch_size", "4"]
     if name.startswith("recipes/"):
-        small["CIFAR10"] += ["--data.batch_size", "32", "--trainer.precision", "32-true"]
+        small["CIFAR10"] += ["--data.batch_size", "32"]
+    if "precision" in config["trainer"]:
+        small[kind] += ["--trainer.precision", "32-true"]
     # Images and the graph of the network take as long as the rest; one config is enough for them.
     dashboard = [] if name == "digits" else ["--dashboard.images", "0", "--dashboard.graph", "false"]
     narrow = ["--model.backbone.width", str(FEW_CHANNELS)] if network.startswith("resnet") else []
@@ -103,6 +114,7 @@ def overrides(name: str, data: Path) -> list[str]:
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in RARE else []) for name in COMPLETE]
 )
 def test_config_trains_and_tests(name: str, data: Path) -> None:
+    needs_timm(name)
     run("fit", "--config", str(CONFIGS / f"{name}.yaml"), *overrides(name, data))
     folder = Path("runs") / name.removeprefix("recipes/").replace("/", "-") / "version_0"
     checkpoint = str(folder / "checkpoints" / "best.ckpt")
@@ -117,6 +129,7 @@ def test_config_trains_and_tests(name: str, data: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_is_merged_on_top_of_a_config(recipe: str, data: Path) -> None:
+    needs_timm(f"recipes/{recipe}")
     base = "flowers-scratch"
     argv = ["fit", "--config", str(CONFIGS / f"{base}.yaml"), "--config", str(CONFIGS / "recipes" / f"{recipe}.yaml")]
     run(*argv, *overrides(base, data), "--trainer.logger", "false")
@@ -128,17 +141,27 @@ def check_claims(recipe: str, config: dict[str, Any]) -> None:
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     callbacks = {class_name(each): each.get("init_args", {}) for each in config["trainer"]["callbacks"] or []}
     schedule = ScheduledLR(torch.optim.SGD([torch.zeros(1)], lr=1), Schedule(**model["schedule"]), 1000, 10)
-    constant = {schedule.lr_factor(step) for step in range(1000)} == {1} and not model["lr_scheduler"]
-    optimizer = (class_name(model["optimizer"]), model["optimizer"]["init_args"]["lr"], model["base_batch_size"])
+    optimizer = model["optimizer"]["init_args"]
+    decoupled = (optimizer["weight_decay"], model["base_batch_size"], model["decay_norm_and_bias"]) == (
+        0.05,
+        None,
+        False,
+    )
+    stop = callbacks.get("EarlyStopping", {})
+    cycle = model["lr_scheduler"] or {}
+    transforms = [class_name(each) for each in data["transforms"] or []]
     truth = {
-        "adam": constant and optimizer == ("Adam", 1e-4, None),
+        "adamw": class_name(model["optimizer"]) == "AdamW" and optimizer["lr"] == 0.001 and decoupled,
         "cutmix": class_name(data.get("mix")) == "CutMix",
+        "early-stopping": (stop.get("monitor"), stop.get("mode"), stop.get("patience")) == ("val/top1", "max", 12)
+        and (schedule.shape, schedule.factor, schedule.patience) == ("plateau", 0.1, 5),
         "ema": callbacks.get("EMA", {}).get("decay") == 0.999,
         "head-only": callbacks.get("Freeze", {"last_frozen": ""})["last_frozen"] is None,
         "mixup": class_name(data.get("mix")) == "MixUp",
-        "plateau": constant and (schedule.shape, schedule.factor, schedule.patience) == ("plateau", 0.1, 5),
-        "random-resized-crop": class_name(data.get("crop")) == "RandomResizedCrop",
-        "trivial-augment": [class_name(each) for each in data["transforms"] or []] == ["TrivialAugmentWide"],
+        "muon": model["optimizer"]["class_path"] == "timm.optim.Muon" and optimizer["nesterov"] and decoupled,
+        "one-cycle": class_name(cycle) == "OneCycleLR" and cycle["init_args"]["max_lr"] == 0.2,
+        "random-erasing": transforms[-1:] == ["RandomErasing"],
+        "trivial-augment": transforms[-1:] == ["TrivialAugmentWide"],
     }
     assert truth[recipe], (recipe, config)
 
@@ -148,6 +171,7 @@ def check_claims(recipe: str, config: dict[str, Any]) -> None:
     "base", [pytest.param(name, marks=[] if name == "imagenet" else [pytest.mark.slow]) for name in COMPLETE]
 )
 def test_what_a_recipe_says_is_true_on_top_of_every_config(base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_timm(base, *(f"recipes/{recipe}" for recipe in RECIPES))
     for recipe in RECIPES:
         if base in FOR.get(recipe, COMPLETE):
             files = [f"--config={CONFIGS}/{base}.yaml", f"--config={CONFIGS}/recipes/{recipe}.yaml"]
@@ -160,6 +184,24 @@ def test_the_papers_resnet110_is_merged_on_top_of_its_cifar10(data: Path) -> Non
     run("fit", *files, *overrides(base, data), "--model.backbone.depth", "8", "--trainer.logger", "false")
     resolved = yaml.safe_load(Path("runs/paper-cifar10-110/version_0/config.yaml").read_text())
     assert "ErrorWarmup" in [class_name(each) for each in resolved["trainer"]["callbacks"]]
+
+
+@pytest.mark.parametrize(("recipe", "fix"), [("adam", "adamw.yaml"), ("plateau", "--model.schedule.shape plateau")])
+def test_a_removed_recipe_says_what_to_use(recipe: str, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", f"--config={CONFIGS}/digits.yaml", f"--config={CONFIGS}/recipes/{recipe}.yaml")
+    assert "was removed" in message and fix in message
+
+
+def test_the_tutorial_trains_from_a_file_of_weights(data: Path, weights_folder: Path) -> None:
+    Path("resnet34-pre.pth").symlink_to(weights_folder / WEIGHTS["resnet34"])
+    tutorial = ["--config", CONFIGS / "tutorial.yaml", "--model.weights", "resnet34-pre.pth"]
+    run("fit", *tutorial, *overrides("tutorial", data), "--trainer.logger", "false")
+    state = torch.load("runs/tutorial/version_0/checkpoints/last.ckpt", weights_only=True)
+    (groups,) = (each["param_groups"] for each in state["optimizer_states"])
+    assert [(group["lr"], "betas" in group) for group in groups] == [(1e-4, True)]
+    published = torch.load("resnet34-pre.pth")["conv1.weight"]
+    # Two steps of Adam with a learning rate of 1e-4 change a weight by at most about twice that.
+    torch.testing.assert_close(state["state_dict"]["backbone.conv1.weight"], published, atol=3e-4, rtol=0)
 
 
 def test_every_config_has_a_comment_and_its_name() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_pl.data import BatchTransform, CutMix, MixUp
+from resnet_pl.data import BatchTransform, CutMix, MixUp, RandomChoice
 from resnet_pl.data.rng import BatchRNG
 
 CLASSES = 10
@@ -74,3 +74,20 @@ def test_invalid_values_are_named(values: dict[str, float]) -> None:
     for kind in (MixUp, CutMix):
         with pytest.raises(ValueError, match=f"{kind.__name__}.*{name}"):
             kind(**values)
+
+
+def test_a_random_choice_mixes_each_batch_in_one_way() -> None:
+    kinds = []
+    for batch_idx in range(100):
+        images, labels = mix(RandomChoice([MixUp(), CutMix()]), batch_idx)
+        again, _ = mix(RandomChoice([MixUp(), CutMix()]), batch_idx)
+        assert torch.equal(images, again)
+        # MixUp blends all pixels of an image, CutMix leaves some as they were.
+        if 0.1 < float(labels[0, 0]) < 0.9:
+            kinds.append(len(images[1, 0].unique()))
+    assert 0.3 < kinds.count(1) / len(kinds) < 0.7 and set(kinds) == {1, 2}
+
+
+def test_a_random_choice_needs_transforms() -> None:
+    with pytest.raises(ValueError, match="transforms is empty"):
+        RandomChoice([])
