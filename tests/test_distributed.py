@@ -70,8 +70,11 @@ class Watch(Callback):
             batch.images.fill_(torch.nan)
 
 
-def run_forked(count: int, folder: Path, *argv: str, fault: str = "none 01") -> list[int]:
-    """Runs a command line in `count` forked processes that form one training; returns their exit codes."""
+def run_forked(count: int, folder: Path, *argv: str, fault: str = "none 01", torchrun: bool = False) -> list[int]:
+    """Runs a command line in `count` forked processes that form one training; returns their exit codes.
+
+    With `torchrun` they have its variables, and the command line does not say how many there are.
+    """
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from resnet_pl.cli.main import main
@@ -92,7 +95,10 @@ def run_forked(count: int, folder: Path, *argv: str, fault: str = "none 01") -> 
             if count > 1:
                 os.environ["LOCAL_RANK"] = str(rank)
                 rank_zero_only.rank = rank
-            code = main([*argv, "--trainer.devices", str(count)])
+            if torchrun:
+                sizes = dict.fromkeys(["WORLD_SIZE", "LOCAL_WORLD_SIZE"], str(count))
+                os.environ |= {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "GROUP_RANK": "0", **sizes}
+            code = main([*argv, *([] if torchrun else ["--trainer.devices", str(count)])])
             # A gloo thread that holds a tensor while Python exits would abort the process.
             threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
             if not code and any("gloo" in name for name in threads):
@@ -137,7 +143,7 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
     """Trains with one process and with two with half the batch size; evaluates with several numbers of processes."""
     one, two = Path("one").resolve(), Path("two").resolve()
     assert run_forked(1, one, *fit_command({"plain": True}, 12)) == [0]
-    assert run_forked(2, two, *fit_command({"plain": True}, 6)) == [0, 0]
+    assert run_forked(2, two, *fit_command({"plain": True}, 6), torchrun=True) == [0, 0]
     alone, halves = recorded(one, 0), [recorded(two, rank) for rank in (0, 1)]
     assert [len(alone), len(halves[0])] == [8, 8]
     for (step, seen, _), (_, first, _), (_, second, _) in zip(alone, *halves, strict=True):
@@ -155,13 +161,13 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
         common = ["--data.eval_batch_size", "20", "--output"]
         for subcommand in ("validate", "test", "predict"):
             argv = [subcommand, "--ckpt_path", checkpoints[0], *common, f"by{count}"]
-            assert run_forked(count, one, *argv) == [0] * count
+            assert run_forked(count, one, *argv, torchrun=count > 1) == [0] * count
         ensemble = ["test", "--ensemble", *checkpoints, "--tta", "flip", *common, f"by{count}/ensemble"]
-        assert run_forked(count, one, *ensemble) == [0] * count
+        assert run_forked(count, one, *ensemble, torchrun=count > 1) == [0] * count
         folder = one / f"by{count}"
         own = shutil.copy(checkpoints[0], folder / "own.ckpt")
         calibrate = ["calibrate", "--ckpt_path", str(own), "--target_precision", "0.2", *common[:2]]
-        assert run_forked(count, one, *calibrate) == [0] * count
+        assert run_forked(count, one, *calibrate, torchrun=count > 1) == [0] * count
         calibrations.append(torch.load(own, weights_only=True)["resnet_pl"]["calibration"])
         files = ("results-val.json", "results.json", "ensemble/results.json")
         results = [json.loads((folder / name).read_text()) for name in files]

@@ -15,6 +15,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from resnet_pl import fit
+from resnet_pl.cli import train
+from resnet_pl.cli.parser import ProjectCLI
+from resnet_pl.command_line import CommandLine
 from resnet_pl.utils import UserError
 from tests.cli.commands import PROJECT, SMALL, refused, rows, run
 
@@ -173,34 +176,59 @@ def test_log_every_n_steps_0_logs_nothing_within_an_epoch() -> None:
     assert len(logged) == 1 and logged[0]["step"] == "3"
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {
+    **{"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+}
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    ranks = {} if variables is SRUN else {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    for name, value in {**ranks, **variables}.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
-    ("variables", "fix"),
+    ("variables", "devices", "message"),
     [
-        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "--trainer.devices 2"),
-        (
-            {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
-            "--trainer.devices 2 --trainer.num_nodes 2",
-        ),
-        (
-            {
-                "SLURM_NTASKS": "2",
-                "SLURM_NTASKS_PER_NODE": "1",
-                "SLURM_STEP_NUM_TASKS": "2",
-                "SLURM_STEP_NUM_NODES": "2",
-            },
-            "--trainer.devices 1 --trainer.num_nodes 2",
-        ),
+        (TORCHRUN | {"WORLD_SIZE": "2"}, "1", "start 1, or use --trainer.devices 2"),
+        (TORCHRUN, "3", "start 6, or use --trainer.devices 2 --trainer.num_nodes 2"),
+        (SRUN, "2", "start 4, or use --trainer.devices 1 --trainer.num_nodes 2"),
+        (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, "2", "start 2, or use --trainer.devices 1"),
+        ({"WORLD_SIZE": "2"}, "auto", "start the command with torchrun"),
     ],
 )
 def test_a_trainer_that_ignores_the_other_processes_is_refused(
-    variables: dict[str, str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    variables: dict[str, str],
+    devices: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", **variables}.items():
-        monkeypatch.setenv(name, value)
-    message = refused(capsys, "fit", *TINY, "--trainer.accelerator", "cpu")
-    assert f"{variables.get('WORLD_SIZE', '2')} processes" in message and message.endswith(fix)
-    with pytest.raises(UserError, match="processes were started"):
-        fit([*TINY, "--trainer.accelerator", "cpu"])
+    launched(monkeypatch, variables)
+    options = ["--trainer.accelerator", "cpu", "--trainer.devices", devices]
+    assert refused(capsys, "fit", *TINY, *options).endswith(message)
+    with pytest.raises(UserError, match=r"(was|were) started|WORLD_SIZE is 2"):
+        fit([*TINY, *options])
+
+
+@pytest.mark.parametrize(("variables", "expected"), [(TORCHRUN, (2, 2)), (SRUN, (1, 2))])
+def test_the_devices_are_the_processes_that_were_started(
+    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(monkeypatch, variables)
+    cli = ProjectCLI(CommandLine(["fit", *TINY, "--trainer.accelerator", "cpu"]), train)
+    assert (cli.trainer.num_devices, cli.trainer.num_nodes) == expected
+    assert cli.plain_config["trainer"]["devices"] == "auto"  # the checkpoint can be tested in one process
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SRUN])
+def test_a_command_of_one_process_is_refused(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(monkeypatch, variables)
+    assert "sweep is one process" in refused(capsys, "sweep", "--config", PROJECT / "configs/digits.yaml")
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def torchrun(node: str, number: int, folder: Path, *options: str) -> subprocess.
     launcher += ["--rdzv_id", "test-run", "--rdzv_endpoint", "10.77.0.1:29500", "--local_addr", f"10.77.0.{number}"]
     launcher += ["--rdzv_conf", f"is_host={int(number == 1)},read_timeout=20"]
     fit = ["fit", "--config", str(PROJECT / "configs/digits.yaml"), "--model.backbone.depth", "8"]
-    fit += ["--trainer.max_epochs", "8", "--trainer.num_nodes", "2", "--trainer.devices", "1", *options]
+    fit += ["--trainer.max_epochs", "8", *options]
     command = ["ip", "netns", "exec", node, sys.executable, "-m", "torch.distributed.run", *launcher]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth7"}
     with (folder / f"{number}.log").open("wb") as log:

@@ -11,6 +11,7 @@ A command is an entry in COMMANDS and a module of the same name, or of its last 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -45,6 +46,9 @@ def run(args: Sequence[str]) -> int:
     Raises:
         UserError: an option or an input is wrong.
     """
+    size = os.environ.get("WORLD_SIZE" if "RANK" in os.environ else "SLURM_STEP_NUM_TASKS", "1")
+    if size != "1":
+        raise UserError(f"{args[0]} is one process, but {size} were started\nstart it without torchrun or srun")
     # `paper curves` may be quoted in the shell.
     words = [*args[0].split(), *args[1:]]
     if words[0] != "paper":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,16 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import EpochSeed, EpochSummary, ProgressBar
 from resnet_pl.callbacks.progress import shows_progress
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.trainer_checks import launched_processes
 from resnet_pl.data import ImageDataModule
 from resnet_pl.utils import as_list
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
+
+
+# The defaults of Lightning, which leave the number open.
+OPEN = {"devices": "auto", "num_nodes": 1}
 
 
 class NullProfiler(PassThroughProfiler):
@@ -65,6 +71,7 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
         "profiler": config["profiler"] or NullProfiler(),
         "logger": cli.module.loggers(cli, config["logger"]),
         "callbacks": [*configured, *_for_other_data(cli), *cli.module.callbacks(cli)],
+        **_processes(config),
     }
     if config["enable_progress_bar"] is not False:
         has_bar = any(isinstance(callback, LightningProgressBar) for callback in arguments["callbacks"])
@@ -76,6 +83,16 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
         # Training batches have a fixed shape. The algorithm that cuDNN finds fastest differs between runs.
         arguments["benchmark"] = not config["deterministic"]
     return arguments
+
+
+def _processes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The devices and nodes of the processes that torchrun or srun has started, where the configuration leaves it open.
+
+    Lightning would use one device, and each process would train a model of its own.
+    """
+    started, per_node = launched_processes() or (1, 1)
+    found = {"devices": per_node, "num_nodes": started // per_node} if started > 1 else {}
+    return {name: number for name, number in found.items() if config[name] == OPEN[name]}
 
 
 def _for_other_data(cli: ProjectCLI) -> list[Callback]:

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from resnet_pl._compat import trains_in_copies
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.utils import UserError, as_list, prog_name, rank_zero_print, similar
+from resnet_pl.utils import UserError, as_list, counted, prog_name, rank_zero_print, similar
 
 # Base classes: they do nothing, or fail in the first step.
 ABSTRACT = {
@@ -125,13 +125,14 @@ def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:
             "trainer.strategy: forked and spawned processes do not return the state of the training\n"
             "use --trainer.strategy ddp in a script, or one process: --trainer.devices 1 --trainer.strategy auto"
         )
-    started, per_node = _started_processes()
-    used = trainer.num_devices * trainer.num_nodes
-    if started > 1 and used != started:
+    launched, used = launched_processes(), trainer.num_devices * trainer.num_nodes
+    if launched is not None and used != launched[0]:
+        started, per_node = launched
         nodes = f" --trainer.num_nodes {started // per_node}" if started > per_node else ""
         raise UserError(
-            f"trainer.devices: {started} processes were started, but the Trainer uses {used}\n"
-            f"add --trainer.devices {per_node}{nodes}"
+            f"trainer.devices: {counted(started, 'process')} {'was' if started == 1 else 'were'} started, "
+            f"but the Trainer uses {used}\n"
+            f"start {used}, or use --trainer.devices {per_node}{nodes}"
         )
     environment = getattr(trainer.strategy, "cluster_environment", None)
     alone = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
@@ -145,8 +146,15 @@ def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:
         raise UserError("trainer.sync_batchnorm: needs GPUs\nremove it")
 
 
-def _started_processes() -> tuple[int, int]:
-    """Returns how many processes torchrun or srun has started for this command, in all and on this node."""
+def launched_processes() -> tuple[int, int] | None:
+    """Returns how many processes torchrun or srun has started for this command, in all and on each node.
+
+    None means that there is no launcher: Lightning starts the processes itself.
+
+    Raises:
+        UserError: another launcher has started them, such as a PyTorchJob of Kubernetes: Lightning does not detect it,
+            and each process would train a model on its own.
+    """
     if TorchElasticEnvironment.detect():
         started = TorchElasticEnvironment().world_size()
         return started, int(os.environ.get("LOCAL_WORLD_SIZE", started))
@@ -154,4 +162,8 @@ def _started_processes() -> tuple[int, int]:
         # Only srun sets it: a script in a job of several tasks is one process.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         return started, started // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-    return 1, 1
+    if "RANK" in os.environ and (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            f"WORLD_SIZE is {count}, but neither torchrun nor srun is used\nstart the command with torchrun"
+        )
+    return None
