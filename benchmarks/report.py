@@ -142,8 +142,10 @@ def make_parser(doc: str | None, rounds: int | None = None) -> argparse.Argument
 
 
 def command(script: str, argv: Sequence[str]) -> list[str]:
-    """Returns the words of the command that reproduces a table."""
-    return [f"python benchmarks/{Path(script).name}", *(word for word in argv if word != "--record")]
+    """Returns the words of the command that reproduces a table, without --record and --state FILE."""
+    pairs = zip(["", *argv], argv, strict=False)
+    own = [word for before, word in pairs if word not in ("--record", "--state") and before != "--state"]
+    return [f"python benchmarks/{Path(script).name}", *own]
 
 
 def run_interleaved(
