@@ -153,6 +153,8 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         text = f"unexpected argument {match[1]}"
     elif hint := _needs_objects(message):
         text = hint
+    elif re.search("No module named 'timm|import of timm", message):
+        text = "needs the package timm\npip install timm"
     elif match := re.match("the following arguments are required: (.*)", lines[0]):
         return ", ".join(f"{key}.{name}" if key else name for name in match[1].split(", ")) + ": required"
     elif key in OTHER_TRANSFORMS and _is_other_class(lines):

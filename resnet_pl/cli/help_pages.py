@@ -67,7 +67,7 @@ CHOICES: dict[str, tuple[list[Any], str]] = {
     "data": (DATA_MODULES, ""),
     "data.crop": ([data.Letterbox, data.RandomResizedCrop, data.ResizeCenterCrop, data.ScaleCrop], ""),
     "data.batch_transforms": ([data.Cutout, data.PadCrop, data.PCAColor, data.RandomFlip], ""),
-    "data.mix": ([data.CutMix, data.MixUp], ""),
+    "data.mix": ([data.CutMix, data.MixUp, data.RandomChoice], ""),
     "data.transforms": ([], "torchvision.transforms.v2"),
     "model": ([ImageClassifier], ""),
     "model.backbone": ([getattr(models, name) for name in models.NETWORKS], "torchvision.models"),

@@ -47,7 +47,7 @@ class ImageDataModule(LightningDataModule):
             float in [0, 1], but keep the size.
         batch_transforms: augmentation of training batches on the device, applied in order; the default of the class if
             null, none if empty.
-        mix: MixUp or CutMix, applied after the batch transforms.
+        mix: MixUp, CutMix, or a RandomChoice of them for each batch, applied after the batch transforms.
         sampler: `balanced` trains on the same number of images of each class in every epoch: images of rare classes are
             repeated, with other random crops and flips, and not all images of frequent classes are used. By default
             every image is used once per epoch.

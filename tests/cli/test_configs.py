@@ -5,6 +5,7 @@ They are listed here, so that a config that you add, which may need data or weig
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from resnet_pl.data import CIFAR10, CIFAR100
 from resnet_pl.optim import Schedule, ScheduledLR
 from resnet_pl.reports.results import read_results
 from resnet_pl.run_dir import class_name
-from tests.cli.commands import PROJECT, printed, refused, run
+from tests.cli.commands import PROJECT, SMALL, printed, refused, run
 
 CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
@@ -136,6 +137,22 @@ def test_recipe_is_merged_on_top_of_a_config(recipe: str, data: Path) -> None:
     check_claims(recipe, yaml.safe_load((Path("runs") / base / "version_0" / "config.yaml").read_text()))
 
 
+@pytest.mark.slow
+def test_runs_with_recipes_resume_exactly() -> None:
+    pytest.importorskip("timm")
+    mix = "{class_path: RandomChoice, init_args: {transforms: [MixUp, CutMix]}}"
+    files = [
+        f"--config={CONFIGS}/recipes/{recipe}.yaml" for recipe in RECIPES if recipe not in ("head-only", "one-cycle")
+    ]
+    argv = ["fit", *SMALL, *files, "--model.optimizer", "timm.optim.Muon", "--data.mix", mix, "--data.num_workers", "0"]
+    run(*argv, "--name", "whole")
+    run(*argv, "--name", "resumed", "--trainer.max_steps", "4")
+    run("fit", "--ckpt_path", "runs/resumed/version_0", "--trainer.max_steps", "-1")
+    paths = [f"runs/{name}/version_0/checkpoints/last.ckpt" for name in ("whole", "resumed")]
+    whole, resumed = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
 def check_claims(recipe: str, config: dict[str, Any]) -> None:
     """Checks that what the comment of a recipe says is true of a resolved configuration."""
     model, data = config["model"]["init_args"], config["data"]["init_args"]
@@ -184,6 +201,12 @@ def test_the_papers_resnet110_is_merged_on_top_of_its_cifar10(data: Path) -> Non
     run("fit", *files, *overrides(base, data), "--model.backbone.depth", "8", "--trainer.logger", "false")
     resolved = yaml.safe_load(Path("runs/paper-cifar10-110/version_0/config.yaml").read_text())
     assert "ErrorWarmup" in [class_name(each) for each in resolved["trainer"]["callbacks"]]
+
+
+def test_a_recipe_for_timm_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # its import fails
+    files = [f"--config={CONFIGS}/digits.yaml", f"--config={CONFIGS}/recipes/muon.yaml"]
+    assert refused(capsys, "fit", *files).splitlines()[1] == "pip install timm"
 
 
 @pytest.mark.parametrize(("recipe", "fix"), [("adam", "adamw.yaml"), ("plateau", "--model.schedule.shape plateau")])
