@@ -24,6 +24,7 @@ EXTRAS = {
     "heif": "pillow-heif",
     "hf": "datasets huggingface_hub",
     "serve": "starlette uvicorn python-multipart",
+    "stream": "litdata",
     "tables": "openpyxl pyarrow",
 }
 

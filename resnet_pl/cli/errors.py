@@ -63,7 +63,7 @@ IGNORED_WARNINGS = [
     "LeafSpec", r"isinstance\(treespec", "does not have many workers", "configure_model.*shard", "sync_dist",
     "across ranks is zero", "smaller than the logging interval", "in eval mode at the start of training",
     "callbacks used to create the checkpoint need", "from an ambiguous collection",
-    "SWA is currently only supported", r"\s+Unable to serialize instance",
+    "Your .IterableDataset. has .__len__.", "SWA is currently only supported", r"\s+Unable to serialize instance",
     r"was called without a model\. The last model", r'ckpt_path="last"\) is set, but there is no',
 ]  # fmt: skip
 

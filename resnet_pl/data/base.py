@@ -120,7 +120,7 @@ class ImageDataModule(LightningDataModule):
         self.bad_images_dir: Path | None = None  # folder of bad_images.txt
         self.views: Views | None = None  # test-time augmentation
         self.predict_paths: list[Path] | None = None  # see `set_predict_files`
-        self._train_loader: ResumableLoader | None = None
+        self._train_loader: Any = None  # a ResumableLoader, or the loader of a stream
         self._resume_position: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------------ what a subclass defines
@@ -186,11 +186,11 @@ class ImageDataModule(LightningDataModule):
     def loader(self, images: Any, sampler: ShardedEpochSampler, batch_size: int) -> ResumableLoader:
         """Returns a loader of one split."""
         workers = min(self.resolved_num_workers, len(sampler))
-        pin_memory = self.device.type == "cuda"
-        return ImageFileLoader(images, sampler, batch_size, workers, pin_memory, self.on_bad_image, self.bad_images_dir)
+        skip = self.on_bad_image, self.bad_images_dir
+        return ImageFileLoader(images, sampler, batch_size, workers, self.pin_memory, *skip)
 
-    def _make_loader(self, images: Any, training: bool) -> ResumableLoader:
-        """Returns a loader of this process's images."""
+    def _make_loader(self, images: Any, training: bool) -> Any:
+        """Returns a loader of this process's images: a ResumableLoader, or that of a stream."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         if len(images) < world_size:
             raise UserError(
@@ -199,12 +199,20 @@ class ImageDataModule(LightningDataModule):
             )
         if not training and self.views is not None and isinstance(images, ImageFileDataset):
             images = images.with_views(self.views)
+        batch_size = self.batch_size if training else self.eval_batch_size
         overfit = getattr(self.trainer, "overfit_batches", 0)
-        sampler_class = FixedOrderSampler if overfit else ShardedEpochSampler
         balanced = training and self.sampler == "balanced"
+        if hasattr(images, "stream"):
+            if balanced or overfit:
+                option = "data.sampler" if balanced else "trainer.overfit_batches"
+                raise UserError(f"{option}: {type(images).__name__} is read in an order of its own\nremove the option")
+            # Plain integers: the loader's state is in checkpoints.
+            options = {"batch_size": int(batch_size), "num_workers": int(self.resolved_num_workers)}
+            return images.stream(training, **options, pin_memory=self.pin_memory)
+        sampler_class = FixedOrderSampler if overfit else ShardedEpochSampler
         labels = class_labels(self.split("train"), "data.sampler: balanced") if balanced else None
         sampler = sampler_class(len(images), self.seed, training, rank, world_size, labels)
-        return self.loader(images, sampler, self.batch_size if training else self.eval_batch_size)
+        return self.loader(images, sampler, batch_size)
 
     def state_dict(self) -> dict[str, int]:
         """Returns the epoch and the number of batches done, to resume in the middle of an epoch.
@@ -231,6 +239,11 @@ class ImageDataModule(LightningDataModule):
     def device(self) -> torch.device:
         """The device of this process."""
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether loaders copy batches to pinned memory."""
+        return self.device.type == "cuda"
 
     @property
     def resolved_num_workers(self) -> int:

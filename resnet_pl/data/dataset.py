@@ -15,7 +15,7 @@ from resnet_pl.data.bad_images import BadImage
 from resnet_pl.data.batch_transforms import apply_transforms
 from resnet_pl.data.cache import DecodedImageCache, short_hash, stat_key
 from resnet_pl.data.crops import Crop, ResizeCenterCrop
-from resnet_pl.data.decode import RGB, EncodedImage, PixelFormat, read_image, to_displayed
+from resnet_pl.data.decode import RGB, EncodedImage, PixelFormat, to_displayed
 from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
@@ -69,10 +69,22 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         states = [stat_key(self.root / name) for name in self.names]
         return short_hash(self.names, self.labels, [state and state[0] for state in states])
 
+    def encoded(self, index: int, data: bytes | None = None) -> EncodedImage:
+        """Returns an image before decoding; override this for images that are not files.
+
+        Args:
+            index: index of the image.
+            data: content of its file; by default it is read.
+
+        Raises:
+            BadImage: the file is missing or unreadable.
+        """
+        return EncodedImage(self.root / self.names[index], self.pixel_format, data)
+
     def load_full_image(self, index: int) -> Tensor:
         """Returns the uncropped image as RGB, `(3, H, W)` uint8; a gray image if the file has disappeared."""
         with suppress(BadImage):
-            return to_displayed(read_image(self.root / self.names[index], self.pixel_format))
+            return to_displayed(self.encoded(index).decode())
         return torch.full((3, *height_width(self.image_size)), 128, dtype=torch.uint8)
 
     def with_views(self, views: Views) -> ImageFileDataset:
@@ -104,25 +116,34 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         Args:
             key: (epoch, index). Random crops and transforms are a function of the seed, the epoch and the index.
         """
-        epoch, index = key
+        return self.sample(*key)
+
+    def sample(self, epoch: int, index: int, data: bytes | None = None) -> Any:
+        """Returns the sample of an index as `__getitem__` does.
+
+        Args:
+            epoch: the epoch, from 0.
+            index: index of the image.
+            data: content of the file, if it is from another place; by default it is read.
+        """
         # Crops without this attribute, such as functions, may draw from any generator.
         torch_only = not self.transforms and getattr(self.crop, "draws_from_torch_only", False)
         with seeded_rng(self.seed, epoch, index, torch_only=torch_only):
             try:
-                sample = self._read(index)
+                sample = self._read(index, data)
                 sample = apply_transforms(sample, self.transforms) if self.transforms else sample
             except UserError as error:
                 return error
         return sample, self._label(index), index
 
-    def _read(self, index: int) -> Any:
+    def _read(self, index: int, data: bytes | None) -> Any:
         """Returns the cropped image; raises BadImage if its file is unreadable."""
         if self.cache:
             reads_only_its_box = isinstance(self.crop, Crop) and self.crop.reads_only_its_box
             cached = self.cache.view(index) if reads_only_its_box else self.cache[index]
             if cached is not None:
                 return self.crop(cached, self.image_size)
-        encoded = EncodedImage(self.root / self.names[index], self.pixel_format)
+        encoded = self.encoded(index, data)
         if self.scaled_decoding and isinstance(self.crop, Crop):
             return self.crop.read(encoded, self.image_size)
         return self.crop(encoded.decode(), self.image_size)

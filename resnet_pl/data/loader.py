@@ -106,7 +106,7 @@ class ImageFileLoader(ResumableLoader):
         self.on_bad_image, self.bad_images_dir = on_bad_image, bad_images_dir
         self.skipped: dict[str, str] = {}
         self.wait_seconds = 0.0
-        self._reader = BatchReader(images, num_workers, pin_memory, _collate)
+        self._reader = BatchReader(images, num_workers, pin_memory, collate)
 
     @override
     def read(self, plan: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor | list[View], Tensor, Tensor]]:
@@ -155,14 +155,14 @@ class ImageFileLoader(ResumableLoader):
         good = list(islice((sample for sample in samples if not isinstance(sample, UserError)), self.batch_size))
         if not good:
             raise _none_left(len(self.images))
-        return _collate(good)[:3]
+        return collate(good)[:3]
 
 
 def _none_left(count: int) -> UserError:
     return UserError(f"none of the {count} images can be read\nrepair them, or use other data with --data.root")
 
 
-def _collate(samples: list[tuple[Any, Any, int] | UserError]) -> tuple[Any, Tensor, Tensor, list[UserError]]:
+def collate(samples: list[tuple[Any, Any, int] | UserError]) -> tuple[Any, Tensor, Tensor, list[UserError]]:
     """Stacks the images; returns errors as a list, because an exception in a worker process loses its type."""
     good = [sample for sample in samples if not isinstance(sample, UserError)]
     bad = [sample for sample in samples if isinstance(sample, UserError)]
@@ -182,6 +182,14 @@ def _collate(samples: list[tuple[Any, Any, int] | UserError]) -> tuple[Any, Tens
         labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
     indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
     return images, labels, indices, bad
+
+
+def as_batch(samples: tuple[Any, Tensor, Tensor, list[UserError]], epoch: int, batch_idx: int) -> Batch:
+    """Returns what `collate` returns as a batch; raises its first error."""
+    images, labels, indices, bad = samples
+    if bad:
+        raise bad[0]
+    return Batch(images, labels, indices, epoch, batch_idx)
 
 
 def _stack(images: list[Tensor]) -> Tensor:
