@@ -5,6 +5,7 @@ Trains with `sweep`, which resumes, and pairs each run with the run without the 
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import sys
 from collections import defaultdict
@@ -18,6 +19,7 @@ from benchmarks.report import PROJECT, fill_block, make_parser, table
 from resnet_pl.cli import main as cli
 from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_reader import Run
+from resnet_pl.utils import UserError
 
 PAGE = PROJECT / "docs" / "recipes.md"
 HEAD = ["Recipe", "Difference in test top-1", "Of each seed", "n", "Test top-1", "Epochs", "Time"]
@@ -132,16 +134,28 @@ def rows(runs: Iterable[Run], without: str) -> list[list[object]]:
 
 def section(study: Study, runs: Sequence[Run]) -> str:
     """Returns the Markdown of a study."""
+    commands = "\n".join(shlex.join(["python", "cli.py", *words]) for words in study.commands("0,1,2", "2"))
+    title = f"### {study.title}\n\n```bash\n{commands}\n```\n"
     bases = [run for run in runs if run.path.parent.name.partition("-")[2] == study.without]
-    mean = statistics.mean(run.test_top1 for run in bases) if bases else float("nan")
+    if not (lines := rows(runs, study.without)):
+        return f"{title}\nNot measured yet.\n"
+    mean = statistics.mean(run.test_top1 for run in bases)
     session = runs[0].sessions[0]
     commits = ", ".join(dict.fromkeys(str(run.sessions[0]["commit"]) for run in runs))
-    commands = "\n".join("python cli.py " + " ".join(words) for words in study.commands("0,1,2", "2"))
     return (
-        f"### {study.title}\n\n```bash\n{commands}\n```\n\n{table(HEAD, rows(runs, study.without))}\n\n"
-        f"Without a recipe: {mean:.2%} (n = {len(bases)}). "
+        f"{title}\n{table(HEAD, lines)}\n\nWithout a recipe: {mean:.2%} (n = {len(bases)}). "
         f"Commit {commits}; {session['device']} ({session['machine']}).\n"
     )
+
+
+def finished(name: str) -> list[Run]:
+    """Returns the tested runs of a sweep."""
+    try:
+        runs, skipped = read_runs([Path("runs") / name])
+    except UserError:
+        return []
+    print(*skipped, sep="\n")
+    return runs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -155,10 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for study in STUDIES:
         for words in [] if options.no_run else study.commands(options.seeds, options.jobs):
             cli.main(words)
-        if (folder := Path("runs") / study.name).is_dir():
-            runs, skipped = read_runs([folder])
-            print(*skipped, sep="\n")
-            sections.append(section(study, runs))
+        sections.append(section(study, finished(study.name)))
     print("\n".join(sections))
     if options.record:
         fill_block(PAGE, "recipes", "\n".join(sections))

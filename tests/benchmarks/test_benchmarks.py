@@ -406,6 +406,34 @@ def test_recipes_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     ]
 
 
+def record_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> str:
+    """Returns the page of recipes after the script has recorded its tables."""
+    monkeypatch.setattr(recipes, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("before\n<!-- recipes:start -->\nstale\n<!-- recipes:end -->\nafter\n")
+    recipes.main([*argv, "--record"])
+    page = (tmp_path / "page.md").read_text()
+    assert "stale" not in page and page.startswith("before") and page.endswith("after\n")
+    return page
+
+
+def test_the_page_says_which_recipes_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = record_recipes(tmp_path, monkeypatch, "--no-run")
+    assert page.count("Not measured yet.") == page.count("### ") == len(recipes.STUDIES)
+
+
+@pytest.mark.slow
+def test_recipes_are_trained_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(Path(report.__file__).parents[1] / "configs")
+    short = ["--model.backbone.depth", "8", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+    study = recipes.Study("Tiny", "tiny", "digits", [("digits", recipes.grid("digits", "ema"), short)])
+    monkeypatch.setattr(recipes, "STUDIES", [study])
+    page = record_recipes(tmp_path, monkeypatch, "--seeds", "0,1", "--jobs", "2")
+    ((name, *_, count, _, epochs, _),) = table_rows(page, "`ema`")
+    assert (name, count, epochs) == ("`ema`", "2", "1") and "Not measured" not in page
+    start = page.index("### Tiny")
+    assert record_recipes(tmp_path, monkeypatch, "--seeds", "0,1", "--jobs", "2")[start:] == page[start:]
+
+
 def test_every_recipe_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(report.__file__).parents[1])
     for study in recipes.STUDIES:
