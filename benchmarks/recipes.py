@@ -46,7 +46,7 @@ class Study:
 
     def commands(self, seeds: str, jobs: str) -> list[list[str]]:
         """Returns the arguments of the command line, one list for each sweep."""
-        fixed = ["--grid", f"seed_everything={seeds}", "--name", self.name, "--jobs", jobs]
+        fixed = ["--grid", f"seed_everything={seeds}", "--name", self.name, "--jobs", jobs, "--test"]
         return [
             ["sweep", "--config", f"configs/{base}.yaml", *fixed, "--grid", grid, "--", *options]
             for base, grid, options in self.sweeps

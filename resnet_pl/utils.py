@@ -26,6 +26,7 @@ EXTRAS = {
     "serve": "starlette uvicorn python-multipart",
     "stream": "litdata",
     "tables": "openpyxl pyarrow",
+    "tune": "optuna",
 }
 
 

@@ -1,4 +1,4 @@
-"""Every command and every Python example in README and docs/paper.md runs, at small size and without a network.
+"""Every command and Python example in README, docs/paper.md and docs/tune.md runs, at small size, without a network.
 
 Each command is one test in its own working directory, so the tests do not depend on their order. `Prepared` generates
 what the commands read: datasets, pretrained weights and finished runs. A working directory has links to the data and a
@@ -22,7 +22,7 @@ import pytest
 from resnet_pl.cli.main import main
 from tests.readme_commands import PROJECT, Prepared, option, own_input, setting, shortened
 
-README, PAPER = PROJECT / "README.md", PROJECT / "docs" / "paper.md"
+README, PAPER, TUNE = PROJECT / "README.md", PROJECT / "docs" / "paper.md", PROJECT / "docs" / "tune.md"
 PAGES = [path for path in [README, *sorted((PROJECT / "docs").glob("*.md"))] if path.is_file()]
 
 
@@ -32,7 +32,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-COMMANDS = [line for page in (README, PAPER) for text in blocks(page, "bash") for line in text.splitlines()]
+COMMANDS = [line for page in (README, PAPER, TUNE) for text in blocks(page, "bash") for line in text.splitlines()]
 CLI_COMMANDS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("python cli.py ")))
 
 

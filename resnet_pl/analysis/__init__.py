@@ -22,7 +22,7 @@ from resnet_pl.utils import UserError, gc_paused, plain_page, prog_name, shell_c
 COMMANDS = {
     "summary": "layers, parameters, multiply-adds and activation memory of a model",
     "compare": "table and plot of several runs, mean ± standard deviation over seeds",
-    "sweep": "train and test every combination of option values",
+    "sweep": "train combinations of option values, or search for good ones; test the best",
     "cross-validate": "train a model per fold and predict every image with the model that has not seen it",
     "check-data": "corrupt files, duplicates, class balance and image sizes of an image folder",
     "serve": "classify photos in the browser, and as a JSON endpoint",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -20,15 +19,15 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 from typing_extensions import override
 
-from resnet_pl.analysis.grid import SweepRun, grid_runs
-from resnet_pl.analysis.sweep import Sweep
+from resnet_pl.analysis.grid import SweepRun, grid_values, make_run
+from resnet_pl.analysis.jobs import Jobs, print_failed
+from resnet_pl.analysis.tasks import Task, TaskList
 from resnet_pl.callbacks.access import join_classes
 from resnet_pl.command_line import CommandLine
 from resnet_pl.data import ImageDataModule
 from resnet_pl.evaluation.metrics import MACRO
 from resnet_pl.load import load_run
 from resnet_pl.reports.tables import number, numbers_table, print_report, write_csv
-from resnet_pl.run_dir import read_sessions
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, atomic_write
 
@@ -36,19 +35,12 @@ NumFolds = restricted_number_type("NumFolds", int, (">=", 2), docstring="Integer
 
 
 class Fold(SweepRun):
-    """A run of one fold; it is complete after the training."""
+    """A run of one fold, whose last checkpoint predicts the images of the fold."""
 
     @override
-    def steps(self) -> list[list[str]]:
-        return super().steps()[:1]
-
-    def finished(self) -> Path | None:
-        """Returns the run folder if the training has ended, else None."""
-        for path in self.started():
-            with suppress(OSError, ValueError):
-                if "ended" in read_sessions(path)[-1] and (path / "checkpoints" / "last.ckpt").is_file():
-                    return path
-        return None
+    def trained(self) -> Path | None:
+        path = super().trained()
+        return path if path and (path / "checkpoints" / "last.ckpt").is_file() else None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -64,22 +56,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(settings: Namespace) -> int:
     """Runs the command; returns 1 if a fold failed."""
     folder = Path("runs") / settings.name
-    grid = [f"data.fold={','.join(map(str, range(settings.folds)))}"]
-    made = grid_runs(grid, settings.config, [*settings.options, "--data.num_folds", str(settings.folds)], folder)
-    folds = [Fold(each.name, "fold", each.args, each.root) for each in made]
+    grid = grid_values([f"data.fold={','.join(map(str, range(settings.folds)))}"], settings.options)
+    options = [*settings.options, "--data.num_folds", str(settings.folds)]
+    folds = [Fold(**vars(make_run(values, settings.config, options, folder))) for values in grid]
     for fold in folds:
-        # Reports a wrong command line before anything starts.
-        CommandLine(fold.args)
-    remaining = [fold for fold in folds if fold.finished() is None]
-    sweep = Sweep(list(remaining), folder / "logs", settings.jobs)
-    sweep.log(f"$ {settings.command_line}", to_stdout=False)
-    sweep.log(f"{len(folds)} folds, {len(folds) - len(remaining)} already completed, {settings.jobs} in parallel")
-    if failed := sweep.run():
-        print(f"{len(failed)} of {len(folds)} folds failed: {', '.join(failed)}")
-        print("Rerun the same command to retry them.")
-        return 1
-    # A run that was interrupted after its last step has nothing left to record.
-    report([fold.finished() or fold.started()[0] for fold in folds], folder)
+        CommandLine(fold.args)  # reports a wrong command line before anything starts
+    jobs = Jobs(folder / "logs", settings.jobs, settings.command_line)
+    source = TaskList([Task(fold.name, [fold]) for fold in folds], jobs.logs)
+    jobs.log(f"{len(folds)} folds, {len(folds) - source.left} already completed, {jobs.count} in parallel")
+    failed = jobs.run(source)
+    print_failed(failed, len(folds))
+    paths = [fold.trained() for fold in folds]
+    if others := [
+        fold.name for fold, path in zip(folds, paths, strict=True) if path is None and fold.name not in failed
+    ]:
+        print(f"Not trained yet: {', '.join(others)}. Rerun the same command when no other process trains them.")
+    if None in paths:
+        return int(bool(failed))
+    report([path for path in paths if path], folder)
     return 0
 
 

@@ -1,16 +1,19 @@
-"""Grid of a sweep: all combinations of option values of `fit`, and the state of their runs."""
+"""Runs of a sweep: the combinations of option values of `fit`, and the state of their run folders."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from resnet_pl import run_dir as runs
-from resnet_pl.reports.run_reader import Run, read_run
+from resnet_pl.reports.run_reader import find_single_view_test, read_run
 from resnet_pl.utils import UserError
 
 # Options that the sweep sets for each run.
@@ -19,17 +22,15 @@ RESERVED_OPTIONS = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--co
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One combination of the grid.
+    """One combination of option values. Its run folders are found by the command line that started them.
 
     Args:
         name: name of the run, made of the values, for example `cifar_plain-depth20-seed0`.
-        group_key: the name without the seed; runs with the same key take about the same time.
         args: command-line arguments of `fit`.
         root: folder of all runs of the sweep.
     """
 
     name: str
-    group_key: str
     args: list[str]
     root: Path
 
@@ -43,76 +44,119 @@ class SweepRun:
                     started.append(path)
         return started
 
-    def finished_run(self) -> Run | None:
-        """Returns the run if it was trained and tested, else None."""
-        for path in self.started():
-            with suppress(UserError):
-                return read_run(path)
+    def trained(self) -> Path | None:
+        """Returns the folder of the run if its training has ended, else None."""
+        return next((path for path in self.started() if _has(path, "ended") or is_tested(path)), None)
+
+    def pruned(self) -> bool:
+        """Whether a search has stopped the run, because others were better at the same epoch."""
+        return any(_has(path, "pruned") for path in self.started())
+
+    def problem(self) -> str | None:
+        """Returns why the run cannot be in the table, as text; None if it can."""
+        if not (started := self.started()):
+            return f"{self.root / self.name} has no run with these options"
+        if (folder := self.trained()) is None:
+            return f"{started[0]} was interrupted"
+        try:
+            read_run(folder, require_test=False)
+        except UserError as error:
+            return str(error).splitlines()[0]
         return None
 
-    def problem(self) -> str:
-        """Returns why there is no finished run, as text."""
-        for path in self.started():
-            try:
-                read_run(path)
-            except UserError as error:
-                return str(error).splitlines()[0]
-        return f"{self.root / self.name} has no run with these options"
+    def resumes(self) -> Path | None:
+        """Returns the checkpoint that the run resumes from; None if it has to start."""
+        checkpoints = (path / "checkpoints" / "last.ckpt" for path in self.started())
+        return next((last for last in checkpoints if last.is_file()), None)
 
-    def steps(self) -> list[list[str]]:
-        """Returns the arguments of the commands to run: `fit`, which resumes an interrupted run, then `test`."""
-        for path in self.started():
-            if (last := path / "checkpoints" / "last.ckpt").is_file():
-                return [["fit", "--ckpt_path", str(last)], ["test", "--ckpt_path", str(path)]]
+    def command(self) -> list[str]:
+        """Returns the arguments of the next `fit`, which resumes an interrupted run."""
+        last = self.resumes()
+        return self.args if last is None else ["fit", "--ckpt_path", str(last)]
+
+    def next_folder(self) -> Path:
+        """Returns the run folder that `command` writes to."""
+        if last := self.resumes():
+            return last.parent.parent
         version = max((number for number, _ in runs.versions(self.root, self.name)), default=-1) + 1
-        return [self.args, ["test", "--ckpt_path", str(self.root / self.name / f"version_{version}")]]
+        return self.root / self.name / f"version_{version}"
 
 
-def grid_runs(grid: list[str], configs: list[str], options: list[str], folder: Path) -> list[SweepRun]:
+def record(path: Path, mark: str) -> None:
+    """Records in a run folder that the run has `ended`, or was `pruned`, if it is not recorded yet."""
+    if (path / "sessions.json").is_file() and not _has(path, mark):
+        runs.write_session(path, {mark: datetime.now(UTC).isoformat(timespec="seconds")}, new=False)
+
+
+def _has(path: Path, mark: str) -> bool:
+    with suppress(OSError, ValueError, LookupError):
+        return mark in runs.read_sessions(path)[-1]
+    return False
+
+
+def is_tested(path: Path) -> bool:
+    """Whether a run has a test result. Of a run of an earlier version, this shows that its training has ended."""
+    with suppress(UserError):
+        return find_single_view_test(path) is not None
+    return False
+
+
+def make_run(values: Mapping[str, str], configs: Sequence[str], options: Sequence[str], folder: Path) -> SweepRun:
+    """Returns the run with these values of options.
+
+    Args:
+        values: value of each option, by key.
+        configs: configuration files of every run.
+        options: options of every run.
+        folder: folder of the sweep.
+    """
+    name = run_name(values)
+    # A class must precede its arguments, so keys with fewer dots come first.
+    ordered = sorted(values.items(), key=lambda pair: pair[0].count("."))
+    files = [word for path in configs for word in ("--config", path)]
+    words = [word for key, value in ordered for word in (f"--{key}", value)]
+    own = ["--name", name, "--trainer.default_root_dir", str(folder)]
+    return SweepRun(name, ["fit", *files, *options, *words, *own], folder)
+
+
+def grid_values(grid: Sequence[str], options: Sequence[str]) -> list[dict[str, str]]:
     """Returns all combinations of a grid; the values of the first key vary slowest.
 
     Args:
         grid: `KEY=VALUE,VALUE` for each key.
-        configs: configuration files of every run.
         options: options of every run.
-        folder: folder of the sweep.
 
     Raises:
         UserError: the grid or an option is invalid.
     """
-    if not grid:
-        raise UserError("sweep: --grid is required\ngive --grid KEY=VALUE,VALUE, such as --grid seed_everything=0,1,2")
     if own := [word for word in options if word.split("=")[0] in RESERVED_OPTIONS]:
         raise UserError(f"sweep: {own[0]} is not allowed after --: the sweep sets it for each run\nremove it")
-    values = dict(map(_key_values, grid))
+    values = dict(key_values("grid", text) for text in grid)
     if len(values) < len(grid):
         raise UserError(f"sweep: duplicate key in {' '.join(grid)}\ngive all values of a key in one --grid")
-    sweep_runs = []
-    for chosen in itertools.product(*values.values()):
-        pairs = dict(zip(values, chosen, strict=True))
-        name = "-".join(_value_slug(*pair) for pair in pairs.items())
-        group_key = "-".join(_value_slug(*pair) for pair in pairs.items() if pair[0] != "seed_everything")
-        # A class must precede its arguments, so keys with fewer dots come first.
-        ordered = sorted(pairs.items(), key=lambda pair: pair[0].count("."))
-        files = [word for path in configs for word in ("--config", path)]
-        words = [word for key, value in ordered for word in (f"--{key}", value)]
-        own = ["--name", name, "--trainer.default_root_dir", str(folder)]
-        sweep_runs.append(SweepRun(name, group_key, ["fit", *files, *options, *words, *own], folder))
-    names = [sweep_run.name for sweep_run in sweep_runs]
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    names = [run_name(each) for each in combinations]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"sweep: two runs of the grid have the name {twice[0]}\nremove the duplicate value")
-    return sweep_runs
+    return combinations
 
 
-def _key_values(text: str) -> tuple[str, list[str]]:
+def key_values(option: str, text: str) -> tuple[str, list[str]]:
+    """Splits `KEY=VALUE,VALUE` of an option; raises UserError if a part is missing."""
     key, equals, values = text.partition("=")
     # A comma inside brackets belongs to the value.
     listed = re.split(r",(?![^\[{]*[\]}])", values)
-    if not equals or not key or not all(listed):
+    if not equals or not key.strip("-") or not all(listed):
+        example = "model.backbone.depth=20,56"
         raise UserError(
-            f"sweep: --grid {text} is not of the form KEY=VALUE,VALUE\nfor example --grid model.backbone.depth=20,56"
+            f"sweep: --{option} {text} is not of the form KEY=VALUE,VALUE\nfor example --{option} {example}"
         )
     return key.removeprefix("--"), listed
+
+
+def run_name(values: Mapping[str, Any]) -> str:
+    """Returns the name of the run with these values."""
+    return "-".join(_value_slug(key, str(value)) for key, value in values.items())
 
 
 def _value_slug(key: str, value: str) -> str:

@@ -27,6 +27,7 @@ def table_cells(groups: Sequence[Group]) -> list[dict[str, str]]:
         rows.append(
             {
                 "run": group.name,
+                "chosen": "yes" if group.chosen else "",
                 "model": group.model,
                 "data": group.data,
                 **{headings[key]: value for key, value in group.options.items()},

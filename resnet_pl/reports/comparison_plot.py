@@ -33,7 +33,8 @@ def _top1_by_run(groups: Sequence[Group], path: Path) -> None:
     """One row per group, in the order of the table."""
     groups, count = groups[:MAX_RUNS], len(groups)
     names = [f"{group.name}, {group.data}" if _several_datasets(groups) else group.name for group in groups]
-    names = [plot_label(name, MAX_NAME) for name in names]
+    labels = [plot_label(name, MAX_NAME) for name in names]
+    names = [f"{label} (chosen)" if group.chosen else label for group, label in zip(groups, labels, strict=True)]
     figure = new_figure(5.2 + 0.08 * max(map(len, names)), 1.3 + 0.34 * len(groups))
     axes = figure.add_subplot()
     handles: list[Any] = []

@@ -37,11 +37,13 @@ class Group:
         runs: one or more runs.
         name: name and version of the run; of several runs what their names have in common.
         options: values of the options in which the compared groups differ, by option.
+        chosen: whether a sweep has chosen the group; None if the runs are not those of a sweep.
     """
 
     runs: list[Run]
     name: str = ""
     options: dict[str, str] = field(default_factory=dict)
+    chosen: bool | None = None
 
     @property
     def model(self) -> str:
@@ -70,6 +72,7 @@ class Group:
         """Returns the values of the CSV, by column; top-1 as fractions, None if unknown."""
         first = self.runs[0]
         row: dict[str, Any] = {"run": self.name, "model": self.model, "data": self.data}
+        row |= {} if self.chosen is None else {"chosen": "yes" if self.chosen else "no"}
         row |= self.options | {"n": len(self.runs)}
         scores = ("val_score", "test_score") if first.monitor != TOP1 else ()
         for name in ("val_top1", "test_top1", "train_top1", *scores):
@@ -120,6 +123,18 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         return first.data, math.inf if math.isnan(score) else -sign * score, not first.plain, first.depth or 0
 
     return sorted(groups, key=rank)
+
+
+def best_groups(groups: Sequence[Group]) -> list[Group]:
+    """Returns the best group of each dataset, of groups in the order of `group_runs`.
+
+    Without validation there is none, except if the dataset has only one group.
+    """
+    firsts = {group.data: group for group in reversed(groups)}
+    counts = Counter(group.data for group in groups)
+    return [
+        group for data, group in firsts.items() if counts[data] == 1 or not math.isnan(group.statistics("val_score")[0])
+    ]
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -138,6 +138,11 @@ class Run:
         return "launch" in last and "ended" not in last  # earlier versions have neither
 
     @property
+    def pruned(self) -> bool:
+        """Whether a search has stopped the run, because others were better at the same epoch."""
+        return bool(self.sessions) and "pruned" in self.sessions[-1]
+
+    @property
     def iterations(self) -> int:
         """Optimizer steps."""
         return 1 + max(int(steps[-1]) for steps, _ in self.metrics.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resnet_pl.analysis.sweep import Sweep
+from resnet_pl.analysis.jobs import Jobs
 from resnet_pl.cli.main import main
 from tests.cli.commands import SMALL, failed, rows, run
 
@@ -23,12 +23,19 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs the folds in this process; returns the command line of each one that is started."""
     commands: list[list[str]] = []
 
-    def run_here(self: Any) -> list[str]:
-        steps = [(fold.name, step) for fold in self.sweep_runs for step in fold.steps()]
-        commands.extend(step for _, step in steps)
-        return [name for name, step in steps if main(step)]
+    def run_here(self: Any, source: Any) -> list[str]:
+        failed = []
+        while claimed := source.claim():
+            task, log = claimed
+            with log:
+                for step in task.commands():
+                    commands.append(step)
+                    if main(step):
+                        failed.append(task.name)
+                        break
+        return failed
 
-    monkeypatch.setattr(Sweep, "run", run_here)
+    monkeypatch.setattr(Jobs, "run", run_here)
     return commands
 
 
@@ -76,4 +83,4 @@ def test_a_failed_fold_and_a_wrong_option_are_named(
 ) -> None:
     assert "folds" in failed(capsys, 2, "cross-validate", "--folds", 1)
     assert main([*LINE, "--model.backbone.depth", "9"]) == 1
-    assert "2 of 2 folds failed: fold0, fold1" in capsys.readouterr().out and not (FOLDER / "out_of_fold.csv").exists()
+    assert "2 of 2 failed: fold0, fold1" in capsys.readouterr().out and not (FOLDER / "out_of_fold.csv").exists()

@@ -1,4 +1,4 @@
-"""`sweep`: the grid; which runs are started, skipped and resumed; failures and interruptions."""
+"""`sweep --grid`: which runs are started, skipped, resumed and tested; failures, interruptions, several processes."""
 
 from __future__ import annotations
 
@@ -11,77 +11,19 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from resnet_pl.analysis import sweep
+from resnet_pl.analysis.jobs import environment
 from resnet_pl.cli.main import main
-from tests.reports.made import write_run, write_test
+from tests.analysis.processes import Processes, processes, write_started
+from tests.reports.made import write_run
+
+__all__ = ["processes"]  # a fixture
 
 PROJECT = Path(__file__).parent.parent.parent
 GRID = ["--grid", "seed_everything=0,1", "--grid", "model.backbone.depth=20,32", "--grid", "model.backbone=cifar_plain"]
 NAMES = [f"seed{seed}-depth{depth}-cifar_plain" for seed in (0, 1) for depth in (20, 32)]
-
-
-class Processes:
-    """Replaces subprocess.Popen: writes the files of `fit` and `test` without running them.
-
-    Attributes:
-        started: arguments of each process, in order.
-        fails: names of runs whose commands fail.
-        environments: environment of each process.
-        max_parallel: maximum number of processes at the same time.
-        barrier: if set, each process waits here for others.
-    """
-
-    def __init__(self) -> None:
-        self.started: list[list[str]] = []
-        self.fails: set[str] = set()
-        self.environments: list[dict[str, str]] = []
-        self.max_parallel = self.running = 0
-        self.barrier: threading.Barrier | None = None
-
-    def __call__(self, command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> Processes:
-        assert command[:3] == [sys.executable, "-m", "resnet_pl"]
-        self.started.append(command[3:])
-        self.environments.append(env)
-        made = type("Process", (), {"wait": lambda _: self.work(command[3:], stdout)})
-        return made()
-
-    def work(self, args: list[str], log: Any) -> int:
-        self.running += 1
-        self.max_parallel = max(self.max_parallel, self.running)
-        if self.barrier:
-            self.barrier.wait(timeout=30)
-        self.running -= 1
-        name = next((name for name in [*self.fails] if any(name in arg for arg in args)), None)
-        if name:
-            log.write(b"warning: nothing\nerror: the data is gone\ntry again\n")
-            return 2
-        if args[0] == "test":
-            write_test(Path(args[2]), 0.9)
-        elif "--ckpt_path" not in args:
-            options = dict(zip(args[1::2], args[2::2], strict=True))
-            folder = Path(options["--trainer.default_root_dir"]) / options["--name"]
-            write_run(
-                folder / f"version_{len(list(folder.glob('version_*')))}",
-                "cifar_plain",
-                int(options["--model.backbone.depth"]),
-                int(options["--seed_everything"]),
-                tested=False,
-                command=shlex.join(["python", "cli.py", *args]),
-            )
-        return 0
-
-
-@pytest.fixture
-def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processes:
-    """Replaces real processes; the test runs in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    made = Processes()
-    monkeypatch.setattr(sweep.subprocess, "Popen", made)
-    return made
 
 
 def commands(name: str, version: int = 0) -> list[list[str]]:
@@ -93,23 +35,75 @@ def commands(name: str, version: int = 0) -> list[list[str]]:
     return [fit, ["test", "--ckpt_path", f"runs/s/{name}/version_{version}"]]
 
 
-def test_every_run_is_trained_and_tested_in_order(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+def fit(name: str) -> list[str]:
+    """The arguments of `fit` of a run of GRID."""
+    return commands(name)[0]
+
+
+def comparison(folder: str = "runs/s") -> list[dict[str, str]]:
+    """The rows of the table."""
+    with Path(folder, "comparison.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def depth_decides(options: dict[str, str]) -> list[float]:
+    """The validation top-1 of each epoch: depth 32 is better than depth 20, and seed 1 than seed 0."""
+    best = int(options["--model.backbone.depth"]) / 40 + int(options["--seed_everything"]) / 100
+    return [best - 0.3, best, best - 0.1]
+
+
+def test_all_runs_are_trained_and_the_best_setting_is_tested(
+    processes: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.val_top1 = depth_decides
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started == [args for name in NAMES for args in commands(name)]
+    tests = [commands(name)[1] for name in NAMES if "depth32" in name]
+    assert processes.started == [*map(fit, NAMES), *tests]
     assert processes.max_parallel == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("4 runs, 1 in parallel; 4 left")
     assert out[1] == f"{NAMES[0]} started" and out[2].startswith(f"{NAMES[0]} finished in ") and "3 left" in out[2]
     assert out[8].endswith("; 0 left")
     assert sum("cifar_plain 20" in line for line in out) == 1
-    with Path("runs/s/comparison.csv").open(newline="", encoding="utf-8") as file:
-        assert [(row["model"], row["n"]) for row in csv.DictReader(file)] == [
-            ("cifar_plain 20", "2"),
-            ("cifar_plain 32", "2"),
-        ]
+    rows = comparison()
+    assert [(row["model"], row["n"], row["chosen"]) for row in rows] == [
+        ("cifar_plain 32", "2", "yes"),
+        ("cifar_plain 20", "2", "no"),
+    ]
+    assert [float(rows[0][key]) for key in ("val_top1", "test_top1")] == pytest.approx([0.805, 0.9])
+    assert rows[1]["test_top1"] == ""
     log = Path("runs/s/logs/sweep.log").read_text(encoding="utf-8").splitlines()
     assert log[0] == f"$ {shlex.join(['python', 'cli.py', 'sweep', *GRID, '--name', 's'])}"
-    assert log[1:9] == out[:8]
+    assert log[1:13] == out[:12]
+
+
+def test_validation_ranks_also_if_the_test_would_choose_another_setting(
+    processes: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.val_top1, processes.top1 = depth_decides, lambda folder: 0.9 if "depth20" in str(folder) else 0.3
+    assert main(["sweep", *GRID, "--name", "s"]) == 0
+    assert "Only the chosen runs are tested" in capsys.readouterr().out
+    assert not list(Path("runs/s").glob("*depth20*/version_0/results.json"))
+    # --test tests the others too. The order does not change.
+    assert main(["sweep", *GRID, "--name", "s", "--test"]) == 0
+    assert processes.started[6:] == [commands(name)[1] for name in NAMES if "depth20" in name]
+    assert [(row["chosen"], float(row["test_top1"])) for row in comparison()] == [("yes", 0.3), ("no", 0.9)]
+    capsys.readouterr()
+    assert main(["compare", "runs/s", "--output", "other"]) == 0
+    assert [row["model"] for row in comparison("other")] == ["cifar_plain 32", "cifar_plain 20"]
+
+
+def test_without_validation_no_setting_is_chosen_from_the_test(
+    processes: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.val_top1 = lambda options: []
+    grid = ["sweep", "--grid", "model.backbone.depth=20,32", "--name", "s"]
+    line = ["--", "--model.backbone", "cifar_plain", "--seed_everything", "0"]
+    assert main([*grid, *line]) == 0
+    assert "No setting is chosen: the runs have no validation. --test tests all of them." in capsys.readouterr().out
+    assert [row["chosen"] for row in comparison()] == ["no", "no"] and len(processes.started) == 2
+    assert main([*grid, "--test", *line]) == 0
+    assert [row["test_top1"] for row in comparison()] == ["0.9", "0.9"]
 
 
 def test_completed_runs_are_skipped_and_their_time_is_used_for_the_estimate(
@@ -117,10 +111,9 @@ def test_completed_runs_are_skipped_and_their_time_is_used_for_the_estimate(
 ) -> None:
     done = [NAMES[0], NAMES[1]]
     for name in done:
-        fit = commands(name)[0]
-        write_run(Path("runs/s") / name / "version_0", command=shlex.join(["python", "cli.py", *fit]))
+        write_run(Path("runs/s") / name / "version_0", command=shlex.join(["python", "cli.py", *fit(name)]))
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started == [args for name in NAMES if name not in done for args in commands(name)]
+    assert [args for args in processes.started if args[0] == "fit"] == [fit(name) for name in NAMES if name not in done]
     # The completed runs took three minutes each.
     assert "4 runs, 2 already completed, 1 in parallel; 2 left, about 6 minutes remaining" in capsys.readouterr().out
     processes.started.clear()
@@ -132,24 +125,39 @@ def test_other_options_start_new_runs(processes: Processes) -> None:
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     processes.started.clear()
     assert main(["sweep", *GRID, "--name", "s", "--", "--trainer.max_steps", "1000"]) == 0
-    first = processes.started[:2]
-    assert first[0][:3] == ["fit", "--trainer.max_steps", "1000"] and first[1][-1].endswith("/version_1")
-    assert len(processes.started) == 8
+    assert processes.started[0][:3] == ["fit", "--trainer.max_steps", "1000"]
+    assert len(processes.fits) == 4 and processes.started[4][-1].endswith("/version_1")
+
+
+def test_keep_best_removes_the_checkpoints_of_other_runs(
+    processes: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.val_top1 = depth_decides
+    processes.fails = {NAMES[0]}
+    assert main(["sweep", *GRID, "--name", "s"]) == 1
+    assert "Checkpoints: 1.5 MB; --keep best" in capsys.readouterr().out
+    assert main(["sweep", *GRID, "--name", "s", "--keep", "best"]) == 1
+    assert "Checkpoints: 1.0 MB of the chosen runs, 0.5 MB removed" in capsys.readouterr().out
+    left = {path.parts[2] for path in Path("runs/s").rglob("*.ckpt")}
+    assert left == {name for name in NAMES if "depth32" in name}
+    assert all((Path("runs/s") / name / "version_0" / "metrics.csv").is_file() for name in NAMES[1:])
+    # What was removed is not trained again.
+    processes.fails, processes.started = set(), []
+    assert main(["sweep", *GRID, "--name", "s"]) == 0
+    assert processes.started == [fit(NAMES[0])] and len(comparison()) == 2
 
 
 def test_an_interrupted_run_is_resumed(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
-    fit, test = commands(NAMES[0])
-    run = write_run(
-        Path("runs/s") / NAMES[0] / "version_0", tested=False, command=shlex.join(["python", "cli.py", *fit])
-    )
+    _, run = write_started(fit(NAMES[0]))
     # Interrupted before its first checkpoint: it cannot be resumed.
-    lost = Path("runs/s") / NAMES[1] / "version_0"
-    write_run(lost, tested=False, command=shlex.join(["python", "cli.py", *commands(NAMES[1])[0]]))
+    _, lost = write_started(fit(NAMES[1]))
     (lost / "checkpoints" / "last.ckpt").unlink()
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started[:2] == [["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")], test]
-    assert processes.started[2:4] == commands(NAMES[1], version=1)
+    assert processes.started[0] == ["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    assert processes.started[1:4] == [fit(name) for name in NAMES[1:]]
+    assert (Path("runs/s") / NAMES[1] / "version_1").is_dir()
     assert f"{NAMES[0]} resumed" in capsys.readouterr().out
+    assert [row["n"] for row in comparison()] == ["2", "2"]
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_retried(
@@ -157,45 +165,36 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried(
 ) -> None:
     processes.fails = {NAMES[1]}
     assert main(["sweep", *GRID, "--name", "s"]) == 1
-    fit = commands(NAMES[1])[0]
-    assert processes.started == [args for name in NAMES for args in (commands(name) if name != NAMES[1] else [fit])]
+    assert processes.started[:4] == [fit(name) for name in NAMES]
     out = capsys.readouterr().out
     assert f"{NAMES[1]} failed: the data is gone; see runs/s/logs/{NAMES[1]}.log; 2 left" in out
-    assert f"1 of 4 runs failed: {NAMES[1]}\n" in out
+    assert f"1 of 4 failed: {NAMES[1]}\n" in out
     log = Path(f"runs/s/logs/{NAMES[1]}.log").read_text()
-    assert log.startswith(f"$ python cli.py {shlex.join(fit)}\n") and "error: the data is gone" in log
+    assert log.startswith(f"$ python cli.py {shlex.join(fit(NAMES[1]))}\n") and "error: the data is gone" in log
     processes.fails, processes.started = set(), []
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    assert processes.started == commands(NAMES[1])
+    assert processes.started[0] == fit(NAMES[1]) and len(processes.fits) == 1
 
 
-def test_runs_that_are_missing_in_the_table_are_named(
-    processes: Processes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_are_missing_in_the_table_are_named(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     """As with `--trainer.logger false`: the processes succeed, but a file is missing."""
-    work = processes.work
-
-    def without_metrics(args: list[str], log: Any) -> int:
-        code, folder = work(args, log), Path("runs/s") / NAMES[0] / "version_0/metrics.csv"
-        folder.unlink(missing_ok=True)
-        return code
-
-    monkeypatch.setattr(processes, "work", without_metrics)
+    metrics = Path("runs/s") / NAMES[0] / "version_0/metrics.csv"
+    processes.interrupt = lambda: metrics.unlink(missing_ok=True)
     processes.fails = {NAMES[1]}
     assert main(["sweep", *GRID, "--name", "s"]) == 1
-    reason = f"Skipped: runs/s/{NAMES[0]}/version_0/metrics.csv cannot be read: No such file or directory"
+    reason = f"Skipped: {metrics} cannot be read: No such file or directory"
     page = Path("runs/s/comparison.md").read_text(encoding="utf-8").splitlines()
     for lines in (capsys.readouterr().out.splitlines(), page):
         assert reason in lines and f"Failed: {NAMES[1]}" in lines
 
 
-def test_after_a_failed_test_the_run_is_resumed_and_tested(processes: Processes) -> None:
-    processes.fails = {f"{NAMES[0]}/version_0"}
+def test_a_failed_test_is_repeated(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    processes.val_top1, processes.fails = depth_decides, {f"{NAMES[1]}/version_0"}
     assert main(["sweep", *GRID, "--name", "s"]) == 1
+    assert f"Failed: {NAMES[1]}" in capsys.readouterr().out
     processes.fails, processes.started = set(), []
     assert main(["sweep", *GRID, "--name", "s"]) == 0
-    last = f"runs/s/{NAMES[0]}/version_0/checkpoints/last.ckpt"
-    assert processes.started == [["fit", "--ckpt_path", last], commands(NAMES[0])[1]]
+    assert processes.started == [commands(NAMES[1])[1]]
 
 
 def test_parallel_runs_share_the_cores(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +205,19 @@ def test_parallel_runs_share_the_cores(processes: Processes, monkeypatch: pytest
     assert main(["sweep", *GRID, "--name", "s", "--jobs", "2"]) == 0
     assert processes.max_parallel == 2
     assert {env["OMP_NUM_THREADS"] for env in processes.environments} == {"4"}
-    assert sorted(args for args in processes.started) == sorted(args for name in NAMES for args in commands(name))
+    assert sorted(args for args in processes.started if args[0] == "fit") == sorted(map(fit, NAMES))
+
+
+def test_parallel_runs_have_one_gpu_each(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [environment(job, 3, ["0", "1"])["CUDA_VISIBLE_DEVICES"] for job in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-ab,")
+    processes.barrier = threading.Barrier(2)
+    assert main(["sweep", *GRID, "--name", "s", "--jobs", "2"]) == 0
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in processes.environments} == {"5", "GPU-ab"}
+    # A single run can use all of them.
+    assert environment(0, 1, ["5", "GPU-ab"])["CUDA_VISIBLE_DEVICES"] == "5,GPU-ab,"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert environment(0, 2, [])["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_print_shows_the_command_lines_and_starts_nothing(
@@ -215,13 +226,16 @@ def test_print_shows_the_command_lines_and_starts_nothing(
     config = Path("my config.yaml")
     config.write_text("trainer: {max_steps: 5}\n")
     write_run(Path("runs/s") / NAMES[0] / "version_0")  # of another command: the next version is 1
-    args = ["sweep", "--config", str(config), *GRID, "--name", "s", "--print", "--", "--trainer.max_epochs", "-1"]
-    assert main(args) == 0
+    args = ["sweep", "--config", str(config), *GRID, "--name", "s", "--print"]
+    options = ["--", "--trainer.max_epochs", "-1"]
+    assert main([*args, *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and processes.started == [] and not Path("runs/s/logs").exists()
-    fit, test = commands(NAMES[0], version=1)
-    words = ["fit", "--config", str(config), "--trainer.max_epochs", "-1", *fit[1:]]
-    assert lines[0] == f"python cli.py {shlex.join(words)} && python cli.py {shlex.join(test)}"
+    train, test = commands(NAMES[0], version=1)
+    words = ["fit", "--config", str(config), "--trainer.max_epochs", "-1", *train[1:]]
+    assert lines[0] == f"python cli.py {shlex.join(words)}"
+    assert main([*args, "--test", *options]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{lines[0]} && python cli.py {shlex.join(test)}"
 
 
 def test_configuration_files_and_lists_are_part_of_the_run_names(
@@ -256,6 +270,7 @@ def test_of_a_class_path_the_class_name_is_part_of_the_run_name(
         (["--grid", "depth=20", "--", "--ckpt_path=x"], "--ckpt_path=x is not allowed after --"),
         (["--grid", "depth=20", "--config", "no.yaml"], "no.yaml"),
         (["--grid", "depth=20", "--jobs", "0"], "sweep: "),
+        (["--grid", "depth=20", "--pruner", "median"], "--pruner is for a --search"),
     ],
 )
 def test_a_wrong_grid_is_an_error_before_anything_starts(
@@ -298,6 +313,63 @@ def test_no_process_outlives_the_sweep(number: signal.Signals, code: int, tmp_pa
         time.sleep(0.02)
 
 
+# `fit` in place of the interpreter: the first process that finds the file `hang` does not end.
+CHILD = """#!{python}
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {project!r})
+from tests.analysis.processes import write_started
+args = sys.argv[3:]
+with open("started", "a") as file:
+    file.write(args[args.index("--name") + 1] + "\\n" if args[0] == "fit" else "")
+try:
+    os.unlink("hang")
+except FileNotFoundError:
+    time.sleep(0.1)
+else:
+    time.sleep(200)
+if args[0] == "fit":
+    write_started(args)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="uses PR_SET_PDEATHSIG")
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_two_processes_share_a_sweep_and_a_killed_one_is_replaced(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = ["--grid", "model.optimizer.lr=0.1,0.2,0.3"]
+    if kind == "search":
+        pytest.importorskip("optuna")
+        values = ["--search", "model.optimizer.lr=0.0:1.0", "--trials", "3"]
+    monkeypatch.chdir(tmp_path)
+    child = tmp_path / "child"
+    child.write_text(CHILD.format(python=sys.executable, project=str(PROJECT)))
+    child.chmod(0o755)
+    Path("hang").touch()
+    line = ["sweep", *values, "--", "--data", "Digits"]
+    start = f"import sys; sys.executable = 'child'; from resnet_pl.cli.main import main; main({line!r})"
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen([sys.executable, "-c", start], env=env, stdout=subprocess.DEVNULL) as killed:
+        deadline = time.monotonic() + 120
+        while Path("hang").exists():
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        monkeypatch.setattr(sys, "executable", str(child))
+        assert main(line) == 0
+        out = capsys.readouterr().out
+        names = Path("started").read_text().split()
+        assert len(names) == len({*names}) == 3 and f"Other processes still train {names[0]}." in out
+        killed.kill()
+    # The other process takes the run of the killed one as soon as that has ended.
+    while "best val" not in out:
+        assert main(line) == 0 and time.monotonic() < deadline
+        out = capsys.readouterr().out
+    assert Path("started").read_text().split() == [*names, names[0]]
+    assert len(comparison("runs/sweep")) == 3
+
+
 @pytest.mark.process
 @pytest.mark.slow
 def test_real_runs_are_trained_tested_compared_and_then_skipped(
@@ -314,7 +386,6 @@ def test_real_runs_are_trained_tested_compared_and_then_skipped(
     assert main([*args[:7], "--print", *args[7:]]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert " --name nosuch " in line
-    with Path("runs/sweep/comparison.csv").open(newline="", encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = comparison("runs/sweep")
     assert (row["model"], row["data"], row["n"]) == ("cifar_plain 8", "Digits", "1")
-    assert (row["iterations"], row["parameters"]) == ("2", "75290")
+    assert (row["iterations"], row["parameters"]) == ("2", "75290") and row["test_top1"]

@@ -1,0 +1,115 @@
+"""The end of a sweep: chooses a setting by validation, tests it, compares the runs and removes checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from typing_extensions import override
+
+from resnet_pl.analysis.compare import compare
+from resnet_pl.analysis.grid import is_tested
+from resnet_pl.analysis.jobs import Jobs, print_failed
+from resnet_pl.analysis.tasks import Task, TaskList, is_locked
+from resnet_pl.reports.run_finder import read_runs
+from resnet_pl.reports.run_groups import best_groups, group_runs
+from resnet_pl.utils import counted
+
+
+class TestTask(Task):
+    """The tests of finished runs.
+
+    Args:
+        task: the task that has trained the runs.
+        folders: the run folders to test.
+    """
+
+    def __init__(self, task: Task, folders: Sequence[Path]) -> None:
+        super().__init__(task.name, task.runs)
+        self._folders = folders
+
+    @override
+    def done(self) -> bool:
+        return not list(self.commands())
+
+    @override
+    def commands(self) -> Iterator[list[str]]:
+        for folder in self._folders:
+            # --keep best may have removed the checkpoints.
+            if not is_tested(folder) and _checkpoints(folder):
+                yield ["test", "--ckpt_path", str(folder)]
+
+
+def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, test: bool, keep: str) -> int:
+    """Tests and compares the runs of a sweep, unless other processes still train some of them.
+
+    Args:
+        tasks: all tasks of the sweep.
+        failed: names of those that have failed in this process.
+        jobs: performs the tests.
+        folder: folder of the sweep; receives the comparison.
+        test: whether to test all runs, not only the chosen ones.
+        keep: `best` to remove the checkpoints of all runs except the chosen ones, else `all`.
+
+    Returns:
+        1 if a run failed or cannot be compared, else 0.
+    """
+    remaining = [task.name for task in tasks if task.name not in failed and not task.done()]
+    if busy := [name for name in remaining if is_locked(jobs.logs, name)]:
+        print(f"Other processes still train {', '.join(busy)}. The last process tests and compares the runs.")
+        return int(bool(failed))
+    pruned = [task for task in tasks if any(run.pruned() for run in task.runs)]
+    lost = [
+        problem
+        for task in tasks
+        if task not in pruned and task.name not in failed
+        for run in task.runs
+        if (problem := run.problem())
+    ]
+    trained = {task: _trained(task) for task in tasks if task not in pruned}
+    chosen = choose([path for paths in trained.values() for path in paths])
+    tests = [TestTask(task, [path for path in paths if test or path in chosen]) for task, paths in trained.items()]
+    untested = jobs.run(TaskList(tests, jobs.logs))
+    notes = [f"Skipped: {problem}" for problem in lost]
+    notes += [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
+    notes += [f"Pruned: {counted(len(pruned), 'setting')}, which the table does not have"] if pruned else []
+    if paths := [path for paths in trained.values() for path in paths]:
+        reason = "Only the chosen runs are tested." if chosen else "No setting is chosen: the runs have no validation."
+        notes += [] if test else [f"{reason} --test tests all of them."]
+        compare(paths, folder, notes, chosen)
+    else:
+        print(*notes, sep="\n")
+    ended = [task for task in tasks if task in pruned or trained[task]]
+    print(_checkpoint_sizes([path for task in ended for run in task.runs for path in run.started()], chosen, keep))
+    print_failed([*failed, *untested], len(tasks))
+    return int(bool(failed or untested or lost))
+
+
+def _trained(task: Task) -> list[Path]:
+    """The folders of the runs that can be compared."""
+    return [path for run in task.runs if run.problem() is None and (path := run.trained())]
+
+
+def choose(trained: Sequence[Path]) -> list[Path]:
+    """Returns the run folders of the setting with the best mean validation over its seeds; one for each dataset."""
+    groups = best_groups(group_runs(read_runs(trained, require_test=False)[0])) if trained else []
+    return [run.path for group in groups for run in group.runs]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("checkpoints/*.ckpt"))
+
+
+def _checkpoint_sizes(folders: Iterable[Path], chosen: Sequence[Path], keep: str) -> str:
+    """Removes checkpoints if `keep` is `best`; returns the sizes of what stays and of what was removed, as text."""
+    sizes = {"stay": 0, "removed": 0}
+    for folder in folders:
+        remove = keep == "best" and bool(chosen) and folder not in chosen
+        for path in _checkpoints(folder):
+            sizes["removed" if remove else "stay"] += path.stat().st_size
+            if remove:
+                path.unlink()
+    text = f"Checkpoints: {sizes['stay'] / 1e6:,.1f} MB"
+    if keep == "best":
+        return f"{text} of the chosen runs, {sizes['removed'] / 1e6:,.1f} MB removed"
+    return f"{text}; --keep best removes those of other runs"
