@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,6 @@ import torch
 
 from benchmarks.loader import make_photos
 from benchmarks.report import (
-    PROJECT,
     MeasurementCache,
     command,
     git_commit,
@@ -29,6 +27,8 @@ from benchmarks.report import (
     run_interleaved,
     table,
 )
+from examples import convert_to_litdata
+from examples.streaming import StreamedImages
 from resnet_pl import ImageDataModule, ImageFolder
 
 FOLDER, CHUNKS, CACHED = "`ImageFolder`", "`StreamedImages`", "`ImageFolder`, `cache: true`"
@@ -43,8 +43,6 @@ def make_data(variant: str, folder: str) -> ImageDataModule:
     """Returns a data module as the command line configures it."""
     options: dict[str, Any] = {"batch_size": BATCH, "num_workers": 0}
     if variant == CHUNKS:
-        from examples.streaming import StreamedImages
-
         return StreamedImages(f"{folder}/chunks", **options)
     return ImageFolder(f"{folder}/photos", cache=variant == CACHED, cache_dir=f"{folder}/cache", **options)
 
@@ -75,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         photos = make_photos(Path(folder) / "photos", "500×375", options.count)
-        convert = [sys.executable, str(PROJECT / "examples/convert_to_litdata.py"), f"{folder}/photos"]
-        subprocess.run([*convert, f"{folder}/chunks"], check=True, stdout=sys.stderr)
+        convert_to_litdata.main([f"{folder}/photos", f"{folder}/chunks"])
         calls = {
             each: partial(run_in_subprocess, __file__, {"variant": each, "folder": folder})
             for each in (FOLDER, CHUNKS, CACHED)

@@ -210,6 +210,17 @@ def test_the_scripts_train_on_the_images_of_fit(tmp_path: Path) -> None:
     assert label == int(split.labels[7])
 
 
+def test_streaming(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("litdata")
+    from benchmarks import streaming
+
+    monkeypatch.setattr(streaming, "run_in_subprocess", lambda script, one: streaming.images_per_second(**one))
+    streaming.main(["--count", "20", "--rounds", "1"])
+    rows = [row for row in table_rows(capsys.readouterr().out, "| `") if len(row) == 3]
+    assert [row[0] for row in rows] == [streaming.FOLDER, streaming.CHUNKS, streaming.CACHED]
+    assert rows[0][2] == "1.00" and all(float(row[1].replace(",", "")) > 0 for row in rows)
+
+
 def test_loader(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, photo_folder: Path) -> None:
     monkeypatch.setattr(loader, "run_in_subprocess", lambda script, one: loader.images_per_second(**one))
     loader.main(["--root", str(photo_folder), "--rounds", "1"])
