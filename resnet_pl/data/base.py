@@ -26,6 +26,7 @@ from resnet_pl.data.samplers import FixedOrderSampler, ShardedEpochSampler, clas
 from resnet_pl.data.splits import Label, make_split
 from resnet_pl.data.statistics import Mean, Statistics, Std, check_input, normalization
 from resnet_pl.data.views import Views
+from resnet_pl.data.workers import ignore_signals
 from resnet_pl.plain_types import to_plain_hparams
 from resnet_pl.types import NonNegativeInt, PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
@@ -207,8 +208,8 @@ class ImageDataModule(LightningDataModule):
                 option = "data.sampler" if balanced else "trainer.overfit_batches"
                 raise UserError(f"{option}: {type(images).__name__} is read in an order of its own\nremove the option")
             # Plain integers: the loader's state is in checkpoints.
-            options = {"batch_size": int(batch_size), "num_workers": int(self.resolved_num_workers)}
-            return images.stream(training, **options, pin_memory=self.pin_memory)
+            options: dict[str, Any] = {"batch_size": int(batch_size), "num_workers": int(self.resolved_num_workers)}
+            return images.stream(training, **options, pin_memory=self.pin_memory, worker_init_fn=ignore_signals)
         sampler_class = FixedOrderSampler if overfit else ShardedEpochSampler
         labels = class_labels(self.split("train"), "data.sampler: balanced") if balanced else None
         sampler = sampler_class(len(images), self.seed, training, rank, world_size, labels)

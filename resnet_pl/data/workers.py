@@ -38,7 +38,7 @@ class BatchReader:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             collate_fn=collate,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             # Otherwise each iterator draws from the global generator, and a resumed run would differ from then on.
             generator=torch.Generator(),
         )
@@ -69,7 +69,7 @@ class _BatchList:
         return len(self.batches)
 
 
-def _ignore_signals(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Makes a worker ignore SIGINT and SIGTERM, except SIGTERM from the training process.
 
     Ctrl-C and a scheduler send signals to all processes, but the training process still needs its workers then.
