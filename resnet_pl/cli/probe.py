@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback
@@ -16,6 +16,7 @@ from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import checkpoint_label
 from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageFolder
+from resnet_pl.data.restored_splits import RestoredSplits
 from resnet_pl.evaluation.frozen_features import advice, cross_validated
 from resnet_pl.reports.tables import numbers_table, print_report
 from resnet_pl.run_dir import get_init_args
@@ -59,25 +60,31 @@ def _check(cli: ProjectCLI) -> None:
 
 
 def _labeled_images(cli: ProjectCLI) -> dict[str, int]:
-    """Finds the images that are not for testing, makes the data load them, and returns the label of each file."""
+    """Finds the images that are not for testing, makes the data load them, and returns the label of each file.
+
+    Images that the network was trained on are excluded: its features separate them too well.
+    """
     data = cli.datamodule
-    if (restored := data.restored_provenance) is not None:
-        if restored.root is not None and Path(restored.root).resolve() == data.root.resolve():
-            raise UserError(
-                "probe: the network was trained on these images, so its features separate them too well\n"
-                "give other images with --data.root, or evaluate it with test"
-            )
-        data.restored_provenance = None  # other images can have other classes
+    restored, data.restored_provenance = data.restored_provenance, None  # other images can have other classes
+    if restored is not None and restored.digests is None and restored.root == str(data.root.resolve()):
+        raise UserError(
+            "probe: the network was trained on images of this folder\n"
+            "give other images with --data.root, or evaluate it with test"
+        )
     data.prepare_data()
     data.setup("probe")
     if data.multi_label:
         raise UserError("probe: the images have several classes each\nuse images with one class each")
     names = [name for name in ("train", "val") if name in data.splits]
-    found = {
-        str(images.root / image): int(label)
+    listing: dict[str, Any] = {
+        image: int(label)
         for images in (data.split(name) for name in names)
         for image, label in zip(images.names, images.labels, strict=True)
     }
+    if restored is not None:
+        finder = RestoredSplits(restored, data.root, data.source, "probe", skip=False)
+        listing, _ = finder.without_trained(listing, "train", also_val=True)
+    found = {str(data.root / image): label for image, label in listing.items()}
     rank_zero_print(f"probe: {len(found):,} images ({' and '.join(names)}), {data.describe()}; {checkpoint_label(cli)}")
     data.set_predict_files([Path(name) for name in found])
     return found

@@ -20,6 +20,7 @@ NEEDED = {
     "calibrate": ("val", "test"),
     "report": ("val", "test"),
     "export": ("test",),
+    "probe": ("train",),
 }
 
 
@@ -163,7 +164,7 @@ class RestoredSplits:
         if not kept:
             raise UserError(
                 f"all {len(listing):,} images in {self.root} were used in the training of the checkpoint\n"
-                "test on other images with --data.root"
+                "use other images with --data.root"
             )
         if left_out:
             rank_zero_print(

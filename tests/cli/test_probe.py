@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from resnet_pl.evaluation.frozen_features import advice, cross_validated
 from resnet_pl.models import cifar_resnet
 from resnet_pl.utils import UserError
-from tests.cli.commands import printed, refused
+from tests.cli.commands import PROJECT, printed, refused, run
+from tests.conftest import write_photos
 
 
 def test_the_features_of_published_weights(
@@ -36,6 +38,31 @@ def test_the_features_of_published_weights(
     for path in [*(photo_folder / "bee").iterdir()][1:]:
         path.unlink()
     assert "two images each" in refused(capsys, "probe", *network, "--model.weights", "published.pth", *data)
+
+
+def test_images_of_the_training_are_excluded(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data.root", photo_folder, "--data.image_size", 16, "--data.num_workers", 0, "--model.weights", "null"]
+    small += ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--dashboard.images", 0]
+    run(
+        "fit",
+        "--config",
+        PROJECT / "configs/folder.yaml",
+        *small,
+        "--dashboard.graph",
+        "false",
+        "--trainer.max_steps",
+        1,
+    )
+    probe = ["probe", "--ckpt_path", "best", "--name", "folder", "--data.root"]
+    assert "all 27 images" in refused(capsys, *probe, photo_folder)
+    renamed = write_photos(Path("renamed"), first=50)
+    for path in photo_folder.rglob("*.jpg"):
+        shutil.copy(path, renamed / path.parent.name / f"new_{path.name}")
+    out = printed(capsys, *probe, renamed)
+    # 60 photos, of which six are for testing; three of the 30 known ones were for testing then.
+    assert re.search(r"note: \d+ of 54 images are excluded, for example .*new_", out)
+    kept = int(re.search(r"probe: (\d+) images", out)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert 24 <= kept <= 33
 
 
 def test_the_accuracy_of_known_features() -> None:
