@@ -80,14 +80,22 @@ def own_input(args: list[str], root: Path) -> str | None:
     return checkpoint if checkpoint and not re.match(r"best$|last$|runs/", checkpoint) else None
 
 
+# Options that shorten the commands of `paper`.
+STUDY_OPTIONS = {
+    "gradients": ["--batches", "1"],
+    "lesion": ["--counts", "2", "--draws", "1", "--images", "10"],
+    "shattering": ["--layers", "2", "--depths", "8", "--seeds", "1"],
+}
+
+
 def shortened(args: list[str]) -> list[str]:
     """Returns the arguments of a command with few steps and small images."""
     if "--scales" in args:
         args = [str(int(word) * 32 // 224) if word.isdecimal() and int(word) >= 224 else word for word in args]
     if args[0] == "sweep":
         return [*args, "--print"]
-    if args[:2] == ["paper", "gradients"]:
-        return [*args, "--batches", "1"]
+    if args[0] == "paper" and args[1] in STUDY_OPTIONS:
+        return [*args, *STUDY_OPTIONS[args[1]]]
     small: list[str] = []
     if args[0] == "fit":
         small += shlex.split(FEW_STEPS)

@@ -29,6 +29,8 @@ COMMANDS = {
     "paper": "list the commands for the experiments of the ResNet paper",
     "paper responses": "per-layer response standard deviation (paper, Fig. 7)",
     "paper gradients": "per-layer gradient norms at initialization and at a checkpoint",
+    "paper lesion": "error without residual blocks of a trained network (arXiv:1605.06431)",
+    "paper shattering": "autocorrelation of input gradients over depth (arXiv:1702.08591)",
     "paper curves": "training and validation error of several runs over iterations (paper, Fig. 6)",
 }
 STUDIES = [name.removeprefix("paper ") for name in COMMANDS if name.startswith("paper ")]
@@ -64,7 +66,9 @@ def run(args: Sequence[str]) -> int:
 
 def _studies() -> str:
     """The help text of `paper`."""
-    head = f"usage: {prog_name()} paper NAME [options]\n\nExperiments of the ResNet paper (arXiv:1512.03385):"
+    head = (
+        f"usage: {prog_name()} paper NAME [options]\n\nExperiments of the ResNet paper (arXiv:1512.03385) and others:"
+    )
     lines = [f"  {name:<12}{COMMANDS[f'paper {name}']}" for name in STUDIES]
     return "\n".join([head, *lines, "", f"Run `{prog_name()} paper NAME --help` for its options."])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,14 @@ def add_checkpoint_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data.root", type=str | None, default=None, help=root)
 
 
+def load_all(settings: Namespace) -> Iterator[LoadedRun]:
+    """Yields each checkpoint of `add_checkpoint_arguments`; its model is on a GPU if there is one."""
+    for checkpoint in settings.checkpoints:
+        loaded = load(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        yield loaded
+
+
 def measure_models(
     settings: Namespace,
     study: str,
@@ -116,11 +124,9 @@ def measure_models(
         measure: function of a loaded checkpoint and the settings; the model is on a GPU if there is one.
         draw: returns the plot `(H, W, 3)` uint8.
     """
-    measurements = []
-    for checkpoint in settings.checkpoints:
-        loaded = load(checkpoint, ["--data.root", settings.data.root] if settings.data.root else [])
-        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        measurements.append(LayerMeasurements(loaded.run, loaded.step, *measure(loaded, settings)))
+    measurements = [
+        LayerMeasurements(loaded.run, loaded.step, *measure(loaded, settings)) for loaded in load_all(settings)
+    ]
     table, plot = (Path(settings.output) / f"{study}.{kind}" for kind in ("csv", "png"))
     write_layers(measurements, table)
     save_png(draw(measurements), plot)
@@ -146,7 +152,9 @@ def plot_responses(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
     """
     figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
-    for measured, label, color in zip(measurements, _labels(measurements), _colors(measurements), strict=True):
+    for measured, label, color in zip(
+        measurements, model_labels([measured.run for measured in measurements]), _colors(measurements), strict=True
+    ):
         std = np.array(list(measured.columns["std"].values()))
         for axes, values in ((above, std), (below, np.sort(std)[::-1])):
             _draw_line(axes, measured, values, color=color, linewidth=1.6, label=label)
@@ -171,7 +179,9 @@ def plot_gradients(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
     axes = figure.add_subplot()
     # Zeros are not drawn: with `zero_init_residual` some gradients are zero at initialization.
     axes.set_yscale("log", nonpositive="mask")
-    for index, (measured, label) in enumerate(zip(measurements, _labels(measurements), strict=True)):
+    for index, (measured, label) in enumerate(
+        zip(measurements, model_labels([measured.run for measured in measurements]), strict=True)
+    ):
         initial, trained = (list(measured.columns[when].values()) for when in ("initial", "trained"))
         _draw_line(axes, measured, initial, color=f"C{index}", linewidth=0.9, alpha=0.75)
         _draw_line(axes, measured, trained, color=f"C{index}", linewidth=1.9, label=f"{label}, step {measured.step:,}")
@@ -184,11 +194,11 @@ def plot_gradients(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
     return render(figure)
 
 
-def _labels(measurements: Sequence[LayerMeasurements]) -> list[str]:
-    """The models' names; with run and checkpoint if several models have the same name."""
-    count = Counter(measured.run.model for measured in measurements)
+def model_labels(runs: Sequence[Run]) -> list[str]:
+    """Returns the models' names; with run and checkpoint if several models have the same name."""
+    count = Counter(run.model for run in runs)
     labels = []
-    for run in (measured.run for measured in measurements):
+    for run in runs:
         parts = [part for part in run.path.with_suffix("").parts if part != "checkpoints"][-3:]
         labels.append(plot_label(run.model if count[run.model] == 1 else f"{run.model}, {'/'.join(parts)}"))
     return labels

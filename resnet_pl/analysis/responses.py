@@ -6,30 +6,29 @@ results are saved as responses.csv and responses.png.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
-from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, plot_responses
-from resnet_pl.data import ImageDataModule
-from resnet_pl.data.dataset import ImageFileDataset
-from resnet_pl.data.samplers import ShardedEpochSampler
+from resnet_pl.analysis.evaluation_images import add_image_arguments, evaluation_images
+from resnet_pl.analysis.layers import (
+    LoadedRun,
+    Measured,
+    add_checkpoint_arguments,
+    measure_models,
+    plot_responses,
+)
 from resnet_pl.models.normalize import BatchNorm
-from resnet_pl.types import PositiveInt
-from resnet_pl.utils import UserError, progress, rank_zero_print
+from resnet_pl.utils import UserError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the options of `paper responses`."""
     add_checkpoint_arguments(parser)
-    split = "split to measure on; default: val if there is one, else test"
-    parser.add_argument("--split", choices=["train", "val", "test"], help=split)
-    number = "number of images, evenly spread over the split; default: all"
-    parser.add_argument("--images", type=PositiveInt | None, default=None, help=number)
+    add_image_arguments(parser)
 
 
 def run(settings: Namespace) -> None:
@@ -38,35 +37,14 @@ def run(settings: Namespace) -> None:
 
 
 def _measure(loaded: LoadedRun, settings: Namespace) -> Measured:
-    data, model, name = loaded.data, loaded.model, loaded.run.model
-    split = settings.split or ("val" if "val" in data.splits else "test")
-    images = data.split(split)
-    count = min(settings.images or len(images), len(images))
-    subset = "" if count == len(images) else f"{count:,} of "
-    measured_on = f"{subset}{len(images):,} images, {data.describe_split(split)}"
-    rank_zero_print(f"{name}: {measured_on}; {loaded.run.path}")
-    batches = (batch.to(model.device) for batch in _evenly(data, images, count, name))
-    stds = response_stds(model.backbone, batches, model)
+    model, name, images = loaded.model, loaded.run.model, evaluation_images(loaded, settings)
+    stds = response_stds(model.backbone, (batch for batch, _ in images.batches(name)), model)
     if not stds:
         raise UserError(
             f"{loaded.run.path}: {name} has no 3×3 convolution followed by BatchNorm\n"
             "give the checkpoint of a model with such layers, for example a ResNet"
         )
-    return measured_on, {"std": stds}
-
-
-def _evenly(data: ImageDataModule, images: Any, count: int, name: str) -> Iterator[Tensor]:
-    """Yields batches of `count` images with evaluation transforms, evenly spread: files may be sorted by class."""
-    if isinstance(images, ImageFileDataset):
-        images = images.for_evaluation(data.eval_crop)
-    loader = data.loader(images, ShardedEpochSampler(len(images)), data.eval_batch_size)
-    chosen = torch.arange(count) * len(images) // count
-    with progress(name, count) as advance:
-        for batch, _, indices in loader.read(chosen.split(data.eval_batch_size), epoch=0):
-            if len(indices):
-                assert isinstance(batch, Tensor)  # lists of views occur only with test-time augmentation
-                yield batch
-                advance(len(batch))
+    return images.described, {"std": stds}
 
 
 @torch.no_grad()

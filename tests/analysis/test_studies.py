@@ -1,4 +1,4 @@
-"""`paper responses` and `paper gradients` on the command line, with small runs."""
+"""`paper responses`, `paper gradients` and `paper lesion` on the command line, with small runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_pl import ImageClassifier
+from resnet_pl import ImageClassifier, load_run
 from resnet_pl.analysis import STUDIES
 from resnet_pl.analysis.layers import load
 from resnet_pl.analysis.responses import response_stds
@@ -56,7 +56,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 def test_the_studies_are_listed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(argv) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == STUDIES == ["responses", "gradients", "curves"]
+    assert listed == STUDIES == ["responses", "gradients", "lesion", "shattering", "curves"]
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -150,6 +150,38 @@ def test_gradients_agree_with_a_backward_pass(runs: Path, tmp_path: Path) -> Non
     for row in rows:
         weight = model.backbone.get_submodule(row["layer"]).weight
         assert float(row["trained"]) == pytest.approx(float(weight.grad.norm()), rel=1e-4)
+
+
+def test_errors_without_blocks(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [runs / "digits/version_0", runs / "still/version_0"]
+    rows = run(tmp_path, "lesion", *paths, "--counts", 2, "--images", 150, "--draws", 2)
+    text = capsys.readouterr().out
+    assert "150 of 180 images, the val split" in text
+    assert "cifar_plain 8: not deleted, because they change the dimensions: layer2.0, layer3.0" in text
+    blocks = ["layer1.0", "layer2.0", "layer3.0"]
+    residual = [row for row in rows if row["model"] == "cifar_resnet 8"]
+    assert [row["blocks"] for row in residual[:4]] == ["", *blocks] and [row["deleted"] for row in residual[4:]] == [
+        "2"
+    ] * 2
+    assert [row["blocks"] for row in rows[len(residual) :]] == ["", "layer1.0"]
+    model, data = load_run(paths[0])
+    images = data.split("val")
+    chosen = [number * 180 // 150 for number in range(150)]
+
+    def error() -> float:
+        with torch.no_grad():
+            wrong = model(images.images[chosen]).argmax(1) != images.labels[chosen]
+        return 100 * float(wrong.float().mean())
+
+    expected = [error()]
+    for name in blocks:
+        block = model.backbone.get_submodule(name)
+        hook = block.register_forward_hook(lambda block, inputs, output: block.downsample(inputs[0]).relu())
+        expected.append(error())
+        hook.remove()
+    assert [float(row["error"]) for row in residual[:4]] == pytest.approx(expected, abs=1e-4)
+    assert len(set(expected)) > 1
+    assert "squeezenet1_1 has no block" in error_of(capsys, "lesion", runs / "bare/version_0")
 
 
 def test_errors(
