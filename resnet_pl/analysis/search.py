@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -117,7 +118,7 @@ class Search:
         with self._locked():
             try:
                 self._study = self._optuna.create_study(
-                    storage=settings.storage or self._journal(str(path)), study_name=name, direction=direction,
+                    storage=settings.storage or self._journal(path), study_name=name, direction=direction,
                     pruner=pruner, load_if_exists=True,
                 )  # fmt: skip
             except Exception as error:
@@ -141,10 +142,18 @@ class Search:
         assert log is not None
         return log
 
-    def _journal(self, path: str) -> Any:
+    def _journal(self, path: Path) -> Any:
+        """The file of the trials. An incomplete last line, as a full disk leaves it, is removed."""
         journal = self._optuna.storages.journal
-        backend = journal.JournalFileBackend(path, lock_obj=journal.JournalFileOpenLock(path))
-        return self._optuna.storages.JournalStorage(backend)
+        lock = journal.JournalFileOpenLock(str(path))
+        lock.acquire()
+        try:
+            content = path.read_bytes() if path.is_file() else b""
+            if not content.endswith(b"\n") and content:
+                os.truncate(path, content.rfind(b"\n") + 1)
+        finally:
+            lock.release()
+        return self._optuna.storages.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=lock))
 
     def _trials(self, *states: str) -> list[FrozenTrial]:
         """The trials in these states, all by default, without those that were repeated."""

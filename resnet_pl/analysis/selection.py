@@ -54,9 +54,7 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     Returns:
         1 if a run failed or cannot be compared, else 0.
     """
-    remaining = [task.name for task in tasks if task.name not in failed and not task.done()]
-    if busy := [name for name in remaining if is_locked(jobs.logs, name)]:
-        print(f"Other processes still train {', '.join(busy)}. The last process tests and compares the runs.")
+    if _busy([task for task in tasks if task.name not in failed], jobs, "train"):
         return int(bool(failed))
     pruned = [task for task in tasks if any(run.pruned() for run in task.runs)]
     lost = [
@@ -67,22 +65,40 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
         if (problem := run.problem())
     ]
     trained = {task: _trained(task) for task in tasks if task not in pruned}
-    chosen = choose([path for paths in trained.values() for path in paths])
-    tests = [TestTask(task, [path for path in paths if test or path in chosen]) for task, paths in trained.items()]
+    paths = [path for folders in trained.values() for path in folders]
+    chosen = choose(paths)
+    tests = [TestTask(task, [path for path in folders if test or path in chosen]) for task, folders in trained.items()]
     untested = jobs.run(TaskList(tests, jobs.logs))
+    if _busy([each for each in tests if each.name not in untested], jobs, "test"):
+        return int(bool(failed or untested))
     notes = [f"Skipped: {problem}" for problem in lost]
     notes += [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
-    notes += [f"Pruned: {counted(len(pruned), 'setting')}, which the table does not have"] if pruned else []
-    if paths := [path for paths in trained.values() for path in paths]:
-        reason = "Only the chosen runs are tested." if chosen else "No setting is chosen: the runs have no validation."
-        notes += [] if test else [f"{reason} --test tests all of them."]
-        compare(paths, folder, notes, chosen)
+    notes += [f"Pruned: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
+    if paths:
+        compare(paths, folder, [*notes, *_test_notes(paths, chosen, test)], chosen)
     else:
         print(*notes, sep="\n")
     ended = [task for task in tasks if task in pruned or trained[task]]
     print(_checkpoint_sizes([path for task in ended for run in task.runs for path in run.started()], chosen, keep))
     print_failed([*failed, *untested], len(tasks))
     return int(bool(failed or untested or lost))
+
+
+def _busy(tasks: Sequence[Task], jobs: Jobs, verb: str) -> bool:
+    """Whether other processes work on some of the tasks, which it prints."""
+    busy = [task.name for task in tasks if not task.done() and is_locked(jobs.logs, task.name)]
+    if busy:
+        print(f"Other processes still {verb} {', '.join(busy)}. The last process compares the runs.")
+    return bool(busy)
+
+
+def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool) -> list[str]:
+    """Why some runs are not tested."""
+    if not test:
+        reason = "Only the chosen runs are tested." if chosen else "No setting is chosen: the runs have no validation."
+        return [f"{reason} --test tests all of them."]
+    removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
+    return [f"Not tested, because the checkpoints were removed: {counted(len(removed), 'run')}"] if removed else []
 
 
 def _trained(task: Task) -> list[Path]:

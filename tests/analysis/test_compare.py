@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from resnet_pl.cli.main import main
+from tests.cli.commands import SMALL, run
 from tests.reports.made import write_run, write_test
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -60,6 +61,22 @@ def test_seeds_are_aggregated_and_files_are_written(
     lines = Path("runs/comparison.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 6 and lines[5].startswith("Skipped: runs/c/version_0/metrics.csv")
     assert Image.open("runs/comparison.png").size[0] > 500
+
+
+def test_a_seed_that_was_resumed_stays_in_its_group(
+    working_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["fit", *SMALL[:4], *SMALL[6:], "--data.mix", "MixUp", "--name", "a", "--trainer.limit_train_batches", "2"]
+    run(*line, "--seed_everything", 0, "--trainer.max_epochs", 2)
+    for seed in (1, 2):
+        run(*line, "--seed_everything", seed, "--trainer.max_epochs", 1)
+    # With a larger limit; and by the same command line, with another limit.
+    run("fit", "--ckpt_path", "runs/a/version_1/checkpoints/last.ckpt", "--trainer.max_epochs", 2)
+    last = "runs/a/version_2/checkpoints/last.ckpt"
+    run(*line, "--seed_everything", 2, "--trainer.max_epochs", 2, "--ckpt_path", last)
+    run("compare", "runs/a")
+    with Path("runs/a/comparison.csv").open(newline="", encoding="utf-8") as file:
+        assert [(row["n"], row["seeds"]) for row in csv.DictReader(file)] == [("3", "0 1 2")]
 
 
 def test_incomplete_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

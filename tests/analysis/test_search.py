@@ -256,3 +256,17 @@ def test_a_killed_search_resumes_bit_for_bit(
     assert states[0]["global_step"] == states[1]["global_step"]
     for name, weights in states[0]["state_dict"].items():
         assert torch.equal(weights, states[1]["state_dict"][name])
+
+
+def test_a_damaged_journal_is_repaired_or_named(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Path("runs/s/study.journal")
+    assert main([*LR, "--trials", "1", *DATA]) == 0
+    # An incomplete last line, after a full disk or a power failure.
+    journal.write_bytes(journal.read_bytes() + b'{"op_code":')
+    assert main([*LR, "--trials", "2", *DATA]) == 0 and len(processes.fits) == 2
+    assert [trial.state.name for trial in studies()[0].trials] == ["COMPLETE", "COMPLETE"]
+    complete = journal.read_bytes()
+    for damage in (b'{"op_code":\n{}\n', b"\x00\xff\n{}\n", b"{}\n"):
+        journal.write_bytes(complete + damage)
+        assert "runs/s/study.journal cannot be opened" in refused(capsys, *LR, "--trials", "3", *DATA)
+    assert len(processes.fits) == 2

@@ -145,6 +145,10 @@ def test_keep_best_removes_the_checkpoints_of_other_runs(
     processes.fails, processes.started = set(), []
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert processes.started == [fit(NAMES[0])] and len(comparison()) == 2
+    capsys.readouterr()
+    assert main(["sweep", *GRID, "--name", "s", "--test"]) == 0
+    assert "Not tested, because the checkpoints were removed: 1 run\n" in capsys.readouterr().out
+    assert processes.started[1:] == [commands(NAMES[0])[1]]
 
 
 def test_an_interrupted_run_is_resumed(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
