@@ -89,11 +89,11 @@ STUDIES = [
     Study(
         "ResNet-8 on CIFAR-10, 6 epochs: distillation from the first run on CIFAR-10, with a weight of 0.5",
         "distillation",
-        "weight0",
+        "teacher_weight0",
         [
             (
                 "cifar10",
-                "model.weight=0,0.5",
+                "model.teacher_weight=0,0.5",
                 [
                     *["--model", "examples.distillation.Distilled", "--model.teacher", TRAINED],
                     *["--model.backbone.depth", "8", *SHORT],

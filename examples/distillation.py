@@ -22,14 +22,14 @@ class Distilled(ImageClassifier):
     Args:
         teacher: run folder or checkpoint of the teacher.
         temperature: what the logits of both are divided by before the softmax.
-        weight: weight of the teacher in the loss, from 0 to 1; the labels have the rest.
+        teacher_weight: weight of the teacher in the loss, from 0 to 1; the labels have the rest.
     """
 
     def __init__(
-        self, backbone: nn.Module, teacher: str, temperature: float = 4.0, weight: float = 0.5, **kwargs: Any
+        self, backbone: nn.Module, teacher: str, temperature: float = 4.0, teacher_weight: float = 0.5, **kwargs: Any
     ) -> None:
         super().__init__(backbone, **kwargs)
-        self.teacher_path, self.softmax_temperature, self.weight = teacher, temperature, weight
+        self.teacher_path, self.softmax_temperature, self.teacher_weight = teacher, temperature, teacher_weight
         # In a list, so that it is neither trained nor part of this model's checkpoints.
         self.teacher: list[ImageClassifier] = []
 
@@ -46,5 +46,5 @@ class Distilled(ImageClassifier):
         with torch.no_grad():
             target = (self.teacher[0](batch.images) / self.softmax_temperature).softmax(1)
         soft = nn.functional.cross_entropy(logits / self.softmax_temperature, target) * self.softmax_temperature**2
-        loss = (1 - self.weight) * self.criterion(logits, batch.labels) + self.weight * soft
+        loss = (1 - self.teacher_weight) * self.criterion(logits, batch.labels) + self.teacher_weight * soft
         return {"loss": loss, "logits": logits.detach()}
