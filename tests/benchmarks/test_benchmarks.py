@@ -23,6 +23,7 @@ from benchmarks import (
     latency,
     loader,
     overhead,
+    processes,
     recipes,
     report,
     scaled_decoding,
@@ -259,6 +260,21 @@ def test_startup(capsys: pytest.CaptureFixture[str]) -> None:
     startup.main(["--rounds", "1", "--rows", "0", "1", "2"])
     rows = table_rows(capsys.readouterr().out, "`")
     assert [row[0] for row in rows if len(row) == 4] == ["`--help`", "`fit --config no.yaml`, which is rejected"]
+
+
+def test_processes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        processes, "images_per_second", lambda count, images, epochs: images * epochs * (1 + 0.7 * (count - 1))
+    )
+    processes.main(["--images", "100", "--epochs", "2", "--rounds", "1"])
+    text = capsys.readouterr().out
+    assert table_rows(text, "| 2 |") == [["2", "340", "1.70"]] and "python benchmarks/processes.py --images 100" in text
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_processes_train() -> None:
+    assert processes.images_per_second(2, 256, 2) > 0
 
 
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
