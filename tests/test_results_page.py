@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from resnet_pl.reports.results import read_results, write_results
+from resnet_pl.utils import UserError
 from tests.reports.made import write_run
 
 PROJECT = Path(__file__).parent.parent
@@ -51,7 +52,9 @@ def test_the_markers_enclose_the_complete_table(script: ModuleType, tmp_path: Pa
         text = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert text.startswith("before\n\n<!-- results:start -->\n\n|")
         assert text.endswith("|\n\n<!-- results:end -->\n\nafter\n")
-        assert len(table(tmp_path / "README.md")) == 2 + sum("rows" not in record for record in records)
+        assert len(table(tmp_path / "README.md")) == 2 + sum(
+            not {"rows", "paper"} & record.keys() for record in records
+        )
     (tmp_path / "README.md").write_text("a README of the user\n", encoding="utf-8")
     script.main([])
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "a README of the user\n"
@@ -102,3 +105,34 @@ def test_a_study_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "docs" / "results" / "depth.json").read_text(encoding="utf-8"))["rows"]
     assert sorted(row["n"] for row in rows) == [1, 2]
     assert table(tmp_path / "README.md") == rows_before
+
+
+def test_a_command_of_paper_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
+    script.main([])
+    rows_before = table(tmp_path / "README.md")
+    script.main(["--paper", "shattering", "--layers", "1", "--depths", "--seeds", "1"])
+    page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    section = page[page.index("## shattering: autocorrelation") :]
+    assert "python cli.py paper shattering --layers 1 --depths --seeds 1\n" in section
+    assert "| residual | 1 | 0.9" in section and "| brown noise | – | 0.9" in section
+    assert "Means over 1 initializations" in section and "images/shattering.png" in section
+    assert (tmp_path / "docs/images/shattering.png").exists() and (tmp_path / "docs/results/shattering.csv").exists()
+    assert table(tmp_path / "README.md") == rows_before
+    with pytest.raises(UserError, match="needs one of"):
+        script.main(["--paper", "responses"])
+
+
+def test_the_table_of_lesions(script: ModuleType, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "mine" / "version_0")
+    facts = {
+        "model": "cifar_resnet 8",
+        "checkpoint": str(run / "checkpoints" / "best.ckpt"),
+        "measured_on": "9 images, val",
+    }
+    errors = [("0", "1.5"), ("1", "10"), ("1", "30")]
+    text = script.lesion_table([{**facts, "deleted": deleted, "error": error} for deleted, error in errors])
+    assert (
+        "| cifar_resnet 8 | 0 | 1 | 1.50 | 1.50 | 1.50 |" in text
+        and "| cifar_resnet 8 | 1 | 2 | 20.00 | 10.00 | 30.00 |" in text
+    )
+    assert "cifar_resnet 8: 2 epochs, seed 0, n = 1; 9 images, val." in text
