@@ -223,8 +223,10 @@ class ImageDataModule(LightningDataModule):
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Stores the position for `train_dataloader`, which Lightning calls later."""
+        """Restores the position; Lightning calls `train_dataloader` later, or before with a strategy that shards."""
         self._resume_position = dict(state_dict)
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(self._resume_position)
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:

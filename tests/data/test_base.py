@@ -199,6 +199,15 @@ class SaveAt(Callback):
         self.on_train_batch_end(trainer)
 
 
+@pytest.mark.parametrize("restored_first", [True, False])
+def test_the_position_is_restored_before_or_after_the_loader_is_made(restored_first: bool) -> None:
+    data = digits(batch_size=200)
+    loader = None if restored_first else data.train_dataloader()  # as with strategies that shard the model
+    data.load_state_dict({"epoch": 0, "done": 2})
+    batches = list(loader or data.train_dataloader())
+    assert [batch.batch_idx for batch in batches] == [2, 3, 4, 5]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_a_trainer_resumes_exactly(trainer: Callable[..., Trainer], tmp_path: Path, step: int) -> None:
