@@ -19,11 +19,11 @@ from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import evaluate_on, prepare_split
 from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageDataModule
+from resnet_pl.data.resizing import height_width
 from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature
-from resnet_pl.evaluation.classify import UNKNOWN
+from resnet_pl.evaluation.classify import UNKNOWN, Preprocessing
 from resnet_pl.export.formats import NAMES, WRITERS
 from resnet_pl.reports.tables import calibration_table, print_report
-from resnet_pl.types import UnitInterval
 from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ TARGET = (
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
     """Adds the options of `calibrate`."""
-    parser.add_argument("--target_precision", type=UnitInterval | None, default=None, help=TARGET)
+    parser.add_argument("--target_precision", type=float | None, default=None, help=TARGET)
     parser.add_argument("--reset", action="store_true", help="Remove the calibration from the checkpoint.")
 
 
@@ -100,6 +100,7 @@ def run(cli: ProjectCLI) -> None:
         rank_zero_print(f"Removed the calibration from {path}{_exported_before(path)}")
         return
     _check(cli.model, target)
+    _check_size(cli)
     prepare_split(cli, "val")
     splits = {"val": _collect(cli, "val")}
     if _has_test_set(cli.datamodule):
@@ -124,6 +125,11 @@ def _check(model: LightningModule, target: float | None) -> None:
     """Raises UserError if the model cannot be calibrated, or cannot have a confidence threshold."""
     if not isinstance(model, ImageClassifier):
         raise UserError(f"calibrate needs an ImageClassifier\n{type(model).__name__} is a module of another kind")
+    if target is not None and not 0 < target < 1:
+        raise UserError(
+            f"--target_precision {target:g}: no number of validation images shows that no prediction is ever wrong\n"
+            "give a number between 0 and 1, such as 0.99"
+        )
     if target is not None and model.hparams["multi_label"]:
         raise UserError(
             "--target_precision: with several classes per image, each class has a threshold already\nremove the option"
@@ -132,6 +138,17 @@ def _check(model: LightningModule, target: float | None) -> None:
         raise UserError(
             f"--target_precision: a class is named {UNKNOWN!r}, as predictions below the threshold are\n"
             "rename the class, or remove the option"
+        )
+
+
+def _check_size(cli: ProjectCLI) -> None:
+    """Raises UserError if the images have another size than in predictions, which would use this calibration."""
+    size: Any = Preprocessing.of_checkpoint(cli.checkpoint or {}).image_size
+    now = getattr(cli.datamodule, "image_size", None)
+    if size is not None and now is not None and height_width(size) != height_width(now):
+        raise UserError(
+            f"calibrate: data.image_size is {now}, but predict, serve and export use the {size} of the checkpoint\n"
+            "remove the option"
         )
 
 

@@ -125,8 +125,10 @@ def _report(cli: ProjectCLI) -> None:
     if images is not None and (missing := len(images) - len(writer.rows)):
         print(f"note: {missing:,} of {len(images):,} images are not among the predictions")
     if unknown := sum(row.get("is_unknown", False) for row in writer.rows):
-        below = f"below {cli.model.confidence_threshold:.4f}"
-        print(f"note: {unknown:,} of {len(writer.rows):,} predictions are {UNKNOWN}: their probability is {below}")
+        below = f"{UNKNOWN}: the probability is below {cli.model.confidence_threshold:.4f}"
+        print(
+            f"note: {unknown:,} of {counted(len(writer.rows), 'prediction')} {'is' if unknown == 1 else 'are'} {below}"
+        )
     files = [str(cli.output / "predictions.csv"), *([submission] if submission else [])]
     files += [str(cli.output / "features.npz")] if cli.config["features"] else []
     files += [f"{cli.output / 'heatmaps'}/"] if cli.config["heatmaps"] and writer.rows else []

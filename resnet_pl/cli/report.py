@@ -175,7 +175,7 @@ def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Secti
         )
     except UserError as error:
         _missing(section, "Without heat maps", error)
-    predicted, truth = report.predicted(), report.truth()
+    predicted, answers, truth = report.predicted(), report.answers(), report.truth()
     positions = {index: position for position, index in enumerate(test.indices.tolist())}
     for number, each in enumerate(test.mistakes):
         position, images = positions[each.index], [full_photo(test.images, each.index)]
@@ -183,6 +183,8 @@ def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Secti
             seen = overlay(to_pixels(each.inputs), maps[number].cpu().numpy())
             images.append(photo(seen, f"heat map for {report.classes[each.predicted]}"))
         wrong = f"predicted: {predicted[position] or 'no class'} ({-each.rank:.1%})"
+        if answers[position] != predicted[position]:  # below the confidence threshold
+            wrong = f"predicted: {answers[position]} ({predicted[position]} {-each.rank:.1%})"
         right = f"true: {truth[position] or 'no class'}"
         section.cards.append(Card([image for image in images if image], wrong, right, report.files[position]))
     return section

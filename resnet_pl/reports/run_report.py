@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ METRICS = {
 }
 # Settings of the Trainer that belong to the recipe.
 TRAINER_KEYS = ("max_epochs", "max_steps", "precision", "devices", "accumulate_grad_batches", "gradient_clip_val")
+UNKNOWN = "unknown"  # below the confidence threshold
 SCORES, LIMITS = ("precision", "recall", "f1"), ("_low", "_high")  # columns of classes.csv
 
 
@@ -108,6 +110,12 @@ class RunReport:
         """Returns the predicted class of each image; several are separated by `|`."""
         return self._names(self.probabilities.argmax(1) if self.found is None else self.found)
 
+    def answers(self) -> list[str]:
+        """Returns the predicted class of each image, or `unknown` below the confidence threshold, as `predict` does."""
+        threshold = (self.calibration.get("accepted") or {"threshold": -math.inf})["threshold"]
+        confidence = self.probabilities.max(1)
+        return [name if p >= threshold else UNKNOWN for name, p in zip(self.predicted(), confidence, strict=True)]
+
     def truth(self) -> list[str]:
         """Returns the class of each image; several are separated by `|`."""
         return self._names(self.labels if self.found is None else self.labels > 0.5)
@@ -148,7 +156,11 @@ class RunReport:
 
     def write_tables(self, folder: Path) -> None:
         """Writes the CSV files; raises UserError if one cannot be written."""
-        images = zip(self.files, self.truth(), self.predicted(), self.probabilities.max(1).tolist(), strict=True)
+        probabilities = self.probabilities.max(1).tolist()
+        columns, first = [self.files, self.truth(), self.answers()], ["file", "truth", "prediction"]
+        if self.calibration.get("accepted"):  # the columns of `predict`
+            columns, first = [*columns, self.predicted()], [*first, "class_1"]
+        head = [*first, "probability_1" if len(first) == 4 else "probability"]
         classes = [
             [
                 name,
@@ -167,7 +179,7 @@ class RunReport:
         scores = [f"{score}{limit}" for score in SCORES for limit in ("", *LIMITS)]
         tables: dict[str, tuple[list[str], Iterable[Sequence[Any]]]] = {
             "metrics": (["metric", "value", "low", "high"], values),
-            "predictions": (["file", "truth", "prediction", "probability"], images),
+            "predictions": (head, zip(*columns, probabilities, strict=True)),
             "classes": (["class", "images", *scores], classes),
             "confusion": (["truth", *self.classes], [[n, *row] for n, row in zip(self.classes, matrix, strict=False)]),
             "confused_pairs": (["truth", "prediction", "images"], pairs),

@@ -82,9 +82,21 @@ def test_the_commands_use_the_calibration(copy: Path, capsys: pytest.CaptureFixt
     assert [row["prediction"] for row in found] == names and {"class_1", "class_5"} <= found[0].keys()
     assert [row["class_1"] for row in found] == [str(index) for index in predicted.tolist()]
     assert [row["label"] for row in table(Path("submission.csv"))] == [row["class_1"] for row in found]
+    run("report", "--ckpt_path", best)
+    reported = table(copy / "report/predictions.csv")
+    columns = ("truth", "prediction", "class_1")
+    assert [[row[key] for key in columns] for row in reported] == [[row[key] for key in columns] for row in found]
     out = capsys.readouterr().out
     assert f"{names.count('unknown')} of 360 predictions are unknown" in out and "contact_sheet.png" in out
     assert [each.class_name for each in model.predict(load_run(best)[1].split("test").images[:9])] == names[:9]
+
+
+def test_a_calibration_that_no_prediction_could_use(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate = ["calibrate", "--ckpt_path", copy / "checkpoints/best.ckpt"]
+    for target in (0, 1):
+        assert "such as 0.99" in refused(capsys, *calibrate, "--target_precision", target)
+    assert "use the 16 of the checkpoint" in refused(capsys, *calibrate, "--data.image_size", 24)
+    assert "calibration" not in stored(copy / "checkpoints/best.ckpt")["resnet_pl"]
 
 
 def test_only_the_calibration_of_the_file_changes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
