@@ -33,7 +33,7 @@ from resnet_pl.cli.main import main
 from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.load import load_model
 from resnet_pl.server import uploads
-from resnet_pl.server.app import create_app, create_server
+from resnet_pl.server.app import MAX_IN_MEMORY, create_app, create_server
 from resnet_pl.server.uploads import Photo
 from resnet_pl.server.worker import Worker
 from tests.cli.commands import refused
@@ -204,6 +204,18 @@ def test_an_internal_error_is_not_shown_to_the_client(served: Server, monkeypatc
 
     monkeypatch.setattr(served.model, "predict", fail)
     assert served.predict(photo()) == (500, {"error": "internal error, see the output of the server"})
+
+
+def test_slow_uploads_do_not_block_others(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.2)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx"
+    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(MAX_IN_MEMORY)]
+    for each in slow:
+        each.sendall(head)
+    assert served.predict(photo())[0] == 200
+    for each in slow:
+        assert each.recv(12) == b"HTTP/1.1 408"
+        each.close()
 
 
 def test_photos_are_not_written_to_the_disk(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
