@@ -15,9 +15,9 @@ from resnet_pl.callbacks.access import as_classifier, get_image_data
 from resnet_pl.data.decode import to_pixels
 from resnet_pl.data.image_files import is_image_name
 from resnet_pl.data.samplers import ShardedEpochSampler
-from resnet_pl.evaluation.heatmaps import heatmaps, overlay
+from resnet_pl.evaluation.heatmaps import describe_limits, heatmaps, overlay
 from resnet_pl.reports.plots import save_png
-from resnet_pl.utils import progress
+from resnet_pl.utils import progress, rank_zero_print
 
 MAX_FILES = 1000
 LEAST_SIDE = 224  # smaller images are enlarged, pixels
@@ -43,11 +43,13 @@ class HeatmapWriter:
         return sum(1 for _ in self.folder.rglob("*.png")) - self.written
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises UserError before the prediction if there can be no heat maps, see `heatmaps`."""
+        """Raises UserError before the prediction if there can be no heat maps, see `heatmaps`; notes their limits."""
         data, model = get_image_data(trainer), as_classifier(pl_module)
         assert data is not None  # the command has checked it
         blank = torch.zeros(1, *data.batch_shape[1:], device=model.device)
         heatmaps(model, blank, torch.zeros(1, dtype=torch.int64, device=model.device), self.layer)
+        if limits := describe_limits(model.backbone):
+            rank_zero_print(f"note: {limits}")
 
     def write(
         self, trainer: Trainer, pl_module: LightningModule, classes: Mapping[int, int]

@@ -21,7 +21,7 @@ from resnet_pl.cli.unseen_images import UnseenImages, choose_folds, full_photo, 
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.decode import to_pixels
 from resnet_pl.data.samplers import class_counts
-from resnet_pl.evaluation.heatmaps import heatmaps, overlay
+from resnet_pl.evaluation.heatmaps import describe_limits, heatmaps, overlay
 from resnet_pl.evaluation.intervals import metric_intervals
 from resnet_pl.evaluation.metrics import reliability_rows
 from resnet_pl.reports import report_sections as sections
@@ -173,6 +173,8 @@ def _mistakes(model: Any, report: RunReport, test: PredictionCollector) -> Secti
         section.texts.append(
             "On the right: what the network saw, brightest at the evidence for the wrong class (Grad-CAM)."
         )
+        if limits := describe_limits(model.backbone):
+            section.texts.append(f"Note: {limits}.")
     except UserError as error:
         _missing(section, "Without heat maps", error)
     predicted, answers, truth = report.predicted(), report.answers(), report.truth()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from resnet_pl.evaluation.features import find_feature_map
@@ -58,6 +58,13 @@ def heatmaps(model: ImageClassifier, inputs: Tensor, classes: Tensor, layer: str
     maps = grid.to_map(evidence.detach().float()).sum(1, keepdim=True).relu()
     maps = interpolate(maps, size=inputs.shape[-2:], mode="bilinear").squeeze(1)
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo().tiny)
+
+
+def describe_limits(backbone: nn.Module) -> str | None:
+    """Returns why heat maps of this network can be wrong; None for a network without attention."""
+    if not any(type(module).__name__.endswith("Attention") for module in backbone.modules()):
+        return None
+    return "heat maps of a transformer often show other places than the evidence: attention moves it between positions"
 
 
 def _enable_gradients(*args: Any) -> None:

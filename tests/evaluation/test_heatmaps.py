@@ -18,7 +18,7 @@ from torchvision.models.efficientnet import MBConvConfig
 from benchmarks.heatmaps import StripedPatches, localization, train
 from resnet_pl import ImageClassifier, cifar_resnet
 from resnet_pl.evaluation.features import find_feature_map
-from resnet_pl.evaluation.heatmaps import heatmaps, overlay
+from resnet_pl.evaluation.heatmaps import describe_limits, heatmaps, overlay
 from resnet_pl.models.heads import find_classifier
 from resnet_pl.utils import UserError
 from tests.tiny import classifier
@@ -62,6 +62,7 @@ def test_the_last_feature_map_of_each_family_is_found(name: str) -> None:
     find_classifier(model.backbone)[1].reset_parameters()  # torchvision's transformers start with zeros
     model.eval()
     assert find_feature_map(model, torch.rand(1, 3, 32, 32))[0] == layer
+    assert bool(describe_limits(model.backbone)) == (name in ("swin", "vit"))
     maps = heatmaps(model, torch.randint(0, 256, (3, 3, 32, 32)).byte(), torch.tensor([0, 4, 2]))
     assert maps.shape == (3, 32, 32) and maps.dtype == torch.float32
     assert maps.min() >= 0 and all(each in (0, 1) for each in maps.amax((1, 2)).tolist()) and maps.any()
