@@ -149,6 +149,8 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
     lines = list(dict.fromkeys(lines)) or [message.partition("\n")[0]]
     if match := UNKNOWN_OPTION.search(message):
         text = _unknown_option(message, match, list(options))
+        if key.endswith("data") and text == "unknown option root":
+            text = "this data has no option root\nfor image files, add --data ImageFolder"
     elif match := re.match("unrecognized arguments: (.*)", lines[0]):
         text = f"unexpected argument {match[1]}"
     elif hint := _needs_objects(message):

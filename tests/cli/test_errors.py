@@ -81,6 +81,7 @@ BAD: dict[str, Sequence[str]] = {
     "--model.widht 3": ["model: unknown option widht", "weights?"],
     "--model.schedule.warmpu 1": ["model", "schedule.warmpu"],
     "--data.batch_siz 3": ["data: unknown option batch_siz", "batch_size?"],
+    "--data.root photos": ["data: this data has no option root", "add --data ImageFolder"],
     "--model.backbone.dpth 21": ["model.backbone: unknown option dpth", "depth?"],
     "--model.optimizer.lrr 1": ["model.optimizer: unknown option lrr", "lr?"],
     "--trainer.callbacks+=Freeze --trainer.callbacks.last_frozn layer1": [
