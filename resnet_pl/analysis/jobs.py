@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO
 
-from resnet_pl.analysis.grid import SweepRun
 from resnet_pl.analysis.tasks import Source, Task
 from resnet_pl.reports.run_reader import duration, read_run
 from resnet_pl.utils import UserError, prog_name
@@ -68,12 +67,13 @@ class Jobs:
         logs.mkdir(parents=True, exist_ok=True)
         self.log(f"$ {command}", to_stdout=False)
 
-    def add_durations(self, runs: Iterable[SweepRun]) -> None:
-        """Uses the training time of finished runs for the estimate."""
-        for path in filter(None, (run.trained() for run in runs)):
+    def add_durations(self, tasks: Iterable[Task]) -> None:
+        """Uses the training time of finished tasks for the estimate."""
+        for task in tasks:
             with suppress(UserError):
-                seconds = read_run(path, require_test=False).seconds
-                self.seconds += [seconds] if seconds > 0 else []
+                folders = [run.trained() for run in task.runs]
+                seconds = sum(read_run(path, require_test=False).seconds for path in folders if path)
+                self.seconds += [seconds] if seconds > 0 and None not in folders else []
 
     def estimate(self, left: int) -> str:
         """Returns the number of remaining tasks and the estimated time for them, as text."""

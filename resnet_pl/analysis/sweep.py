@@ -82,7 +82,7 @@ def run(settings: Namespace) -> int:
         tasks = search.tasks()
     source = search or TaskList(tasks, jobs.logs)
     total, noun = (settings.trials, "trial") if search else (len(tasks), "run")
-    jobs.add_durations(run for task in tasks for run in task.runs)
+    jobs.add_durations(tasks)
     skipped = f", {total - source.left} already completed" if source.left < total else ""
     jobs.log(f"{counted(total, noun)}{skipped}, {jobs.count} in parallel; {jobs.estimate(source.left)}")
     failed = jobs.run(source)
