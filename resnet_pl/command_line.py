@@ -94,8 +94,13 @@ class CommandLine:
         self.checkpoint = self._find_checkpoint(self.get("ckpt_path") or self._given("ensemble"))
         if self.subcommand == "predict" and self.checkpoint is not None and self.checkpoint.suffix == ".onnx":
             self.exported, self.checkpoint = self.checkpoint, None
-        if self.subcommand == "fit" and self.checkpoint is None and not self.files and not bare:
-            _check_not_bare(self.options)
+        if self.trains and self.checkpoint is None and not self.files and not bare:
+            _check_not_bare(self.options, self.subcommand)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the subcommand trains a model."""
+        return self.subcommand in ("fit", "doctor")
 
     def _from_pipe(self, file: str) -> str:
         """Copies a configuration that can be read only once, such as `<(…)` or /dev/stdin, to a temporary file."""
@@ -131,6 +136,13 @@ class CommandLine:
         if path is not None and not isinstance(path, str):
             raise UserError(f"ckpt_path: {path} is not a path\ngive the path of a checkpoint, or best or last")
         root, name = Path(str(self.get("trainer.default_root_dir") or "runs")), self.get("name")
+        if self.subcommand == "doctor":
+            if path is not None:
+                raise UserError(
+                    "ckpt_path: doctor measures the start of a new run\n"
+                    "remove it; to start from the weights of a checkpoint use --model.weights"
+                )
+            return None
         if path is not None:
             order = ("last", "best") if self.subcommand == "fit" else ("best", "last")
             return run_dir.find_checkpoint(path, root, None if name is None else str(name), order)
@@ -263,7 +275,7 @@ def _check_options(options: Sequence[str]) -> None:
             raise UserError(f"--data: {value} is not a data module\nuse --data ImageFolder --data.root {value}")
 
 
-def _check_not_bare(options: Sequence[str]) -> None:
+def _check_not_bare(options: Sequence[str], subcommand: str) -> None:
     """Names the configurations to start from if neither data nor a model is given."""
     names = [option.partition("=")[0] for option in options]
     if any(name in ("--data", "--data.class_path", "--print_config") or name.startswith("--model") for name in names):
@@ -275,7 +287,7 @@ def _check_not_bare(options: Sequence[str]) -> None:
         configs.insert(0, f"{own} (your own images)")
     example = "give --config FILE, or --data ImageFolder --data.root FOLDER --model.backbone resnet18"
     hint = f"start from --config {', '.join(configs)}" if configs else example
-    raise UserError(f"fit needs a configuration\n{hint}")
+    raise UserError(f"{subcommand} needs a configuration\n{hint}")
 
 
 def _read_section(section: Any, folder: Path) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
-import time
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
@@ -16,11 +18,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from resnet_pl.callbacks.access import get_image_data, optional, total_steps
+from resnet_pl.callbacks.timing import MEASURED, SKIPPED, BatchTimer
 from resnet_pl.data.batch import Batch
 from resnet_pl.utils import rank_zero_print
 
-# Batches that are not measured, because they compile, fill queues and choose algorithms, and batches that are.
-SKIPPED, MEASURED = 3, 10
 # Shortest epoch that is estimated, seconds: the line at the end of a shorter one follows soon.
 SHORTEST = 10
 # Type and message of an error that means that the memory is full.
@@ -28,61 +29,77 @@ OUT_OF_MEMORY = r"out of memory|can't allocate memory|MemoryError|bad_alloc|CUBL
 
 
 @optional
-class Estimate(Callback):
+class Estimate(BatchTimer):
     """Prints the time of an epoch and of the run, and the memory in use, after the first batches of a long epoch.
 
     It reads clocks and counters only, so that the run stays the same.
     """
 
     def __init__(self) -> None:
-        self._batches, self._start = 0, 0.0
+        super().__init__(SKIPPED, MEASURED)
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batches = 0
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A validation among the measured batches: measure the next ones, unless that is done.
-        self._batches = 0 if self._batches < SKIPPED + MEASURED else self._batches
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Measures the batches after the first ones, and prints the estimate once."""
-        self._batches += 1
-        if self._batches not in (SKIPPED, SKIPPED + MEASURED):
-            return
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        if self._batches == SKIPPED:
-            self._start = time.perf_counter()
-            return
-        seconds = (time.perf_counter() - self._start) / MEASURED
-        epoch = seconds * trainer.num_training_batches
+    def on_measured(self, trainer: Trainer, pl_module: LightningModule, batch_seconds: float) -> None:
+        epoch, run = run_seconds(trainer, batch_seconds)
         if SHORTEST <= epoch < math.inf:
-            steps = (total_steps(trainer) or math.inf) - trainer.global_step
-            run = seconds * steps * trainer.accumulate_grad_batches
-            whole = "" if math.isinf(run) else f", {_time(run)} for the run"
-            rank_zero_print(f"estimate  {_time(epoch)} per epoch{whole}, without validation; {_memory(pl_module)}")
+            whole = "" if math.isinf(run) else f", {duration(run)} for the run"
+            memory = describe_memory(pl_module)
+            rank_zero_print(f"estimate  {duration(epoch)} per epoch{whole}, without validation; {memory}")
 
 
-def _time(seconds: float) -> str:
+def run_seconds(trainer: Trainer, batch_seconds: float) -> tuple[float, float]:
+    """Returns the time of an epoch and of the remaining run, without validations; infinite if it has no end."""
+    steps = (total_steps(trainer) or math.inf) - trainer.global_step
+    return batch_seconds * trainer.num_training_batches, batch_seconds * steps * trainer.accumulate_grad_batches
+
+
+def duration(seconds: float) -> str:
+    """Returns a time such as 1:30:05."""
     return str(timedelta(seconds=round(seconds)))
 
 
-def _memory(pl_module: LightningModule) -> str:
-    """Returns the largest amount of memory so far, of this process."""
-    if pl_module.device.type == "cuda":
-        total = torch.cuda.get_device_properties(pl_module.device).total_memory
-        return f"{torch.cuda.max_memory_reserved(pl_module.device) / 1e9:.1f} of {total / 1e9:.1f} GB of GPU memory"
+def peak_memory(device: torch.device) -> float:
+    """Returns the largest amount of memory that this process has used so far, bytes; NaN if it is not known."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
     if sys.platform == "win32":
-        return "memory not measured"
+        return math.nan
     from resource import RUSAGE_SELF, getrusage
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{getrusage(RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
+    return float(getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def memory_in_use() -> float:
+    """Returns the memory that this process uses now, bytes; NaN if it is not known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return float(pages * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):  # not Linux
+        return math.nan
+
+
+def free_memory() -> float:
+    """Returns the main memory that is free for this process, bytes, within the limit of a container; NaN if unknown."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * float(lines["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return math.nan
+    with suppress(OSError, ValueError):  # no container, or no limit: the file says "max"
+        limit, used = (float(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
+def describe_memory(pl_module: LightningModule) -> str:
+    """Returns the largest amount of memory that this process has used so far, as text."""
+    used = peak_memory(pl_module.device)
+    if math.isnan(used):
+        return "memory not measured"
+    if pl_module.device.type == "cuda":
+        total = torch.cuda.get_device_properties(pl_module.device).total_memory
+        return f"{used / 1e9:.1f} of {total / 1e9:.1f} GB of GPU memory"
+    return f"{used / 1e9:.1f} GB of memory"
 
 
 class OutOfMemory(Callback):

@@ -55,21 +55,10 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the summary and writes the files."""
         data = get_image_data(trainer)
-        rows = {
-            "run": f"{self.run}" + (f", resuming from step {trainer.global_step:,}" if trainer.global_step else ""),
-            "model": _model(pl_module),
-            "data": _data(trainer),
-            "classes": None if data is None else _classes(data.class_names),
-            "layout": getattr(data, "layout_note", None),
-            "splits": None if data is None else data.split_note,
-            "balance": None if data is None else _balance(data, pl_module),
-            "batch": None if data is None else _batch(trainer, data),
-            "training": _training(trainer, pl_module),
-            "device": f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}",
-        }
-        for name, text in rows.items():
-            if text is not None:
-                print(f"{name:<10}{text}")
+        print_row(
+            "run", f"{self.run}" + (f", resuming from step {trainer.global_step:,}" if trainer.global_step else "")
+        )
+        print_description(trainer, pl_module)
         every, batches = trainer.log_every_n_steps, trainer.num_training_batches  # pyright: ignore[reportAttributeAccessIssue] - set by Lightning
         # `TrainLog` also logs at the end of an epoch, `self.log` of a user's module does not.
         if batches < every and not type(pl_module).__module__.startswith("resnet_pl."):
@@ -82,6 +71,27 @@ class RunSummary(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records that the training was not interrupted."""
         write_session(self.run, {"ended": _now()}, new=False)
+
+
+def print_row(name: str, text: str | None) -> None:
+    """Prints a row of the summary, unless there is no text."""
+    if text is not None:
+        print(f"{name:<10}{text}", flush=True)
+
+
+def print_description(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Prints the rows of the summary about model, data, training and device."""
+    data = get_image_data(trainer)
+    print_row("model", _model(pl_module))
+    print_row("data", _data(trainer))
+    if data is not None:
+        print_row("classes", _classes(data.class_names))
+        print_row("layout", getattr(data, "layout_note", None))
+        print_row("splits", data.split_note)
+        print_row("balance", _balance(data, pl_module))
+        print_row("batch", _batch(trainer, data))
+    print_row("training", _training(trainer, pl_module))
+    print_row("device", f"{device_name(trainer)}, precision {trainer.precision}{_tf32(trainer)}")
 
 
 def _now() -> str:

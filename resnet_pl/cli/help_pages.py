@@ -35,6 +35,9 @@ from resnet_pl.utils import UserError, plain_page, similar
 DESCRIPTIONS = {
     "fit": "Trains a model and validates it after every epoch. Checkpoints, metrics and the resolved configuration are"
     " written to runs/NAME/version_N. With --ckpt_path an interrupted run resumes in its own folder.",
+    "doctor": "Measures a training for about a minute, with all options of fit, and prints what to change: a range test"
+    " of the learning rate, the largest batch size, the speed of data loading and network, time and memory of the run,"
+    " and options that were faster. Writes doctor/learning_rate.png, and no run folder.",
     "validate": "Evaluates a checkpoint on the validation set. Model, data, splits, classes and normalization are"
     " restored from the checkpoint; options override them. Writes results-val.json and confusion-val.png.",
     "test": "Evaluates a checkpoint on the test set. Model, data, splits, classes and normalization are restored from"
@@ -133,7 +136,7 @@ def subcommand_page(command_line: CommandLine, subcommand: ModuleType) -> str:
         group.title = titles.get(key, group.title)
     text = plain_page(parser.format_help()).rstrip()
     # The checkpoint has the required values.
-    return text if command_line.subcommand == "fit" else text.replace("(required, type", "(type")
+    return text if command_line.trains else text.replace("(required, type", "(type")
 
 
 def _named(command_line: CommandLine, key: str, default: type) -> type:

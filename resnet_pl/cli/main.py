@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "fit": "train a model",
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
+    "doctor": "measure a training for a minute: learning rate, batch size, speed, time, and what to change",
     "probe": "how well the features of a pretrained network separate the classes of your photos",
     "predict": "classify images with a checkpoint",
     "export": "write a checkpoint as one file for other programs: ONNX, torch.export or safetensors",

@@ -152,7 +152,7 @@ class ProjectCLI(LightningCLI):
                 if isinstance(arguments.get(key), str) and self.command_line.get(f"model.{key}") is not None:
                     del arguments[key]
         subcommand, weights = self.command_line.subcommand, self.command_line.get("model.weights")
-        if self.checkpoint is None and (subcommand == "probe" or (subcommand != "fit" and weights)):
+        if self.checkpoint is None and (subcommand == "probe" or (weights and not self.command_line.trains)):
             stored = published_config(self.command_line)
         if file := self.command_line.exported:
             stored = {
@@ -175,7 +175,7 @@ class ProjectCLI(LightningCLI):
         drop_repeated(self.config, stored)
         if self.checkpoint is not None and self.command_line.subcommand == "fit":
             keep_found(self.config, stored)
-        if self.command_line.subcommand == "fit" and names_other_packages(self.config):
+        if self.command_line.trains and names_other_packages(self.config):
             check_reopens(self.plain_config)
             del self.plain_config, self.config_dump  # what follows may change the configuration
 

@@ -71,13 +71,13 @@ def run(cli: ProjectCLI) -> None:
     if cli.checkpoint is not None:
         check_resume(cli.checkpoint, cli.plain_config)
         start = cli.checkpoint["global_step"]
-    _check_monitor(cli)
     if cli.callback(WeightAveraging) is not None:
         # The average stays on the model's device at the start of training. On the CPU it would slow down each step.
         cli.model.to(trainer.strategy.root_device)
     stop = cli.callback(GracefulStop)
     try:
         with cli.removing_new_run():
+            check_monitor(cli)
             trainer.fit(cli.model, datamodule=cli.datamodule, weights_only=True)
     except SystemExit as end:
         # Lightning's exit code is 1 after Ctrl-C and 0 after SIGTERM.
@@ -103,7 +103,7 @@ def run(cli: ProjectCLI) -> None:
         run_on_rank_zero(_report, cli)
 
 
-def _check_monitor(cli: ProjectCLI) -> None:
+def check_monitor(cli: ProjectCLI) -> None:
     """Raises UserError if nothing logs the metric that chooses best.ckpt; a user's callback or module may log more."""
     if type(cli.model) is not ImageClassifier or cli.config_init["trainer"]["callbacks"]:
         return

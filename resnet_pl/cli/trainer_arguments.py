@@ -79,7 +79,7 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
         # The bar comes last: the other callbacks print their first lines before it is drawn.
         arguments["callbacks"] += [EpochSummary()] if fit else []
         arguments["callbacks"] += [ProgressBar()] if shows_progress() and not has_bar else []
-    if fit and config["benchmark"] is None:
+    if cli.command_line.trains and config["benchmark"] is None:
         # Training batches have a fixed shape. The algorithm that cuDNN finds fastest differs between runs.
         arguments["benchmark"] = not config["deterministic"]
     return arguments

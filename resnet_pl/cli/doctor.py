@@ -1,0 +1,239 @@
+"""The subcommand `doctor`: what to change before a training, from measurements of about a minute."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from resnet_pl.callbacks.finders import LEARNING_RATES
+from resnet_pl.callbacks.resources import describe_memory, duration, free_memory, memory_in_use
+from resnet_pl.callbacks.run_summary import print_description, print_row
+from resnet_pl.callbacks.run_timer import RunTimer
+from resnet_pl.callbacks.timing import RangeTest
+from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli import train
+from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
+from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions, Suggestions, free_disk
+from resnet_pl.cli.trials import Trials
+from resnet_pl.data import ImageDataModule
+from resnet_pl.data.batch import Batch
+from resnet_pl.data.cache import GB
+from resnet_pl.reports.plots import save_png
+from resnet_pl.reports.range_plot import range_plot, suggest_rate
+from resnet_pl.types import PositiveFloat
+from resnet_pl.utils import UserError
+
+if TYPE_CHECKING:
+    from resnet_pl.cli.parser import ProjectCLI
+
+OUTPUT = "Folder for learning_rate.png, the plot of the range test."
+SECONDS = f"Time of all measurements, about; a slow network takes longer. From {COMPILE_SECONDS}, compile is tried too."
+# Learning rates of the range test, and the smallest and the largest number of its steps.
+FIRST_RATE, LAST_RATE, MIN_STEPS, MAX_STEPS = 1e-5, 10, 60, 200
+
+
+def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+    """Adds the options of `fit`, and its own."""
+    train.add_arguments(parser, name)
+    parser.add_argument("--seconds", type=PositiveFloat, default=60, help=SECONDS)
+    parser.add_argument("--output", type=str, default="doctor", help=OUTPUT)
+
+
+def callbacks(cli: ProjectCLI) -> list[Callback]:
+    """Returns no callbacks: those of a trial are added to it."""
+    return []
+
+
+def run(cli: ProjectCLI) -> None:
+    """Measures the training, and prints what was found."""
+    if cli.trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices: doctor measures a single process, not {cli.trainer.world_size}\n"
+            "add --trainer.devices 1 --trainer.num_nodes 1 --trainer.strategy auto"
+        )
+    train.check_monitor(cli)
+    with tempfile.TemporaryDirectory() as folder:
+        cli.run_folder = Path(folder)
+        Doctor(cli).examine()
+
+
+class Doctor:
+    """Runs the measurements one after another, and collects suggestions.
+
+    Args:
+        cli: the command line.
+    """
+
+    def __init__(self, cli: ProjectCLI) -> None:
+        self.cli, self.trials = cli, Trials(cli)
+        self.seconds = cli.config["seconds"] / 12  # of each of the about twelve measurements
+        self.found = Suggestions()
+
+    def examine(self) -> None:
+        """Prints all rows."""
+        print_row("doctor", f"measures for about {duration(12 * self.seconds)}, longer if the network is slow")
+        timer = RunTimer(self.seconds)
+        trainer = self.trials.fit(timer, complete=True)
+        if timer.batch_seconds is None:
+            raise UserError("doctor: the run has too few batches to measure\nraise --trainer.max_epochs")
+        print_description(trainer, self.cli.model)
+        memory, both = describe_memory(self.cli.model), timer.images_per_second
+        loader, batch = self.trials.loader_speed(self.seconds)
+        step, start = self.trials.speed(self.seconds, batch)
+        print_row("speed", f"data loading alone {_rate(loader)}, network alone {_rate(step)}, together {_rate(both)}")
+        print_row("", bottleneck(loader, step, both))
+        total = self._predict(timer)
+        print_row("memory", f"{memory} at its peak{self._disk()}")
+        self._batch_size(trainer, timer, batch)
+        self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
+        options = SpeedOptions(self.trials, self.seconds, total, self.found)
+        limits = _limits(loader, step, both)
+        if "loading" in limits:
+            options.try_workers(both)
+            options.try_cache(both, loader)
+        if "network" in limits:
+            if trainer.precision == "32-true":
+                options.try_precision(batch, step)
+            if isinstance(self.cli.model, ImageClassifier):
+                options.try_network(self.cli.model, batch, step, start)
+        else:
+            self.found.missing.append("precision, memory format, compile: they make only the network faster")
+        for text in self.found.options or ["nothing: no other option was more than 5 % faster"]:
+            print_row("suggest", text)
+        for text in self.found.missing:
+            print_row("skipped", text)
+
+    # ------------------------------------------------------------------------------------ the run
+    def _predict(self, timer: RunTimer) -> float:
+        """Prints the predicted time of the run, and returns it in seconds; infinite if the run has no end."""
+        assert timer.batch_seconds is not None
+        if math.isinf(timer.run_batches):
+            epoch = timer.batch_seconds * timer.epoch_batches
+            print_row("run", "no end" if math.isinf(epoch) else f"{duration(epoch)} per epoch of training")
+            return math.inf
+        parts = timer.parts(self._val_batches(), self.cli.trainer.check_val_every_n_epoch)
+        total = sum(parts.values())
+        print_row(
+            "run", f"{duration(total)} = {' + '.join(f'{duration(each)} {name}' for name, each in parts.items())}"
+        )
+        return total
+
+    def _val_batches(self) -> int:
+        """Returns the number of batches of a validation; 0 if it is not known."""
+        loader, limit = self.cli.datamodule.val_dataloader(), self.cli.trainer.limit_val_batches
+        try:
+            count = len(loader)
+        except TypeError:  # data without a length
+            return 0
+        return min(count, limit) if isinstance(limit, int) else int(count * limit)
+
+    def _disk(self) -> str:
+        """Returns the size of the checkpoints, and a warning if the disk is too small for them."""
+        sizes = [path.stat().st_size for path in self.cli.run_folder.rglob("*.ckpt")]
+        free = free_disk(Path(self.cli.config["trainer.default_root_dir"]))
+        # A checkpoint is replaced when the next one is complete.
+        short = sum(sizes) + max(sizes, default=0) > free
+        warning = f"; only {free / GB:.1f} GB are free in --trainer.default_root_dir" if short else ""
+        return f"; checkpoints {sum(sizes) / 1e6:,.0f} MB{warning}" if sizes else ""
+
+    def _batch_size(self, trainer: Trainer, timer: RunTimer, batch: Any) -> None:
+        """Prints the largest batch size."""
+        data = self.cli.datamodule
+        if not isinstance(data, ImageDataModule) or not isinstance(batch, Batch):
+            self.found.missing.append("largest batch size: it needs a data module of this project")
+            return
+        size, images = data.batch_size, len(data.split("train"))
+        if trainer.strategy.root_device.type == "cuda":
+            fits, how = self.trials.largest_batch(batch, images), ""
+        else:
+            before, peak = timer.memory
+            per_image = (peak - before - timer.state_bytes) / timer.images
+            free = free_memory() + memory_in_use() - before - timer.state_bytes
+            if math.isnan(per_image + free):
+                self.found.missing.append("largest batch size: the free memory is not known on this system")
+                return
+            fits, how = int(free / max(per_image, 1)), f" ({per_image / 1e6:.1f} MB per image, {free / GB:.1f} GB free)"
+        if fits >= images:
+            text = f"all {images:,} training images"
+        else:
+            text = f"about {_two_digits(fits):,} images"
+        print_row("fits", f"{text} in a batch{how}")
+        if fits < 1.2 * size:
+            print_row("", f"This is near the limit: --data.batch_size {size // 2} --trainer.accumulate_grad_batches 2")
+        elif fits >= 4 * size and isinstance(self.cli.model, ImageClassifier):
+            base = self.cli.model.hparams["base_batch_size"]
+            scaled = "is scaled with it" if base else f"must change too: --model.base_batch_size {size} scales it"
+            print_row("", f"With another --data.batch_size the learning rate {scaled}.")
+
+    # ------------------------------------------------------------------------------------ learning rate
+    def _learning_rate(self, trainer: Trainer, step_seconds: float) -> None:
+        """Runs the range test, saves its plot and suggests a learning rate."""
+        cli = self.cli
+        if len(trainer.optimizers) != 1 or not cli.model.automatic_optimization:
+            self.found.missing.append("learning rate: the range test needs one optimizer and automatic optimization")
+            return
+        steps = round(min(MAX_STEPS, max(MIN_STEPS, 4 * self.seconds / step_seconds)))
+        test = RangeTest(FIRST_RATE, LAST_RATE, steps)
+        try:
+            self.trials.fit(test, max_steps=steps + 1)
+        except UserError:  # NaN, or a schedule that is shorter than the test
+            if not test.losses:
+                raise
+        suggested = suggest_rate(test.rates, test.losses)
+        path = Path(cli.config["output"]) / "learning_rate.png"
+        save_png(range_plot(test.rates, test.losses, suggested, test.configured), path)
+        if suggested is None:
+            more = "" if steps == MAX_STEPS else "; a larger --seconds gives more"
+            self.found.missing.append(f"learning rate: the loss decreased too little in {steps} steps{more} ({path})")
+            return
+        print_row("lr", f"{test.configured:g} is configured, the range test suggests {suggested:g}: {path}")
+        ratio = suggested / test.configured
+        if max(ratio, 1 / ratio) >= 3:
+            self.found.options.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}")
+
+
+def bottleneck(loader: float, step: float, both: float) -> str:
+    """Returns a sentence that names what limits the training; all arguments in images per second."""
+    limits = _limits(loader, step, both)
+    if limits == {"loading"}:
+        return f"Data loading limits the training: the network alone is {step / both:.1f} × as fast."
+    if limits == {"network"}:
+        return "The network limits the training: faster data loading would change little."
+    return "Data loading and the network share the CPU cores: a faster one of them helps the other."
+
+
+def _limits(loader: float, step: float, both: float) -> set[str]:
+    """What limits the training: "loading", "network", or both of them."""
+    # Even one after the other, loading at ten times the speed of the network costs a tenth of the time.
+    if both >= 0.9 * step or loader >= 10 * step:
+        return {"network"}
+    return {"loading"} if loader < 0.9 * step else {"loading", "network"}
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.{1 if speed < 10 else 0}f} images/s"
+
+
+def _two_digits(number: int) -> int:
+    """Rounds down to two significant digits."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return number // unit * unit
+
+
+def _rate_option(cli: ProjectCLI) -> str:
+    """Returns the option of the learning rate."""
+    for key in ("model.init_args.lr_scheduler.init_args.max_lr", *LEARNING_RATES):
+        if cli.config.get(key) is not None:
+            return f"--{key.replace('init_args.', '')}"
+    return "--model.optimizer.lr"
+
+
+def _scale(cli: ProjectCLI) -> float:
+    """Returns the factor between the learning rate in use and the configured one."""
+    base = cli.model.hparams.get("base_batch_size") if isinstance(cli.model, ImageClassifier) else None
+    return base / cli.model.effective_batch_size if base else 1.0

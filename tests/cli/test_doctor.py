@@ -1,0 +1,174 @@
+"""`doctor`: short measurements of a training that name the bottleneck, suggest options and leave nothing behind."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from resnet_pl.callbacks.timing import BatchTimer
+from resnet_pl.cli import doctor, parser
+from resnet_pl.cli.doctor import bottleneck
+from resnet_pl.cli.trials import Trials
+from resnet_pl.command_line import CommandLine
+from resnet_pl.reports.range_plot import suggest_rate
+from tests.callbacks.test_resources import Limited
+from tests.cli.commands import BARE, SMALL, printed, refused
+
+FAST = ["--seconds", 0.5, "--trainer.accelerator", "cpu"]
+
+
+class Sleep(v2.Transform):
+    """Takes 10 ms per image."""
+
+    def transform(self, inpt: Any, params: Any) -> Any:
+        time.sleep(0.01)
+        return inpt
+
+
+class QuickNet(nn.Sequential):
+    """A linear network."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3 * 256, 10))
+
+
+class SlowNet(QuickNet):
+    """Takes 20 ms per batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return super().forward(images)
+
+
+class Quadratic(LightningModule):
+    """A convex loss with curvature 10: gradient descent is stable below a learning rate of 2 / 10.
+
+    Args:
+        lr: learning rate.
+    """
+
+    def __init__(self, lr: float = 0.001) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.weights = nn.Parameter(torch.full((3, 8, 8), 2.0))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return 5 * (self.weights - batch[0]).square().sum((1, 2, 3)).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
+
+
+def rows(text: str) -> dict[str, str]:
+    """The rows of the page by name, each with the lines that belong to it."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        name, rest = line[:10].strip() or name, line[10:]
+        found[name] = f"{found[name]}\n{rest}" if name in found else rest
+    return found
+
+
+def test_a_page_and_a_plot_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    page = rows(printed(capsys, "doctor", *SMALL, *FAST))
+    assert {"model", "data", "training", "device", "speed", "run", "memory", "fits", "lr"} <= page.keys()
+    assert re.search(r"data loading alone [\d,]+ images/s, network alone [\d,.]+ images/s, together", page["speed"])
+    assert "The network limits the training" in page["speed"]  # the data is in memory
+    assert re.fullmatch(
+        r"\d:\d\d:\d\d = \S+ training \+ \S+ validation \+ \S+ checkpoints and logs \+ \S+ start", page["run"]
+    )
+    assert "GB of memory at its peak; checkpoints 1 MB" in page["memory"]
+    assert "all 1,257 training images" in page["fits"] and "--model.base_batch_size 64" in page["fits"]
+    assert "0.1 is configured, the range test suggests 0" in page["lr"] and "--seconds 180" in page["skipped"]
+    with Image.open("doctor/learning_rate.png") as image:
+        assert image.width > 500
+    assert [path.name for path in Path().rglob("*")] == ["doctor", "learning_rate.png"]
+
+
+def test_slow_data_is_named_and_workers_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*BARE, "--model.backbone", f"{__name__}.QuickNet", "--data.transforms", f"[{__name__}.Sleep]"]
+    page = rows(printed(capsys, "doctor", *words, "--data.batch_size", 8, "--data.num_workers", 0, *FAST))
+    assert "Data loading limits the training: the network alone is" in page["speed"]
+    assert "--data.num_workers 2: " in page["suggest"] and "more images/s" in page["suggest"]
+
+
+def test_a_slow_network_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    page = rows(printed(capsys, "doctor", *BARE, "--model.backbone", f"{__name__}.SlowNet", *FAST))
+    assert "The network limits the training" in page["speed"]
+
+
+def test_the_suggested_rate_of_a_convex_problem_is_stable(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", f"{__name__}.Quadratic", "--data", "tests.own.PlainData", "--trainer.max_epochs", 3]
+    page = rows(printed(capsys, "doctor", *words, *FAST))
+    option, rate = page["suggest"].splitlines()[0].split()
+    assert option == "--model.lr" and 0.02 <= float(rate) < 0.2
+    assert "largest batch size: it needs a data module of this project" in page["skipped"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "missing.yaml"],
+        [*SMALL, "--data.batchsize", 3],
+        [*SMALL, "--model.backbone.depth", 9],
+        [*SMALL, "--checkpoint.monitor", "val/nothing"],
+        [*SMALL, "--trainer.callbacks", "BackboneFinetuning"],
+        ["--data", "ImageFolder", "--data.root", "nowhere", "--model.backbone", "resnet18"],
+    ],
+    ids=lambda words: str(words[-2:]),
+)
+def test_an_error_has_the_message_of_fit(words: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "doctor", *words) == refused(capsys, "fit", *words)
+    assert not any(path.is_dir() for path in Path().iterdir())
+
+
+def test_what_doctor_does_not_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    devices = ["--trainer.accelerator", "cpu", "--trainer.devices", 2]
+    assert "--trainer.devices 1" in refused(capsys, "doctor", *SMALL, *devices)
+    Path("x.ckpt").touch()
+    assert "--model.weights" in refused(capsys, "doctor", *SMALL, "--ckpt_path", "x.ckpt")
+    assert "doctor needs a configuration" in refused(capsys, "doctor")
+
+
+def test_the_largest_batch_that_fits() -> None:
+    words = [*BARE, "--model.backbone", f"{Limited.__module__}.Limited", "--model.backbone.limit", 200]
+    command_line = CommandLine([str(word) for word in ["doctor", *words, *FAST]])
+    trials = Trials(parser.ProjectCLI(command_line, doctor))
+    trials.fit(BatchTimer(1, 1, stops=True))
+    before = {name: value.clone() for name, value in trials.cli.model.state_dict().items()}
+    _, batch = trials.loader_speed(0)
+    assert trials.largest_batch(batch, 1000) == 128 and trials.largest_batch(batch, 65) == 128
+    after = trials.cli.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items()), "a trial changes the weights"
+
+
+@pytest.mark.parametrize(
+    ("loader", "step", "both", "words"),
+    [
+        (100, 50, 48, "The network limits"),
+        (20, 50, 19, "Data loading limits the training: the network alone is 2.6 × as fast"),
+        (60, 50, 30, "share the CPU cores"),
+    ],
+)
+def test_the_bottleneck(loader: float, step: float, both: float, words: str) -> None:
+    assert words in bottleneck(loader, step, both)
+
+
+def test_the_rate_that_a_range_test_suggests() -> None:
+    rates = np.geomspace(1e-5, 10, 100)
+    noise = 0.01 * np.random.default_rng(0).normal(size=100)
+    # The loss decreases up to a rate of 0.4 and then grows.
+    losses = 2.3 - np.clip(np.log10(rates / 1e-3), 0, np.log10(400)) / 3 + 5 * np.clip(rates - 0.4, 0, None) + noise
+    assert suggest_rate(rates, losses) == pytest.approx(0.09, rel=0.3)
+    assert suggest_rate(rates, [*losses[:70], *[np.nan] * 30]) is not None
+    assert suggest_rate(rates, 2.3 + noise) is None and suggest_rate(rates[:3], [2.3, 2.2, 2.1]) is None
