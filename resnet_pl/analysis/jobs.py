@@ -120,7 +120,7 @@ class Jobs:
         for args in task.commands():
             if resumed is None:
                 resumed = "--ckpt_path" in args
-                self.log(f"{task.name} {'test' if args[0] == 'test' else 'resumed' if resumed else 'started'}")
+                self.log(f"{task.name} {'test started' if args[0] == 'test' else 'resumed' if resumed else 'started'}")
             if code := self._process(task, args, log, job):
                 break
         if self._stopping:

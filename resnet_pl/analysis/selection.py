@@ -94,7 +94,7 @@ def _busy(tasks: Sequence[Task], jobs: Jobs, verb: str) -> bool:
 
 def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool) -> list[str]:
     """Why some runs are not tested."""
-    if not test:
+    if not test and len(chosen) < len(paths):
         reason = "Only the chosen runs are tested." if chosen else "No setting is chosen: the runs have no validation."
         return [f"{reason} --test tests all of them."]
     removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
