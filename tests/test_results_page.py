@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from docs.paper_records import lesion_table
 from resnet_pl.reports.results import read_results, write_results
 from resnet_pl.utils import UserError
 from tests.reports.made import write_run
@@ -122,7 +123,7 @@ def test_a_command_of_paper_becomes_a_record(script: ModuleType, tmp_path: Path)
         script.main(["--paper", "responses"])
 
 
-def test_the_table_of_lesions(script: ModuleType, tmp_path: Path) -> None:
+def test_the_table_of_lesions(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "mine" / "version_0")
     facts = {
         "model": "cifar_resnet 8",
@@ -130,7 +131,7 @@ def test_the_table_of_lesions(script: ModuleType, tmp_path: Path) -> None:
         "measured_on": "9 images, val",
     }
     errors = [("0", "1.5"), ("1", "10"), ("1", "30")]
-    text = script.lesion_table([{**facts, "deleted": deleted, "error": error} for deleted, error in errors])
+    text = lesion_table([{**facts, "deleted": deleted, "error": error} for deleted, error in errors])
     assert (
         "| cifar_resnet 8 | 0 | 1 | 1.50 | 1.50 | 1.50 |" in text
         and "| cifar_resnet 8 | 1 | 2 | 20.00 | 10.00 | 30.00 |" in text
