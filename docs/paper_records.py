@@ -60,7 +60,9 @@ def shattering_table(rows: list[dict[str, str]]) -> str:
     """Returns the autocorrelation of each network at some lags."""
     lags: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        lags.setdefault((row["network"], row["layers"]), {})[row["lag"]] = f"{round(float(row['autocorrelation']), 2) + 0:.2f}"
+        lags.setdefault((row["network"], row["layers"]), {})[row["lag"]] = (
+            f"{round(float(row['autocorrelation']), 2) + 0:.2f}"
+        )
     shown = ("1", "5", "15")
     lines = [[kind, "–" if layers == "0" else layers, *map(each.get, shown)] for (kind, layers), each in lags.items()]
     head = ["Network", "Layers", *(f"Lag {lag}" for lag in shown)]
