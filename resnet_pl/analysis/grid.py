@@ -49,8 +49,8 @@ class SweepRun:
         return next((path for path in self.started() if _has(path, "ended") or is_tested(path)), None)
 
     def pruned(self) -> bool:
-        """Whether a search has stopped the run, because others were better at the same epoch."""
-        return any(_has(path, "pruned") for path in self.started())
+        """Whether a search has stopped the run, because others were better at the same epoch, or its loss diverged."""
+        return any(_has(path, mark) for path in self.started() for mark in ("pruned", "diverged"))
 
     def problem(self) -> str | None:
         """Returns why the run cannot be in the table, as text; None if it can."""

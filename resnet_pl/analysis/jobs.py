@@ -125,13 +125,16 @@ class Jobs:
                 break
         if self._stopping:
             return code
+        stopped = task.pruned
         with self._claiming:
             source.finish(task, code)
         seconds = time.monotonic() - start
         self.seconds += [] if code or resumed is not False else [seconds]
         outcome = f"failed: {_failure(Path(log.name), code)}" if code else f"finished in {duration(seconds)}"
+        if task.pruned:
+            outcome = "pruned" if stopped else f"pruned, {outcome}"
         if resumed is not None:
-            self.log(f"{task.name} {'pruned' if task.pruned else outcome}; {self.estimate(source.left)}")
+            self.log(f"{task.name} {outcome}; {self.estimate(source.left)}")
         return code
 
     def log(self, line: str, to_stdout: bool = True) -> None:

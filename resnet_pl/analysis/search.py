@@ -229,6 +229,10 @@ class Search:
         states = self._optuna.trial.TrialState
         if task.pruned:
             record(task.folder, "pruned")
+        # A run that diverges would do so again. Its last validation before that counts against its setting.
+        task.pruned = task.pruned or any(run.pruned() for run in task.runs)
+        if task.pruned:
+            task.report()
             self._study.tell(task.trial, state=states.PRUNED)
         elif code:
             self._study.tell(task.trial, state=states.FAIL)

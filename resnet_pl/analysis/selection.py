@@ -73,7 +73,7 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
         return int(bool(failed or untested))
     notes = [f"Skipped: {problem}" for problem in lost]
     notes += [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
-    notes += [f"Pruned: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
+    notes += [f"Pruned or diverged: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
     if paths:
         compare(paths, folder, [*notes, *_test_notes(paths, chosen, test)], chosen)
     else:

@@ -33,7 +33,7 @@ from resnet_pl.data.provenance import describe
 from resnet_pl.data.samplers import class_counts
 from resnet_pl.optim import ScheduledLR
 from resnet_pl.run_dir import job_id, write_session, write_splits
-from resnet_pl.utils import counted, shell_command
+from resnet_pl.utils import DivergenceError, counted, shell_command
 
 # Factor between the largest and the smallest class from which the summary says what to use.
 IMBALANCE = 3
@@ -71,6 +71,12 @@ class RunSummary(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records that the training was not interrupted."""
         write_session(self.run, {"ended": _now()}, new=False)
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Records that the loss diverged: a search does not repeat such a run."""
+        if isinstance(exception, DivergenceError):
+            write_session(self.run, {"diverged": _now()}, new=False)
 
 
 def print_row(name: str, text: str | None) -> None:

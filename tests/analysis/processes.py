@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from resnet_pl.analysis import jobs
+from resnet_pl.run_dir import write_session
 from tests.reports.made import NAMES, write_run, write_test
 
 POPEN = subprocess.Popen
@@ -32,6 +33,7 @@ class Processes:
         val_top1: validation top-1 of each epoch of a run, by its options.
         top1: test top-1 of a run, by its folder.
         interrupt: called before a process ends.
+        diverges: whether a run diverges, by its options.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class Processes:
         self.barrier: threading.Barrier | None = None
         self.val_top1: Callable[[Options], list[float]] = lambda options: [0.7]
         self.top1: Callable[[Path], float] = lambda folder: 0.9
+        self.diverges: Callable[[Options], bool] = lambda options: False
         self.interrupt: Callable[[], None] = lambda: None
 
     def __call__(self, command: list[str], stdout: Any, env: dict[str, str], **options: Any) -> Any:
@@ -111,6 +114,11 @@ class Process:
             lines += [] if top1 is None else [f"{epoch - 1},{10 * epoch - 1},,{top1},,"]
             (folder / "metrics.csv").write_text("".join(f"{line}\n" for line in lines))
             yield epoch
+        if self.processes.diverges(options):
+            write_session(folder, {"diverged": "now"}, new=False)
+            self.log.write(b"error: the training loss is nan\nlower the learning rate\n")
+            self.log.flush()
+            self.code = 2
 
 
 def write_started(args: list[str]) -> tuple[Options, Path]:

@@ -109,7 +109,7 @@ def test_pruned_runs_stop_early_never_rank_and_are_not_trained_again(
     assert main([*search, *DATA]) == 0
     out = capsys.readouterr().out
     name = f"lr{processes.fits[-1]['--model.optimizer.lr']}"
-    assert f"{name} pruned; 0 left" in out and "Pruned: 1 setting" in out
+    assert f"{name} pruned; 0 left" in out and "Pruned or diverged: 1 setting" in out
     assert len((Path("runs/s") / name / "version_0/metrics.csv").read_text().splitlines()) < 5
     rows = comparison()
     assert len(rows) == 5 and name not in {row["run"].split("/")[0] for row in rows}
@@ -122,6 +122,18 @@ def test_pruned_runs_stop_early_never_rank_and_are_not_trained_again(
     capsys.readouterr()
     assert main(["compare", "runs/s"]) == 0
     assert "Pruned by a search: 1 run\n" in capsys.readouterr().out and len(comparison()) == 5
+
+
+def test_a_run_that_diverges_is_not_repeated(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    processes.diverges = lambda options: lr(options) < 0.012
+    search = [*LR, "--trials", "4", "--sampler", "random", *DATA]
+    assert main(search) == 0
+    out = capsys.readouterr().out
+    assert "pruned, failed: the training loss is nan; see runs/s/logs/lr0.01079.log" in out
+    assert "Pruned or diverged: 1 setting" in out and len(comparison()) == 3
+    assert [trial.state.name for trial in studies()[0].trials].count("PRUNED") == 1
+    processes.started.clear()
+    assert main(search) == 0 and processes.started == []
 
 
 def test_an_interrupted_trial_resumes(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:

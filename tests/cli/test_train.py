@@ -113,6 +113,8 @@ def test_a_non_finite_loss_stops_the_run(capsys: pytest.CaptureFixture[str], pla
     message = refused(capsys, "fit", *SMALL, "--model.optimizer.lr", "1e30", "--model.schedule.warmup", 0)
     assert "loss is nan" in message and "learning rate" in message
     assert not list(place.rglob("*.ckpt"))
+    (session,) = json.loads(Path("runs/digits/version_0/sessions.json").read_text())
+    assert "diverged" in session and "ended" not in session
 
 
 def test_a_warm_up_that_takes_too_long_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
