@@ -132,7 +132,7 @@ def test_other_commands_and_links_refer_to_existing_files() -> None:
                 assert (PROJECT / word).is_file(), command
     for page in PAGES:
         for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_configs_in_the_readme_exist() -> None:
