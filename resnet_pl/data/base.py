@@ -215,16 +215,29 @@ class ImageDataModule(LightningDataModule):
         sampler = sampler_class(len(images), self.seed, training, rank, world_size, labels)
         return self.loader(images, sampler, batch_size)
 
-    def state_dict(self) -> dict[str, int]:
+    @property
+    def _step_images(self) -> int:
+        """Images of all processes per batch."""
+        return int(self.batch_size) * (1 if self.trainer is None else self.trainer.world_size)
+
+    def state_dict(self) -> dict[str, Any]:
         """Returns the epoch and the number of batches done, to resume in the middle of an epoch.
 
         With another batch size or number of processes, training resumes after the same number of batches, not images.
         """
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        return (
+            {} if self._train_loader is None else self._train_loader.state_dict() | {"step_images": self._step_images}
+        )
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the position; Lightning calls `train_dataloader` later, or before with a strategy that shards."""
         self._resume_position = dict(state_dict)
+        before = self._resume_position.pop("step_images", None)
+        if before not in (None, self._step_images):
+            rank_zero_print(
+                f"note: the run had {before} images per step, now it has {self._step_images}: an epoch in progress "
+                "skips or repeats images\nto avoid it, change --data.batch_size with the number of processes"
+            )
         if self._train_loader is not None:
             self._train_loader.load_state_dict(self._resume_position)
 

@@ -208,6 +208,20 @@ def test_the_position_is_restored_before_or_after_the_loader_is_made(restored_fi
     assert [batch.batch_idx for batch in batches] == [2, 3, 4, 5]
 
 
+def test_another_number_of_images_per_step_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    states = []
+    for world, size in [(1, 200), (2, 100), (2, 200)]:
+        data = digits(batch_size=size)
+        data.trainer = fake_trainer(0, world)
+        data.train_dataloader()
+        states.append(data.state_dict())
+        data.load_state_dict(states[0])
+        note = "note: the run had 200 images per step, now it has 400" in capsys.readouterr().out
+        assert note == (world * size == 400)
+    data.load_state_dict({"epoch": 0, "done": 2})  # of an earlier version
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_a_trainer_resumes_exactly(trainer: Callable[..., Trainer], tmp_path: Path, step: int) -> None:
