@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,7 @@ def _export(cli: ProjectCLI) -> None:
     metadata["precision"] = json.dumps("int8" if settings["int8"] else "float32")
     if settings["int8"] or (settings["check"] and not settings["images"]):
         prepare_split(cli, "test")
+    _remove_abandoned(path)
     with atomic_write(path) as temporary:
         WRITERS[form](network, temporary, metadata)
         if settings["check"]:
@@ -122,6 +124,13 @@ def _export(cli: ProjectCLI) -> None:
         if settings["int8"]:
             _quantize(cli, network, known, temporary)
     _report(path, form, takes, metadata)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary files of killed exports; an export that is running has changed its own in the last hour."""
+    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+        if time.time() - left.stat().st_mtime > 3600:
+            left.unlink(missing_ok=True)
 
 
 def _target(settings: Namespace, cli: ProjectCLI) -> tuple[str, Path]:

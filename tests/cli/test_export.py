@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -225,6 +226,15 @@ def test_sigterm_leaves_no_file(exported: Path, place: Path, monkeypatch: pytest
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not [*place.iterdir()]
+
+
+def test_temporary_files_of_killed_exports_are_removed(exported: Path, place: Path) -> None:
+    killed, running = Path(".model.safetensors.0123abcd"), Path(".model.safetensors.4567cdef")
+    for path in (killed, running):
+        path.touch()
+    os.utime(killed, (0, 0))
+    run("export", "--ckpt_path", exported, "--output", "model.safetensors")
+    assert Path("model.safetensors").exists() and running.exists() and not killed.exists()
 
 
 @pytest.mark.parametrize("preprocessing", ["none", pytest.param("graph", marks=pytest.mark.slow)])
