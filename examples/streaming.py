@@ -35,11 +35,13 @@ class Stream(StreamingDataset):
 class StreamLoader(StreamingDataLoader):
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         self.dataset.set_epoch(obj["current_epoch"])  # otherwise `state_dict` would set another one
-        super().load_state_dict(obj)
+        place = self.dataset.input_dir  # the chunks may have been moved
+        own = obj["dataset"] | {"input_dir_path": place.path, "input_dir_url": place.url}
+        self.done = obj["num_samples_yielded"] // obj["dataset"]["batch_size"]  # batches
+        super().load_state_dict(obj | {"dataset": own})
 
     def __iter__(self) -> Any:
-        done = self.state_dict()["num_samples_yielded"] // self.batch_size if self.restore else 0
-        for number, samples in enumerate(super().__iter__(), done):
+        for number, samples in enumerate(super().__iter__(), self.done if self.restore else 0):
             self.restore = False  # of this epoch only; Lightning does not exhaust the iterator, as litdata expects
             yield as_batch(samples, self.current_epoch - 1, number)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 from lightning.pytorch import Callback
 
 from resnet_pl import ImageFolder, load_run
-from resnet_pl.cli.main import main
+from resnet_pl.cli import main as cli
 from tests.cli.commands import PROJECT, run
 from tests.conftest import write_photos
 from tests.test_distributed import run_forked
@@ -107,37 +110,79 @@ def test_resume_is_exact(folder: Path, workers: int, stops: list[int], monkeypat
         (start / str(step)).mkdir()
         monkeypatch.chdir(start / str(step))
         monkeypatch.setenv("STOP", str(step))
-        assert main([str(word) for word in fit]) == 143
+        assert cli.main([str(word) for word in fit]) == 143
         monkeypatch.delenv("STOP")
         run("fit", "--ckpt_path", "last")
         assert steps() == seen, step
         assert all(torch.equal(value, weights()[name]) for name, value in expected.items()), step
 
 
-def evaluate(folder: Path) -> None:
-    """Evaluates a checkpoint by its path alone, with one process and with two; compares it with the folder."""
-    run(*FIT, "--data.root", folder / "chunks", "--data.num_workers", "0", "--trainer.max_epochs", "1")
-    results = []
-    for count in (1, 2):
-        for command in ("test", "predict"):
-            argv = [command, "--ckpt_path", "best", "--data.eval_batch_size", "2"]
-            assert run_forked(count, Path.cwd(), *argv) == [0] * count
-        result = json.loads((RUN / "results.json").read_text())
-        results.append((result["images"], result["top1"], result["per_class"], predictions()))
-    assert results[0] == results[1] and results[0][0] == len(results[0][-1]) == 15
-    model, _ = load_run(RUN)
-    images = ImageFolder(str(folder / "photos"), **SPLITS)
-    images.setup("test")
-    names, labels = images.split("test").names, images.split("test").labels
-    found = model.predict([folder / "photos" / name for name in names])
-    assert [*results[0][-1]] == names and model.class_names == ["ant", "bee", "cat"]
-    assert [row["prediction"] for row in results[0][-1].values()] == [each.class_name for each in found]
-    correct = [each.class_name == model.class_names[label] for each, label in zip(found, labels, strict=True)]
-    assert results[0][1] == sum(correct) / 15
+def test_an_epoch_continues_with_moved_chunks_and_another_number_of_workers(folder: Path) -> None:
+    from examples.streaming import StreamedImages
+
+    def loader(place: Path, workers: int, state: dict[str, Any] | None = None) -> Any:
+        data = StreamedImages(str(place), batch_size=8, image_size=32, num_workers=workers)
+        data.setup("fit")
+        data.load_state_dict(state or {})
+        return data.train_dataloader()
+
+    def indices(batches: Iterable[Any]) -> list[int]:
+        return [index for batch in batches for index in batch.indices.tolist()]
+
+    expected, started = indices(loader(folder / "chunks", 0)), loader(folder / "chunks", 0)
+    batches = iter(started)
+    done, state = indices([next(batches), next(batches)]), started.state_dict()
+    moved = Path(shutil.copytree(folder / "chunks", "moved"))
+    assert done + indices(loader(moved, 0, state)) == expected
+    other = loader(moved, 2, state)
+    rest = list(other)
+    assert sorted(done + indices(rest)) == sorted(expected) and [batch.batch_idx for batch in rest] == [2, 3]
+    assert [(batch.epoch, batch.batch_idx) for batch in other] == [(1, index) for index in range(4)]
 
 
-@pytest.mark.process
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_image_is_evaluated_once(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from examples.streaming import StreamedImages
+
+    found: list[int] = []
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for rank in range(count):
+        monkeypatch.setenv("GLOBAL_RANK", str(rank))
+        data = StreamedImages(str(folder / "chunks"), eval_batch_size=2, image_size=32, num_workers=rank)
+        data.setup("test")
+        loader = data.test_dataloader()
+        batches = list(loader)
+        assert len(loader) == len(batches)
+        found += [index for batch in batches for index in batch.indices.tolist()]
+    assert sorted(found) == list(range(15))
+
+
+def evaluate(test: Callable[..., None]) -> tuple[float, dict[str, Any], dict[str, dict[str, str]]]:
+    """Evaluates a checkpoint by its path alone; returns the accuracy, the results per class and the predictions."""
+    for command in ("test", "predict"):
+        test(command, "--ckpt_path", "best", "--data.eval_batch_size", "2")
+    result = json.loads((RUN / "results.json").read_text())
+    assert result["images"] == len(predictions()) == 15
+    return result["top1"], result["per_class"], predictions()
+
+
 def test_evaluation_equals_that_of_the_folder(folder: Path) -> None:
+    run(*FIT, "--data.root", folder / "chunks", "--data.num_workers", "0", "--trainer.max_epochs", "1")
+    top1, _, predicted = evaluate(run)
+    model, _ = load_run(RUN)
+    data = ImageFolder(str(folder / "photos"), **SPLITS)
+    data.setup("test")
+    names, labels = data.split("test").names, data.split("test").labels
+    found = model.predict([folder / "photos" / name for name in names])
+    assert [*predicted] == names and model.class_names == ["ant", "bee", "cat"]
+    assert [row["prediction"] for row in predicted.values()] == [each.class_name for each in found]
+    correct = [each.class_name == model.class_names[label] for each, label in zip(found, labels, strict=True)]
+    assert top1 == sum(correct) / 15
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_processes_have_the_figures_of_one(folder: Path) -> None:
     # In a new process: one that forks must not have threads.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "tests.examples.test_streaming", str(folder)]
@@ -145,6 +190,15 @@ def test_evaluation_equals_that_of_the_folder(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    evaluate(Path(sys.argv[1]))
+    run(*FIT, "--data.root", folder / "chunks", "--data.num_workers", "0", "--trainer.max_epochs", "1")
+
+    def fork(count: int, *argv: str) -> None:
+        assert run_forked(count, Path.cwd(), *argv) == [0] * count
+
+    assert evaluate(partial(fork, 1)) == evaluate(partial(fork, 2))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
