@@ -69,7 +69,7 @@ def trial(photos: Path, rng: random.Random, folder: Path) -> dict[str, Any]:
     trained = path.name in TRAINED
     if path.parent.name == "recipes" and not path.name.startswith("cifar10"):
         argv[1:1], trained = _base(path, photos), True
-    elif path.name == "imagenet.yaml":
+    elif path.name.startswith("imagenet"):
         argv += ["--data.root", photos.resolve()]
     # An argument of a new process cannot contain a zero byte.
     real = rng.random() < REAL and not any("\0" in str(word) for word in argv)
