@@ -103,8 +103,9 @@ class Doctor:
                 options.try_network(self.cli.model, batch, step, start)
         else:
             self.found.missing.append("precision, memory format, compile: they make only the network faster")
-        for text in self.found.options or ["nothing: no other option was more than 5 % faster"]:
+        for text in self.found.options or ["nothing"]:
             print_row("suggest", text)
+        print_row("tried", "; ".join(self.found.tried) or None)
         for text in self.found.missing:
             print_row("skipped", text)
 

@@ -33,10 +33,12 @@ class Suggestions:
 
     Attributes:
         options: options with their gain.
+        tried: options whose gain is too small.
         missing: what was not measured, and why.
     """
 
     options: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -57,17 +59,18 @@ class SpeedOptions:
     found: Suggestions
 
     def _gain(self, speed: float, reference: float, batch: Any = None) -> float:
-        """Returns the gain over a reference, which is measured again if there is one: both vary."""
-        if speed < (1 + MIN_GAIN) * reference:
-            return 0.0
-        again, _ = self.trials.speed(self.seconds, batch)
-        return speed / max(again, reference) - 1
+        """Returns the gain over a reference, which is measured again before a gain counts: measurements vary."""
+        if speed >= (1 + MIN_GAIN) * reference:
+            reference = max(reference, self.trials.speed(self.seconds, batch)[0])
+        return speed / reference - 1
 
     def _suggest(self, option: str, gain: float, cost: float = 0, note: str = "") -> None:
         """Suggests an option if its gain, minus a cost in seconds that is paid once, is large enough in this run."""
         saved = gain / (1 + gain) - (cost / self.run_seconds if cost else 0)
         if saved >= MIN_GAIN / (1 + MIN_GAIN):
             self.found.options.append(f"{option}: {gain:.0%} more images/s{note}")
+        else:
+            self.found.tried.append(f"{option} ({gain:+.0%} images/s)")
 
     def try_workers(self, both: float) -> None:
         """Tries other numbers of workers."""

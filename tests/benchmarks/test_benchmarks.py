@@ -16,6 +16,7 @@ from benchmarks import (
     accuracy,
     calibration,
     depth,
+    doctor,
     epoch,
     gpu,
     growth,
@@ -253,6 +254,33 @@ def test_scaled_decoding(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         ["1", "51.00%", "53.00%", "+2.00"],
         ["mean", "", "", "+2.00 ± 0.00"],
     ]
+
+
+def test_predictions_of_doctor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(script: str, one: dict[str, Any]) -> dict[str, float]:
+        calls.append(one["seconds"])
+        return {"seconds": 20 if one["seconds"] else 25, "memory": 1.0, "speed": 1500}
+
+    calls: list[float | None] = []
+    monkeypatch.setattr(doctor, "run_in_subprocess", measure)
+    for _ in range(2):
+        doctor.main(["--only", "digits", "--flowers", "/my/photos", "--state", str(tmp_path / "state.json")])
+    text = capsys.readouterr().out
+    cells = [
+        "20 predicted, 25 measured (0.80)",
+        "1.0 predicted, 1.0 measured (1.00)",
+        "1,500 predicted, 1,500 measured",
+    ]
+    assert all(cell in text for cell in cells) and "--flowers data/flower_photos" in text
+    assert calls == [30, None], "a measurement is repeated"
+
+
+@pytest.mark.slow
+def test_doctor_and_the_run_are_measured(tmp_path: Path) -> None:
+    predicted, measured = (doctor.one("digits", {}, seconds) for seconds in (2, None))
+    assert all(predicted[name] > 0 and measured[name] > 0 for name in doctor.FORMATS)
 
 
 @pytest.mark.process

@@ -90,6 +90,7 @@ def test_a_page_and_a_plot_and_nothing_else(capsys: pytest.CaptureFixture[str]) 
     assert "GB of memory at its peak; checkpoints 1 MB" in page["memory"]
     assert "all 1,257 training images" in page["fits"] and "--model.base_batch_size 64" in page["fits"]
     assert "0.1 is configured, the range test suggests 0" in page["lr"] and "--seconds 180" in page["skipped"]
+    assert "--model.channels_last false" in page["suggest"] + page.get("tried", "")
     with Image.open("doctor/learning_rate.png") as image:
         assert image.width > 500
     assert [path.name for path in Path().rglob("*")] == ["doctor", "learning_rate.png"]

@@ -49,6 +49,7 @@ def leaves(config: dict[str, Any], prefix: str = "") -> set[str]:
     ("subcommand", "sentence", "own"),
     [
         ("fit", "Trains a model and validates it after every epoch.", "checkpoint.every_n_steps"),
+        ("doctor", "Measures a training for about a minute", "seconds"),
         ("validate", "Evaluates a checkpoint on the validation set.", "tta"),
         ("test", "Evaluates a checkpoint on the test set.", "tta"),
         ("predict", "Classifies images with a checkpoint", "images"),
