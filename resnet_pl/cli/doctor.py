@@ -35,6 +35,8 @@ OUTPUT = "Folder for learning_rate.png, the plot of the range test."
 SECONDS = f"Time of all measurements, about; a slow network takes longer. From {COMPILE_SECONDS}, compile is tried too."
 # Learning rates of the range test, and the smallest and the largest number of its steps.
 FIRST_RATE, LAST_RATE, MIN_STEPS, MAX_STEPS = 1e-5, 10, 60, 200
+# Smallest ratio of the suggested learning rate to a smaller one that is configured.
+MIN_RATIO = 3
 
 
 def add_arguments(parser: LightningArgumentParser, name: str) -> None:
@@ -185,17 +187,21 @@ class Doctor:
         except UserError:  # NaN, or a schedule that is shorter than the test
             if not test.losses:
                 raise
-        suggested = suggest_rate(test.rates, test.losses)
+        found, configured = suggest_rate(test.rates, test.losses), test.configured
         path = Path(cli.config["output"]) / "learning_rate.png"
-        save_png(range_plot(test.rates, test.losses, suggested, test.configured), path)
-        if suggested is None:
+        save_png(range_plot(test.rates, test.losses, found and found[0], configured), path)
+        if found is None:
             more = "" if steps == MAX_STEPS else "; a larger --seconds gives more"
             self.found.missing.append(f"learning rate: the loss decreased too little in {steps} steps{more} ({path})")
             return
-        print_row("lr", f"{test.configured:g} is configured, the range test suggests {suggested:g}: {path}")
-        ratio = suggested / test.configured
-        if max(ratio, 1 / ratio) >= 3:
-            self.found.options.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}")
+        suggested, largest = found
+        print_row(
+            "lr", f"{configured:g} is configured; the range test suggests {suggested:g}, at most {largest:g}: {path}"
+        )
+        if configured > largest or suggested >= MIN_RATIO * configured:
+            # A warm-up allows a larger learning rate than that of the first steps.
+            warmup = ", or a longer --model.schedule.warmup" if configured > largest else ""
+            self.found.options.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}{warmup}")
 
 
 def bottleneck(loader: float, step: float, both: float) -> str:

@@ -15,11 +15,11 @@ MARGIN = 0.1
 MIN_DECREASE = 0.12
 
 
-def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Returns the learning rate that a range test suggests, with one significant digit.
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the learning rate that a range test suggests, and the largest useful one, with one significant digit.
 
-    It is the geometric mean of two: the one at which half of the decrease is reached, which is low, because the test is
-    short; and the largest one whose loss is still near the minimum, which is near divergence.
+    The latter is the largest one whose loss is still near the minimum. The suggestion is the geometric mean of it and
+    of the one at which half of the decrease is reached. Both are rather low: the test is short and has no warm-up.
 
     Args:
         rates: the tested learning rates, ascending.
@@ -38,7 +38,7 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | Non
         return None
     middle = rates[int(np.argmax(values <= start.mean() - decrease / 2))]
     largest = rates[int(np.flatnonzero(values <= values.min() + MARGIN * decrease)[-1])]
-    return float(f"{math.sqrt(middle * largest):.0e}")
+    return float(f"{math.sqrt(middle * largest):.0e}"), float(f"{largest:.0e}")
 
 
 def range_plot(

@@ -89,7 +89,7 @@ def test_a_page_and_a_plot_and_nothing_else(capsys: pytest.CaptureFixture[str]) 
     )
     assert "GB of memory at its peak; checkpoints 1 MB" in page["memory"]
     assert "all 1,257 training images" in page["fits"] and "--model.base_batch_size 64" in page["fits"]
-    assert "0.1 is configured, the range test suggests 0" in page["lr"] and "--seconds 180" in page["skipped"]
+    assert "0.1 is configured; the range test suggests" in page["lr"] and "--seconds 180" in page["skipped"]
     assert "--model.channels_last false" in page["suggest"] + page.get("tried", "")
     with Image.open("doctor/learning_rate.png") as image:
         assert image.width > 500
@@ -112,7 +112,9 @@ def test_the_suggested_rate_of_a_convex_problem_is_stable(capsys: pytest.Capture
     words = ["--model", f"{__name__}.Quadratic", "--data", "tests.own.PlainData", "--trainer.max_epochs", 3]
     page = rows(printed(capsys, "doctor", *words, *FAST))
     option, rate = page["suggest"].splitlines()[0].split()
-    assert option == "--model.lr" and 0.02 <= float(rate) < 0.2
+    assert option == "--model.lr" and 0.005 <= float(rate) < 0.2
+    too_large = rows(printed(capsys, "doctor", *words, "--model.lr", 1, *FAST))["suggest"]
+    assert f"--model.lr {rate}, or a longer" in too_large
     assert "largest batch size: it needs a data module of this project" in page["skipped"]
 
 
@@ -170,6 +172,6 @@ def test_the_rate_that_a_range_test_suggests() -> None:
     noise = 0.01 * np.random.default_rng(0).normal(size=100)
     # The loss decreases up to a rate of 0.4 and then grows.
     losses = 2.3 - np.clip(np.log10(rates / 1e-3), 0, np.log10(400)) / 3 + 5 * np.clip(rates - 0.4, 0, None) + noise
-    assert suggest_rate(rates, losses) == pytest.approx(0.09, rel=0.3)
+    assert suggest_rate(rates, losses) == pytest.approx((0.09, 0.4), rel=0.3)
     assert suggest_rate(rates, [*losses[:70], *[np.nan] * 30]) is not None
     assert suggest_rate(rates, 2.3 + noise) is None and suggest_rate(rates[:3], [2.3, 2.2, 2.1]) is None
