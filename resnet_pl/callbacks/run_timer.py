@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from resnet_pl.callbacks.resources import memory_in_use, peak_memory, run_seconds
+from resnet_pl.callbacks.resources import describe_memory, memory_in_use, peak_memory, run_seconds
 from resnet_pl.callbacks.timing import SKIPPED, BatchTimer
 
 # Smallest number of measured training batches.
@@ -27,6 +27,7 @@ class RunTimer(BatchTimer):
         epoch_batches: training batches of an epoch; infinite if it has no end.
         run_batches: those of the run.
         memory: of the process, bytes: before the first batch, and the peak after the measured ones; NaN if unknown.
+        memory_text: the peak at the end, as text.
         state_bytes: gradients and optimizer state.
     """
 
@@ -34,7 +35,7 @@ class RunTimer(BatchTimer):
         super().__init__(SKIPPED, MIN_BATCHES, seconds, stops=True)
         self._called = self._ended = time.perf_counter()
         self.epoch_batches = self.run_batches = self.val_check_batch = math.inf
-        self.memory, self.state_bytes = (math.nan, math.nan), 0
+        self.memory, self.state_bytes, self.memory_text = (math.nan, math.nan), 0, ""
         self._times: list[float] = []  # of the start of a validation, and of the end of each batch
         self._validations: list[tuple[float, float]] = []  # a batch; all but the batches
         self._epoch_ends: list[float] = []
@@ -84,6 +85,7 @@ class RunTimer(BatchTimer):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_ends.append(time.perf_counter() - self._ended)
+        self.memory_text = describe_memory(pl_module)  # later the module is on the CPU
 
     def parts(self, val_batches: int, every_n_epochs: int | None) -> dict[str, float]:
         """Returns the predicted seconds of the parts of the run: training, validation, checkpoints, start.

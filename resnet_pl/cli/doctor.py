@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl.callbacks.finders import LEARNING_RATES
-from resnet_pl.callbacks.resources import describe_memory, duration, free_memory, memory_in_use
+from resnet_pl.callbacks.resources import duration, free_memory, memory_in_use
 from resnet_pl.callbacks.run_summary import print_description, print_row
 from resnet_pl.callbacks.run_timer import RunTimer
 from resnet_pl.callbacks.timing import RangeTest
@@ -84,13 +84,13 @@ class Doctor:
         if timer.batch_seconds is None:
             raise UserError("doctor: the run has too few batches to measure\nraise --trainer.max_epochs")
         print_description(trainer, self.cli.model)
-        memory, both = describe_memory(self.cli.model), timer.images_per_second
+        both = timer.images_per_second
         loader, batch = self.trials.loader_speed(self.seconds)
         step, start = self.trials.speed(self.seconds, batch)
         print_row("speed", f"data loading alone {_rate(loader)}, network alone {_rate(step)}, together {_rate(both)}")
         print_row("", bottleneck(loader, step, both))
         total = self._predict(timer)
-        print_row("memory", f"{memory} at its peak{self._disk()}")
+        print_row("memory", f"{timer.memory_text} at its peak{self._disk()}")
         self._batch_size(trainer, timer, batch)
         self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
         options = SpeedOptions(self.trials, self.seconds, total, self.found)
