@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import shlex
@@ -137,21 +138,32 @@ def grid_values(grid: Sequence[str], options: Sequence[str]) -> list[dict[str, s
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     names = [run_name(each) for each in combinations]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"sweep: two runs of the grid have the name {twice[0]}\nremove the duplicate value")
+        raise UserError(f"sweep: two runs of the grid have the name {twice[0]}\nremove or rename one of the values")
     return combinations
 
 
 def key_values(option: str, text: str) -> tuple[str, list[str]]:
     """Splits `KEY=VALUE,VALUE` of an option; raises UserError if a part is missing."""
     key, equals, values = text.partition("=")
-    # A comma inside brackets belongs to the value.
-    listed = re.split(r",(?![^\[{]*[\]}])", values)
+    listed = split_values(values)
     if not equals or not key.strip("-") or not all(listed):
         example = "model.backbone.depth=20,56"
         raise UserError(
             f"sweep: --{option} {text} is not of the form KEY=VALUE,VALUE\nfor example --{option} {example}"
         )
     return key.removeprefix("--"), listed
+
+
+def split_values(text: str) -> list[str]:
+    """Splits a text at its commas. A comma inside brackets belongs to a value."""
+    listed, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            listed.append("")
+        else:
+            listed[-1] += letter
+    return listed
 
 
 def run_name(values: Mapping[str, Any]) -> str:
@@ -166,4 +178,6 @@ def _value_slug(key: str, value: str) -> str:
         text = Path(value).stem if last == "config" else runs.class_name(value)
     else:
         text = f"{'seed' if last == 'seed_everything' else last}{value}"
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    slug = re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    # File names have at most 255 bytes.
+    return slug if len(slug) <= 100 else f"{slug[:60]}_{hashlib.sha256(value.encode()).hexdigest()[:8]}"

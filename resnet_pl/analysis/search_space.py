@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from resnet_pl.analysis.grid import key_values
+from resnet_pl.analysis.grid import key_values, run_name
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
@@ -30,15 +30,21 @@ def search_space(search: Sequence[str]) -> dict[str, BaseDistribution]:
         key, values = key_values("search", text)
         if key in space:
             raise UserError(f"sweep: two --search of {key}\nremove one")
-        space[key] = _range(text, values[0]) if len(values) == 1 else _choice(text, values)
+        space[key] = _range(text, values[0]) if len(values) == 1 else _choice(text, key, values)
     return space
 
 
-def _choice(text: str, values: list[str]) -> BaseDistribution:
+def _choice(text: str, key: str, values: list[str]) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution
 
     if len({*values}) < len(values):
         raise UserError(f"sweep: --search {text} has a value twice\nremove it")
+    # A trial is found by its name.
+    names = [run_name({key: value}) for value in values]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"sweep: --search {text}: two values have the run name {twice[0]}\nremove or rename one of them"
+        )
     return CategoricalDistribution(values)
 
 

@@ -79,7 +79,10 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     else:
         print(*notes, sep="\n")
     ended = [task for task in tasks if task in pruned or trained[task]]
-    print(_checkpoint_sizes([path for task in ended for run in task.runs for path in run.started()], chosen, keep))
+    # A diverged run would diverge again. After another missing run, another setting may be the best.
+    missing = lost or untested or {*failed} - {task.name for task in pruned}
+    folders = [path for task in ended for run in task.runs for path in run.started()]
+    print(_checkpoint_sizes(folders, chosen, "missing" if keep == "best" and missing else keep))
     print_failed([*failed, *untested], len(tasks))
     return int(bool(failed or untested or lost))
 
@@ -107,9 +110,17 @@ def _trained(task: Task) -> list[Path]:
 
 
 def choose(trained: Sequence[Path]) -> list[Path]:
-    """Returns the run folders of the setting with the best mean validation over its seeds; one for each dataset."""
-    groups = best_groups(group_runs(read_runs(trained, require_test=False)[0])) if trained else []
-    return [run.path for group in groups for run in group.runs]
+    """Returns the run folders of the setting with the best mean validation over its seeds; one for each dataset.
+
+    A setting with fewer runs than another, because some have failed or diverged, is not chosen: the other ones may be
+    the lucky ones.
+    """
+    groups = group_runs(read_runs(trained, require_test=False)[0]) if trained else []
+    most: dict[str, int] = {}
+    for group in groups:
+        most[group.data] = max(len(group.runs), most.get(group.data, 0))
+    complete = [group for group in groups if len(group.runs) == most[group.data]]
+    return [run.path for group in best_groups(complete) for run in group.runs]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -117,7 +128,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _checkpoint_sizes(folders: Iterable[Path], chosen: Sequence[Path], keep: str) -> str:
-    """Removes checkpoints if `keep` is `best`; returns the sizes of what stays and of what was removed, as text."""
+    """Removes checkpoints if `keep` is `best`; returns the sizes of what stays and of what was removed, as text.
+
+    `keep` is `missing` if it would be `best`, but runs are missing.
+    """
     sizes = {"stay": 0, "removed": 0}
     for folder in folders:
         remove = keep == "best" and bool(chosen) and folder not in chosen
@@ -128,4 +142,6 @@ def _checkpoint_sizes(folders: Iterable[Path], chosen: Sequence[Path], keep: str
     text = f"Checkpoints: {sizes['stay'] / 1e6:,.1f} MB"
     if keep == "best":
         return f"{text} of the chosen runs, {sizes['removed'] / 1e6:,.1f} MB removed"
+    if keep == "missing":
+        return f"{text}; none are removed, because runs are missing"
     return f"{text}; --keep best removes those of other runs"
