@@ -195,10 +195,10 @@ class Doctor:
             self.found.missing.append(f"learning rate: the loss decreased too little in {steps} steps{more} ({path})")
             return
         suggested, largest = found
-        print_row(
-            "lr", f"{configured:g} is configured; the range test suggests {suggested:g}, at most {largest:g}: {path}"
-        )
-        if configured > largest or suggested >= MIN_RATIO * configured:
+        change = configured > largest or suggested >= MIN_RATIO * configured
+        text = f"{configured:g} is configured; the range test suggests {suggested:g} to {largest:g}"
+        print_row("lr", f"{text}{'' if change else ', so it can stay'}: {path}")
+        if change:
             # A warm-up allows a larger learning rate than that of the first steps.
             warmup = ", or a longer --model.schedule.warmup" if configured > largest else ""
             self.found.options.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}{warmup}")
