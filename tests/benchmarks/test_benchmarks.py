@@ -182,6 +182,7 @@ def test_overhead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert "lightning/pytorch" in out
 
 
+@pytest.mark.slow
 def test_epoch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epoch, "BATCH", 8)
     monkeypatch.setattr(epoch, "cifar_resnet", lambda depth: cifar_resnet(8))
@@ -305,12 +306,14 @@ def test_two_processes_train() -> None:
     assert processes.images_per_second(2, 256, 2) > 0
 
 
+@pytest.mark.slow
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     growth.main(["--batches", "--sizes", "--images", "128", "--rounds", "1"])
     rows = [row for row in table_rows(capsys.readouterr().out, "|") if row[0] in ("128", "256", "512")]
     assert [row[0] for row in rows] == ["128", "256", "512"] and rows[0][2] == "1.00"
 
 
+@pytest.mark.slow
 def test_latency(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
