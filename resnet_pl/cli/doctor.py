@@ -155,12 +155,13 @@ class Doctor:
             fits, how = self.trials.largest_batch(batch, images), ""
         else:
             before, peak = timer.memory
-            per_image = (peak - before - timer.state_bytes) / timer.images
+            # A step of a small network can fit into memory that the process had before.
+            per_image = max((peak - before - timer.state_bytes) / timer.images, batch.images[0].nbytes)
             free = free_memory() + memory_in_use() - before - timer.state_bytes
             if math.isnan(per_image + free):
                 self.found.missing.append("largest batch size: the free memory is not known on this system")
                 return
-            fits, how = int(free / max(per_image, 1)), f" ({per_image / 1e6:.1f} MB per image, {free / GB:.1f} GB free)"
+            fits, how = int(free / per_image), f" ({per_image / 1e6:.1f} MB per image, {free / GB:.1f} GB free)"
         if fits >= images:
             text = f"all {images:,} training images"
         else:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from resnet_pl.callbacks import run_timer
 from resnet_pl.callbacks.timing import BatchTimer
 from resnet_pl.cli import doctor, parser
 from resnet_pl.cli.doctor import bottleneck
@@ -94,6 +95,16 @@ def test_a_page_and_a_plot_and_nothing_else(capsys: pytest.CaptureFixture[str]) 
     with Image.open("doctor/learning_rate.png") as image:
         assert image.width > 500
     assert [path.name for path in Path().rglob("*")] == ["doctor", "learning_rate.png"]
+
+
+def test_the_memory_of_an_image_is_never_negative(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the step had fitted into memory that the process had before."""
+    monkeypatch.setattr(run_timer, "peak_memory", lambda device: 1.0)
+    words = [*BARE, "--model.backbone", f"{__name__}.QuickNet"]
+    fits = rows(printed(capsys, "doctor", *words, *FAST))["fits"]
+    assert "all 1,257 training images in a batch (0.0 MB per image" in fits
 
 
 def test_slow_data_is_named_and_workers_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
