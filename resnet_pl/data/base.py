@@ -233,7 +233,9 @@ class ImageDataModule(LightningDataModule):
         """Restores the position; Lightning calls `train_dataloader` later, or before with a strategy that shards."""
         self._resume_position = dict(state_dict)
         before = self._resume_position.pop("step_images", None)
-        if before not in (None, self._step_images):
+        # Only a training continues an epoch; Lightning also restores the state for an evaluation.
+        training = self.trainer is not None and self.trainer.state.fn == "fit"
+        if training and before not in (None, self._step_images):
             rank_zero_print(
                 f"note: the run had {before} images per step, now it has {self._step_images}: an epoch in progress "
                 "skips or repeats images\nto avoid it, change --data.batch_size with the number of processes"

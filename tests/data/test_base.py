@@ -21,8 +21,8 @@ def digits(**kwargs: object) -> Digits:
 
 def fake_trainer(rank: int, world: int) -> SimpleNamespace:
     """Stands in for a Trainer: the attributes that the loaders read."""
-    device = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(global_rank=rank, world_size=world, num_devices=world, strategy=device)
+    device, state = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(fn="fit")
+    return SimpleNamespace(global_rank=rank, world_size=world, num_devices=world, strategy=device, state=state)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,9 @@ def test_another_number_of_images_per_step_is_noted(capsys: pytest.CaptureFixtur
         note = "note: the run had 200 images per step, now it has 400" in capsys.readouterr().out
         assert note == (world * size == 400)
     data.load_state_dict({"epoch": 0, "done": 2})  # of an earlier version
+    data.trainer = fake_trainer(0, 2)
+    data.trainer.state.fn = "test"
+    data.load_state_dict(states[0])
     assert not capsys.readouterr().out
 
 
