@@ -23,7 +23,7 @@ class StreamedSplit(ImageFileDataset):
     def stream(self, training: bool, **kwargs: Any) -> Any:
         images = Stream(self.url, shuffle=training, seed=self.seed)
         images.split = self
-        if not training:  # each process gets whole batches, and needs one
+        if not training:  # each process needs a batch
             share = len(self.names) // images.distributed_env.world_size
             kwargs["batch_size"] = max(1, min(kwargs["batch_size"], share))
         return StreamLoader(images, drop_last=training, collate_fn=collate, **kwargs)

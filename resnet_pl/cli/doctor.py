@@ -156,7 +156,8 @@ class Doctor:
         else:
             before, peak = timer.memory
             # A step of a small network can fit into memory that the process had before.
-            per_image = max((peak - before - timer.state_bytes) / timer.images, batch.images[0].nbytes)
+            values: Any = batch.images[0]
+            per_image = max((peak - before - timer.state_bytes) / timer.images, values.nbytes)
             free = free_memory() + memory_in_use() - before - timer.state_bytes
             if math.isnan(per_image + free):
                 self.found.missing.append("largest batch size: the free memory is not known on this system")
