@@ -1,6 +1,6 @@
 """Packs a folder of class folders into litdata chunks of 64 MB, with the splits that `fit` would make.
 
-python examples/convert_to_litdata.py data/flower_photos data/flower_chunks
+python -m examples.convert_to_litdata data/flower_photos data/flower_chunks
 """
 
 import argparse
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(read_file, files, f"{output}/{name}", workers)
         about[name] = list(zip(*images, strict=True))
     write(str, [json.dumps(about)], f"{output}/about", 1)
+    counts = [f"{len(split.names):,} {name}" for name, split in data.splits.items()]
+    print(f"Wrote {' + '.join(counts)} images to {output}")
 
 
 if __name__ == "__main__":

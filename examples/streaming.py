@@ -1,6 +1,7 @@
 """Streams images from litdata chunks, in a folder or an object store: for more images than a disk holds.
 
-python examples/convert_to_litdata.py data/flower_photos data/flower_chunks
+pip install litdata
+python -m examples.convert_to_litdata data/flower_photos data/flower_chunks
 python cli.py fit --config configs/folder.yaml --data examples.streaming.StreamedImages --data.root data/flower_chunks
 """
 

@@ -155,8 +155,8 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         text = f"unexpected argument {match[1]}"
     elif hint := _needs_objects(message):
         text = hint
-    elif re.search("No module named 'timm|import of timm", message):
-        text = "needs the package timm\npip install timm"
+    elif match := re.search("(?:No module named '|import of )(timm|litdata)", message):
+        text = f"needs the package {match[1]}\npip install {match[1]}"
     elif match := re.match("the following arguments are required: (.*)", lines[0]):
         return ", ".join(f"{key}.{name}" if key else name for name in match[1].split(", ")) + ": required"
     elif key in OTHER_TRANSFORMS and _is_other_class(lines):
@@ -170,7 +170,7 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
         lines = [
             re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", line).replace("a typing.Literal", "one of ") for line in lines
         ]
-        lines = [line for line in lines if not UNKNOWN_CLASS.match(line)] or lines
+        lines = [line for line in lines if not UNKNOWN_CLASS.match(line) and "of type Tensor" not in line] or lines
         others = lines[1:2] if lines[0].startswith("Expected") else []
         if key.endswith("backbone") and "does not correspond to a subclass of Module" in lines[0]:
             lines[0] += "\nannotate a function with -> nn.Module"

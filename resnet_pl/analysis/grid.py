@@ -19,6 +19,9 @@ from resnet_pl.utils import UserError
 
 # Options that the sweep sets for each run.
 RESERVED_OPTIONS = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--config", "-c")
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+# A range of numbers, which a search takes and a grid does not.
+RANGE = rf"(log:)?({_NUMBER}):({_NUMBER})"
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def grid_values(grid: Sequence[str], options: Sequence[str]) -> list[dict[str, s
     if own := [word for word in options if word.split("=")[0] in RESERVED_OPTIONS]:
         raise UserError(f"sweep: {own[0]} is not allowed after --: the sweep sets it for each run\nremove it")
     values = dict(key_values("grid", text) for text in grid)
+    if found := [text for text in grid if any(re.fullmatch(RANGE, value) for value in key_values("grid", text)[1])]:
+        hint = "separate values by commas, or use --search"
+        raise UserError(f"sweep: --grid {found[0]} has a range; a grid has values\n{hint}")
     if len(values) < len(grid):
         raise UserError(f"sweep: duplicate key in {' '.join(grid)}\ngive all values of a key in one --grid")
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]

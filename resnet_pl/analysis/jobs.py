@@ -96,6 +96,8 @@ class Jobs:
                 self._stop(pool)
                 if not isinstance(error, Exception):
                     print("Interrupted. Rerun the same command to resume.", flush=True)
+                if isinstance(error, KeyboardInterrupt):
+                    sys.exit(130)  # otherwise the command would say a second time that it was interrupted
                 raise
             finally:
                 signal.signal(signal.SIGTERM, before)

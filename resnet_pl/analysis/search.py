@@ -259,6 +259,8 @@ class Search:
             mpl.use("agg")
             for name, function in plots.items() if len(values) > 1 else ():
                 axes = getattr(self._optuna.visualization.matplotlib, function)(self._study, target_name=self.monitor)
+                if name == "history":
+                    axes.xaxis.get_major_locator().set_params(integer=True)  # trials have no fractions
                 written.append(f"{name}.png")
                 with atomic_write(self._folder / written[-1]) as partial:
                     axes.figure.savefig(partial, format="png", bbox_inches="tight", dpi=120)

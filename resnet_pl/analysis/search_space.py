@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from resnet_pl.analysis.grid import key_values, run_name
+from resnet_pl.analysis.grid import RANGE, key_values, run_name
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 def search_space(search: Sequence[str]) -> dict[str, BaseDistribution]:
@@ -52,7 +50,7 @@ def _range(text: str, value: str) -> BaseDistribution:
     """A range of whole numbers if both ends are written without a point, else of numbers."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    parts = re.fullmatch(rf"(log:)?({NUMBER}):({NUMBER})", value)
+    parts = re.fullmatch(RANGE, value)
     if parts is None:
         forms = "KEY=0.0:0.2, KEY=log:0.001:0.3, KEY=16:64 for whole numbers, or KEY=SGD,Adam"
         raise UserError(f"sweep: --search {text} is neither a range nor several values\nuse {forms}")

@@ -75,7 +75,7 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     notes += [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
     notes += [f"Pruned or diverged: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
     if paths:
-        compare(paths, folder, [*notes, *_test_notes(paths, chosen, test)], chosen)
+        compare(paths, folder, [*notes, *_test_notes(paths, chosen, test, keep)], chosen)
     else:
         print(*notes, sep="\n")
     ended = [task for task in tasks if task in pruned or trained[task]]
@@ -95,12 +95,13 @@ def _busy(tasks: Sequence[Task], jobs: Jobs, verb: str) -> bool:
     return bool(busy)
 
 
-def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool) -> list[str]:
+def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool, keep: str) -> list[str]:
     """Why some runs are not tested."""
+    removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
     if not test and len(chosen) < len(paths):
         reason = "Only the chosen runs are tested." if chosen else "No setting is chosen: the runs have no validation."
-        return [f"{reason} --test tests all of them."]
-    removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
+        can_test = not removed and (keep == "all" or not chosen)
+        return [f"{reason} --test tests all of them." if can_test else reason]
     return [f"Not tested, because the checkpoints were removed: {counted(len(removed), 'run')}"] if removed else []
 
 
@@ -132,9 +133,11 @@ def _checkpoint_sizes(folders: Iterable[Path], chosen: Sequence[Path], keep: str
 
     `keep` is `missing` if it would be `best`, but runs are missing.
     """
-    sizes = {"stay": 0, "removed": 0}
+    sizes, others = {"stay": 0, "removed": 0}, False
     for folder in folders:
-        remove = keep == "best" and bool(chosen) and folder not in chosen
+        other = bool(chosen) and folder not in chosen
+        remove = keep == "best" and other
+        others |= other and bool(_checkpoints(folder))
         for path in _checkpoints(folder):
             sizes["removed" if remove else "stay"] += path.stat().st_size
             if remove:
@@ -144,4 +147,4 @@ def _checkpoint_sizes(folders: Iterable[Path], chosen: Sequence[Path], keep: str
         return f"{text} of the chosen runs, {sizes['removed'] / 1e6:,.1f} MB removed"
     if keep == "missing":
         return f"{text}; none are removed, because runs are missing"
-    return f"{text}; --keep best removes those of other runs"
+    return f"{text}; --keep best removes those of other runs" if others else text

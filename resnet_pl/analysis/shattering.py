@@ -184,6 +184,7 @@ def plot_autocorrelations(results: Mapping[tuple[str, int], np.ndarray]) -> np.n
         over_layers.set_title("at lag 1: mean, and range over initializations", loc="left", fontsize=10, color=MUTED)
         style_axes(over_lag, "lag (points)", "autocorrelation of the gradient")
         style_axes(over_layers, "layers", "autocorrelation at lag 1")
+        over_layers.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return render(figure)
 
 

@@ -51,7 +51,8 @@ def _top1_by_run(groups: Sequence[Group], path: Path) -> None:
     axes.set_yticks(range(len(groups)), names, fontsize=10, parse_math=False)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.margins(x=0.08)
-    style_axes(axes, "top-1 (%)")
+    repeated = any(len(group.runs) > 1 for group in groups)
+    style_axes(axes, "top-1 (%), mean ± standard deviation" if repeated else "top-1 (%)")
     if count > MAX_RUNS:
         axes.set_title(f"the first {MAX_RUNS} of {count} rows of the table", loc="left", fontsize=10, color=MUTED)
     axes.tick_params(axis="y", labelcolor=INK)

@@ -142,7 +142,8 @@ def test_an_interrupted_trial_resumes(processes: Processes, capsys: pytest.Captu
 
     processes.interrupt = interrupt
     assert main([*LR, "--trials", "2", *DATA]) == 130
-    assert "Rerun the same command to resume." in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert out.endswith("Interrupted. Rerun the same command to resume.\n") and err == ""
     (first,) = processes.fits
     processes.interrupt = lambda: None
     processes.started.clear()

@@ -135,14 +135,16 @@ def test_keep_best_removes_the_checkpoints_of_other_runs(
     processes.val_top1 = depth_decides
     processes.fails = {NAMES[0]}
     assert main(["sweep", *GRID, "--name", "s"]) == 1
-    assert "Checkpoints: 1.5 MB; --keep best" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Checkpoints: 1.5 MB; --keep best" in out and "--test tests all of them" in out
     # The missing run may change what is the best.
     assert main(["sweep", *GRID, "--name", "s", "--keep", "best"]) == 1
     assert "Checkpoints: 1.5 MB; none are removed, because runs are missing" in capsys.readouterr().out
     assert len(list(Path("runs/s").rglob("best.ckpt"))) == 3
     processes.fails = set()
     assert main(["sweep", *GRID, "--name", "s", "--keep", "best"]) == 0
-    assert "Checkpoints: 1.0 MB of the chosen runs, 1.0 MB removed" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Checkpoints: 1.0 MB of the chosen runs, 1.0 MB removed" in out and "--test" not in out
     left = {path.parts[2] for path in Path("runs/s").rglob("*.ckpt")}
     assert left == {name for name in NAMES if "depth32" in name}
     assert all((Path("runs/s") / name / "version_0" / "metrics.csv").is_file() for name in NAMES)
@@ -150,7 +152,8 @@ def test_keep_best_removes_the_checkpoints_of_other_runs(
     processes.started.clear()
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert processes.started == [] and len(comparison()) == 2
-    capsys.readouterr()
+    out = capsys.readouterr().out
+    assert "Checkpoints: 1.0 MB\n" in out and "--test" not in out
     assert main(["sweep", *GRID, "--name", "s", "--test"]) == 0
     assert "Not tested, because the checkpoints were removed: 2 runs\n" in capsys.readouterr().out
     assert processes.started == []
@@ -321,6 +324,7 @@ def test_of_a_class_path_the_class_name_is_part_of_the_run_name(
         (["--grid", "=20"], "--grid =20 is not"),
         (["--grid", "depth=20,20"], "name depth20"),
         (["--grid", "config=a/x.yaml,b/x.yaml"], "name x\nremove or rename"),
+        (["--grid", "lr=log:0.001:0.3"], "--grid lr=log:0.001:0.3 has a range"),
         (["--grid", "depth=20", "--grid", "depth=32"], "duplicate key"),
         (["--grid", "depth=20", "--", "--name", "x"], "--name is not allowed after --"),
         (["--grid", "depth=20", "--", "--ckpt_path=x"], "--ckpt_path=x is not allowed after --"),

@@ -203,10 +203,25 @@ def test_the_papers_resnet110_is_merged_on_top_of_its_cifar10(data: Path) -> Non
     assert "ErrorWarmup" in [class_name(each) for each in resolved["trainer"]["callbacks"]]
 
 
-def test_a_recipe_for_timm_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)  # its import fails
-    files = [f"--config={CONFIGS}/digits.yaml", f"--config={CONFIGS}/recipes/muon.yaml"]
-    assert refused(capsys, "fit", *files).splitlines()[1] == "pip install timm"
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        ("timm", [f"--config={CONFIGS}/recipes/muon.yaml"]),
+        ("litdata", ["--data", "examples.streaming.StreamedImages"]),
+    ],
+)
+def test_a_missing_package_is_named_with_its_installation(
+    package: str, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # its import fails
+    monkeypatch.delitem(sys.modules, "examples.streaming", raising=False)
+    message = refused(capsys, "fit", f"--config={CONFIGS}/digits.yaml", *options)
+    assert message.endswith(f"needs the package {package}\npip install {package}")
+
+
+def test_a_text_for_a_number_is_named_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "fit", f"--config={CONFIGS}/digits.yaml", "--model.optimizer.lr", "abc")
+    assert message == "error: model.optimizer.lr: Expected float"
 
 
 @pytest.mark.parametrize(("recipe", "fix"), [("adam", "adamw.yaml"), ("plateau", "--model.schedule.shape plateau")])
