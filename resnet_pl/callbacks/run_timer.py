@@ -48,6 +48,9 @@ class RunTimer(BatchTimer):
 
     @override
     def on_measured(self, trainer: Trainer, pl_module: LightningModule, batch_seconds: float) -> None:
+        self._measure_memory(trainer, pl_module)
+
+    def _measure_memory(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.memory = self.memory[0], peak_memory(pl_module.device)
         trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
         states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
@@ -85,6 +88,8 @@ class RunTimer(BatchTimer):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_ends.append(time.perf_counter() - self._ended)
+        if math.isnan(self.memory[1]):  # the run was shorter than the measurement
+            self._measure_memory(trainer, pl_module)
         self.memory_text = describe_memory(pl_module)  # later the module is on the CPU
 
     def parts(self, val_batches: int, every_n_epochs: int | None) -> dict[str, float]:
