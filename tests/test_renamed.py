@@ -63,6 +63,11 @@ def nested(key: str, value: Any, init_args: bool = False) -> dict[str, Any]:
     return {first: {"init_args": section} if init_args else section}
 
 
+def some(cases: list[tuple[str, str]]) -> list[Any]:
+    """Returns the cases as parameters; two of three are for the slow tests."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] if number % 3 else []) for number, case in enumerate(cases)]
+
+
 # ------------------------------------------------------------------------------------ class paths
 
 
@@ -279,7 +284,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), OPTIONS)
+@pytest.mark.parametrize(("old", "new"), some(OPTIONS))
 def test_an_old_name_on_the_command_line(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["fit", *PHOTOS, *old.split(), "--print_config"]) == 0
@@ -291,7 +296,7 @@ def test_an_old_name_on_the_command_line(old: str, new: str, capsys: pytest.Capt
     assert yaml.safe_load(out) == yaml.safe_load(expected) and not hints(err)
 
 
-@pytest.mark.parametrize(("old", "new"), FILES)
+@pytest.mark.parametrize(("old", "new"), some(FILES))
 def test_an_old_name_in_a_file(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
     configs = []
     Path("photos.yaml").write_text(PHOTOS_YAML)

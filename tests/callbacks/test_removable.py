@@ -40,7 +40,13 @@ class Without(parser.ProjectCLI):
         return trainer
 
 
-@pytest.mark.parametrize("name", RUN)
+# Those that write what others read.
+OFTEN = ("BestCheckpoint", "LastCheckpoint", "MetricsCSV", "Dashboard")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in RUN]
+)
 def test_a_callback_of_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(parser, "ProjectCLI", Without)

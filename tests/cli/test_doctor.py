@@ -114,6 +114,7 @@ def test_slow_data_is_named_and_workers_are_suggested(capsys: pytest.CaptureFixt
     assert "--data.num_workers 2: " in page["suggest"] and "more images/s" in page["suggest"]
 
 
+@pytest.mark.slow
 def test_a_slow_network_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     page = rows(printed(capsys, "doctor", *BARE, "--model.backbone", f"{__name__}.SlowNet", *FAST))
     assert "The network limits the training" in page["speed"]
