@@ -27,6 +27,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _handler_of_ctrl_c() -> Iterator[None]:
+    """Restores the handler of SIGINT: `litdata.optimize` leaves its own, which ends the process."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def project_files() -> set[str]:
     """Returns the project's files, except hidden and ignored ones, and sources, which may be edited meanwhile."""
     found = set()

@@ -125,6 +125,7 @@ def test_unusual_file_names(photo_folder: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_two_processes_print_once_and_write_one_list_of_skipped_files(vanishing_folder: Path, tmp_path: Path) -> None:
     for name in BAD:
         (vanishing_folder / "ant" / name).write_bytes(b"")

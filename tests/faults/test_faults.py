@@ -23,7 +23,7 @@ from tests.faults.forks import ProcessResult
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "trials",
-    [{"checkpoints": 6, "configs": 3, "images": 12}, pytest.param({"kills": 1}, marks=pytest.mark.slow)],
+    [{"checkpoints": 4, "configs": 2, "images": 8}, pytest.param({"kills": 1}, marks=pytest.mark.slow)],
     ids=" ".join,
 )
 def test_a_few_trials_pass(trials: dict[str, int], tmp_path: Path) -> None:
