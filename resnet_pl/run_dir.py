@@ -22,6 +22,8 @@ BUILT_IN_PYTHON = "built_in_python"
 # The metric that chooses best.ckpt by default.
 TOP1 = "val/top1"
 MAP = "val/map"  # of images with several classes
+# The class of a prediction below the model's confidence threshold.
+UNKNOWN = "unknown"
 
 
 def create_run_dir(root: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import importlib.util
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count as count_up
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -25,6 +27,15 @@ MakePhotos = Callable[..., Path]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores SIGINT in the background processes that it starts, but the tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def load_docs_script(name: str) -> ModuleType:
+    """Returns a new module object of a script in docs/."""
+    spec = importlib.util.spec_from_file_location(name, PROJECT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.conftest import load_docs_script
 
 PROJECT = Path(__file__).parent.parent
 RECORDS = """
@@ -30,10 +31,7 @@ RECORDS = """
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Returns docs/make_estimate.py, which works on copies of the pages."""
-    spec = importlib.util.spec_from_file_location("make_estimate", PROJECT / "docs" / "make_estimate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_docs_script("make_estimate")
     for name in ("benchmarks.md", "scale.md"):
         shutil.copy(PROJECT / "docs" / name, tmp_path)
     monkeypatch.setattr(module, "DOCS", tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from docs.paper_records import lesion_table
 from resnet_pl.reports.results import read_results, write_results
 from resnet_pl.utils import UserError
+from tests.conftest import load_docs_script
 from tests.reports.made import write_run
 
 PROJECT = Path(__file__).parent.parent
@@ -22,10 +22,7 @@ MARKERS = "before\n\n<!-- results:start -->\n<!-- results:end -->\n\nafter\n"
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Returns docs/make_results.py, which works on a copy of the records and on a README without rows."""
-    spec = importlib.util.spec_from_file_location("make_results", PROJECT / "docs" / "make_results.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_docs_script("make_results")
     shutil.copytree(PROJECT / "docs" / "results", tmp_path / "docs" / "results")
     (tmp_path / "docs" / "images").mkdir()
     (tmp_path / "README.md").write_text(MARKERS, encoding="utf-8")

@@ -21,10 +21,11 @@ from resnet_pl.callbacks.access import (
     join_classes,
 )
 from resnet_pl.callbacks.heatmap_files import MAX_FILES, HeatmapWriter
-from resnet_pl.evaluation.classify import UNKNOWN, is_unknown
+from resnet_pl.evaluation.classify import is_unknown
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
 from resnet_pl.reports.tables import write_predictions
+from resnet_pl.run_dir import UNKNOWN
 from resnet_pl.utils import UserError, atomic_write
 
 

@@ -42,9 +42,9 @@ class Estimate(BatchTimer):
     def on_measured(self, trainer: Trainer, pl_module: LightningModule, batch_seconds: float) -> None:
         epoch, run = run_seconds(trainer, batch_seconds)
         if SHORTEST <= epoch < math.inf:
-            whole = "" if math.isinf(run) else f", {duration(run)} for the run"
+            whole = "" if math.isinf(run) else f", {format_time(run)} for the run"
             memory = describe_memory(pl_module)
-            rank_zero_print(f"estimate  {duration(epoch)} per epoch{whole}, without validation; {memory}")
+            rank_zero_print(f"estimate  {format_time(epoch)} per epoch{whole}, without validation; {memory}")
 
 
 def run_seconds(trainer: Trainer, batch_seconds: float) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def run_seconds(trainer: Trainer, batch_seconds: float) -> tuple[float, float]:
     return batch_seconds * trainer.num_training_batches, batch_seconds * steps * trainer.accumulate_grad_batches
 
 
-def duration(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Returns a time such as 1:30:05."""
     return str(timedelta(seconds=round(seconds)))
 

@@ -21,9 +21,10 @@ from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of t
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.resizing import height_width
 from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature
-from resnet_pl.evaluation.classify import UNKNOWN, Preprocessing
+from resnet_pl.evaluation.classify import Preprocessing
 from resnet_pl.export.formats import NAMES, WRITERS
 from resnet_pl.reports.tables import calibration_table, print_report
+from resnet_pl.run_dir import UNKNOWN
 from resnet_pl.utils import UserError, rank_zero_print, run_on_rank_zero
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl.callbacks.finders import LEARNING_RATES
-from resnet_pl.callbacks.resources import duration, free_memory, memory_in_use
+from resnet_pl.callbacks.resources import format_time, free_memory, memory_in_use
 from resnet_pl.callbacks.run_summary import print_description, print_row
 from resnet_pl.callbacks.run_timer import RunTimer
 from resnet_pl.callbacks.timing import RangeTest
@@ -35,6 +35,8 @@ OUTPUT = "Folder for learning_rate.png, the plot of the range test."
 SECONDS = f"Time of all measurements, about; a slow network takes longer. From {COMPILE_SECONDS}, compile is tried too."
 # Learning rates of the range test, and the smallest and the largest number of its steps.
 FIRST_RATE, LAST_RATE, MIN_STEPS, MAX_STEPS = 1e-5, 10, 60, 200
+# About the number of measurements, which share the time.
+MEASUREMENTS = 12
 # Smallest ratio of the suggested learning rate to a smaller one that is configured.
 MIN_RATIO = 3
 
@@ -73,12 +75,14 @@ class Doctor:
 
     def __init__(self, cli: ProjectCLI) -> None:
         self.cli, self.trials = cli, Trials(cli)
-        self.seconds = cli.config["seconds"] / 12  # of each of the about twelve measurements
+        self.seconds = cli.config["seconds"] / MEASUREMENTS
         self.found = Suggestions()
 
     def examine(self) -> None:
         """Prints all rows."""
-        print_row("doctor", f"measures for about {duration(12 * self.seconds)}, longer if the network is slow")
+        print_row(
+            "doctor", f"measures for about {format_time(self.cli.config['seconds'])}, longer if the network is slow"
+        )
         timer = RunTimer(self.seconds)
         trainer = self.trials.fit(timer, complete=True)
         if timer.batch_seconds is None:
@@ -93,7 +97,8 @@ class Doctor:
         print_row("memory", f"{timer.memory_text} at its peak{self._disk()}")
         self._batch_size(trainer, timer, batch)
         self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
-        options = SpeedOptions(self.trials, self.seconds, total, self.found)
+        compiles = self.cli.config["seconds"] >= COMPILE_SECONDS
+        options = SpeedOptions(self.trials, self.seconds, total, compiles, self.found)
         limits = _limits(loader, step, both)
         if "loading" in limits:
             options.try_workers(both)
@@ -117,12 +122,12 @@ class Doctor:
         assert timer.batch_seconds is not None
         if math.isinf(timer.run_batches):
             epoch = timer.batch_seconds * timer.epoch_batches
-            print_row("run", "no end" if math.isinf(epoch) else f"{duration(epoch)} per epoch of training")
+            print_row("run", "no end" if math.isinf(epoch) else f"{format_time(epoch)} per epoch of training")
             return math.inf
         parts = timer.parts(self._val_batches(), self.cli.trainer.check_val_every_n_epoch)
         total = sum(parts.values())
         print_row(
-            "run", f"{duration(total)} = {' + '.join(f'{duration(each)} {name}' for name, each in parts.items())}"
+            "run", f"{format_time(total)} = {' + '.join(f'{format_time(each)} {name}' for name, each in parts.items())}"
         )
         return total
 

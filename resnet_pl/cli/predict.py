@@ -18,8 +18,8 @@ from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of t
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.bad_images import printable_path
 from resnet_pl.data.image_files import find_images
-from resnet_pl.evaluation.classify import UNKNOWN
 from resnet_pl.reports.tables import image_id, predictions_table, print_report, write_submission
+from resnet_pl.run_dir import UNKNOWN
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, counted, run_on_rank_zero
 

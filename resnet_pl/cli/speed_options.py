@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from resnet_pl.callbacks.loggers import first_line
-from resnet_pl.callbacks.resources import duration
+from resnet_pl.callbacks.resources import format_time
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.trials import Trials
 from resnet_pl.data import ImageDataModule, ImageFolder
@@ -50,12 +50,14 @@ class SpeedOptions:
         trials: the short trainings.
         seconds: smallest time of a measurement.
         run_seconds: time of the complete run; infinite if it has no end.
+        compiles: whether there is time to try torch.compile.
         found: receives the options that are faster.
     """
 
     trials: Trials
     seconds: float
     run_seconds: float
+    compiles: bool
     found: Suggestions
 
     def _gain(self, speed: float, reference: float, batch: Any = None) -> float:
@@ -111,7 +113,7 @@ class SpeedOptions:
                 f"--data.cache true: it needs {size / GB:.1f} GB, and {free / GB:.1f} GB are free"
             )
             return
-        note = f"; decoding takes {duration(cost)} once, and {size / GB:.1f} GB of disk"
+        note = f"; decoding takes {format_time(cost)} once, and {size / GB:.1f} GB of disk"
         self._suggest("--data.cache true", self._gain(speed, both), cost, note)
 
     def try_precision(self, batch: Any, step: float) -> None:
@@ -132,7 +134,7 @@ class SpeedOptions:
         option = "--model.compile true"
         if model.hparams["compile"]:
             return
-        if 12 * self.seconds < COMPILE_SECONDS:
+        if not self.compiles:
             self.found.missing.append(f"{option}: it takes a minute or more, --seconds {COMPILE_SECONDS} tries it")
             return
         model.hparams["compile"] = True
@@ -140,7 +142,9 @@ class SpeedOptions:
         model.hparams["compile"] = False
         if speed:
             cost = max(0.0, speed[1] - start)
-            self._suggest(option, self._gain(speed[0], step, batch), cost, f"; compiling takes {duration(cost)} once")
+            self._suggest(
+                option, self._gain(speed[0], step, batch), cost, f"; compiling takes {format_time(cost)} once"
+            )
 
     def _try(self, option: str, batch: Any, **settings: Any) -> tuple[float, float] | None:
         """Returns what `Trials.speed` measures; None if the device or the installation does not support the option."""

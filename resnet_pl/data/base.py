@@ -225,9 +225,9 @@ class ImageDataModule(LightningDataModule):
 
         With another batch size or number of processes, training resumes after the same number of batches, not images.
         """
-        return (
-            {} if self._train_loader is None else self._train_loader.state_dict() | {"step_images": self._step_images}
-        )
+        if self._train_loader is None:
+            return {}
+        return self._train_loader.state_dict() | {"step_images": self._step_images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the position; Lightning calls `train_dataloader` later, or before with a strategy that shards."""

@@ -18,14 +18,12 @@ from resnet_pl.data.crops import CenterCrop, Crop, Letterbox, ResizeCenterCrop
 from resnet_pl.data.decode import RGB, PixelFormat, pil_to_tensor, read_image
 from resnet_pl.data.image_files import find_images
 from resnet_pl.data.resizing import Size
+from resnet_pl.run_dir import UNKNOWN
 from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from resnet_pl.classifier import ImageClassifier
     from resnet_pl.data import ImageDataModule
-
-# The class of a prediction below the model's confidence threshold.
-UNKNOWN = "unknown"
 
 
 @dataclass

@@ -14,10 +14,10 @@ from torch import Tensor
 from resnet_pl.checkpoint import METADATA_KEY, versions
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data.crops import Crop, describe_crop
-from resnet_pl.evaluation.classify import UNKNOWN, Preprocessing, known_crop
+from resnet_pl.evaluation.classify import Preprocessing, known_crop
 from resnet_pl.export.inference import InferenceModel, exporting
 from resnet_pl.models.weights_file import save_weights
-from resnet_pl.run_dir import class_name, get_init_args
+from resnet_pl.run_dir import UNKNOWN, class_name, get_init_args
 from resnet_pl.utils import require
 
 # The first version of ONNX with antialiasing in Resize.

@@ -12,6 +12,7 @@ import numpy as np
 
 from resnet_pl.reports.run_groups import flatten_config, option_text
 from resnet_pl.reports.tables import accepted_cells, number, share_with_interval, write_csv
+from resnet_pl.run_dir import UNKNOWN
 
 # Metrics in the order of the table: name and format.
 METRICS = {
@@ -31,7 +32,6 @@ METRICS = {
 }
 # Settings of the Trainer that belong to the recipe.
 TRAINER_KEYS = ("max_epochs", "max_steps", "precision", "devices", "accumulate_grad_batches", "gradient_clip_val")
-UNKNOWN = "unknown"  # below the confidence threshold
 SCORES, LIMITS = ("precision", "recall", "f1"), ("_low", "_high")  # columns of classes.csv
 
 

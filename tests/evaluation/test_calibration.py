@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resnet_pl import ImageClassifier
 from resnet_pl.evaluation.calibration import choose_threshold, fit_temperature, mean_loss
-from resnet_pl.evaluation.classify import UNKNOWN
+from resnet_pl.run_dir import UNKNOWN
 from resnet_pl.utils import UserError
 from tests.test_multi_label import Several
 from tests.tiny import Tiny, classifier, trainer
