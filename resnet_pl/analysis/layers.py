@@ -152,9 +152,8 @@ def plot_responses(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
     """
     figure = new_figure(7.2, 6.4)
     above, below = figure.subplots(2, sharex=True, sharey=True)
-    for measured, label, color in zip(
-        measurements, model_labels([measured.run for measured in measurements]), _colors(measurements), strict=True
-    ):
+    labels = model_labels([each.run for each in measurements])
+    for measured, label, color in zip(measurements, labels, _colors(measurements), strict=True):
         std = np.array(list(measured.columns["std"].values()))
         for axes, values in ((above, std), (below, np.sort(std)[::-1])):
             _draw_line(axes, measured, values, color=color, linewidth=1.6, label=label)
@@ -179,9 +178,8 @@ def plot_gradients(measurements: Sequence[LayerMeasurements]) -> np.ndarray:
     axes = figure.add_subplot()
     # Zeros are not drawn: with `zero_init_residual` some gradients are zero at initialization.
     axes.set_yscale("log", nonpositive="mask")
-    for index, (measured, label) in enumerate(
-        zip(measurements, model_labels([measured.run for measured in measurements]), strict=True)
-    ):
+    labels = model_labels([each.run for each in measurements])
+    for index, (measured, label) in enumerate(zip(measurements, labels, strict=True)):
         initial, trained = (list(measured.columns[when].values()) for when in ("initial", "trained"))
         _draw_line(axes, measured, initial, color=f"C{index}", linewidth=0.9, alpha=0.75)
         _draw_line(axes, measured, trained, color=f"C{index}", linewidth=1.9, label=f"{label}, step {measured.step:,}")
