@@ -24,8 +24,11 @@ from resnet_pl.utils import UserError
 PAGE = PROJECT / "docs" / "recipes.md"
 HEAD = ["Recipe", "Difference in test top-1", "Of each seed", "n", "Test top-1", "Epochs", "Time"]
 RECIPES = ["adamw", "muon", "one-cycle", "ema", "mixup", "cutmix", "trivial-augment", "random-erasing"]
-SHORT = ["--trainer.max_epochs", "6"]
-TRAINED = "runs/recipes/seed0-cifar10/version_0"  # ResNet-20, of the first sweep
+SHORT = ["--trainer.max_epochs", "4"]
+# The networks that other studies start from: teacher, weights for transfer, and the networks of `paper lesion`.
+NETS = ["sweep", "--config", "configs/cifar10.yaml", "--name", "nets", "--test", "--grid", "seed_everything=0"]
+NETS_OPTIONS = ["--grid", "model.backbone=cifar_resnet,cifar_plain", "--", "--trainer.max_epochs", "6"]
+TRAINED = "runs/nets/seed0-cifar_resnet/version_0"
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,19 @@ def grid(base: str, *recipes: str) -> str:
 
 STUDIES = [
     Study(
-        "ResNet-20 on CIFAR-10, 6 epochs",
+        "ResNet-20 on CIFAR-10, 4 epochs",
         "recipes",
         "cifar10",
         [("cifar10", grid("cifar10", *RECIPES), SHORT), ("cifar10", "model.label_smoothing=0.1", SHORT)],
     ),
     Study(
-        "ResNet-20 on the digits, at most 200 epochs",
+        "ResNet-20 on the digits, at most 100 epochs",
         "early-stopping",
         "digits",
-        [("digits", grid("digits", "early-stopping"), ["--trainer.max_epochs", "200"])],
+        [("digits", grid("digits", "early-stopping"), ["--trainer.max_epochs", "100"])],
     ),
     Study(
-        "ResNet-20 on the flowers at 64 × 64 pixels, 10 epochs, from the weights of the first run on CIFAR-10",
+        "ResNet-20 on the flowers at 64 × 64 pixels, 10 epochs, from ResNet-20 trained for 6 epochs on CIFAR-10",
         "head-only",
         "flowers-scratch",
         [
@@ -87,7 +90,7 @@ STUDIES = [
         ],
     ),
     Study(
-        "ResNet-8 on CIFAR-10, 6 epochs: distillation from the first run on CIFAR-10, with a weight of 0.5",
+        "ResNet-8 on CIFAR-10, 4 epochs: distillation from ResNet-20 trained for 6 epochs, with a weight of 0.5",
         "distillation",
         "teacher_weight0",
         [
@@ -165,11 +168,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds, separated by commas")
     parser.add_argument("--no-run", action="store_true", help="report on the runs that exist, without training")
     options = parser.parse_args(argv)
-    sections = []
-    for study in STUDIES:
-        for words in [] if options.no_run else study.commands(options.seeds, options.jobs):
-            cli.main(words)
-        sections.append(section(study, finished(study.name)))
+    if not options.no_run:
+        cli.main([*NETS, "--jobs", options.jobs, *NETS_OPTIONS])
+        for study in reversed(STUDIES):  # the longest is the last
+            for words in study.commands(options.seeds, options.jobs):
+                cli.main(words)
+    sections = [section(study, finished(study.name)) for study in STUDIES]
     print("\n".join(sections))
     if options.record:
         fill_block(PAGE, "recipes", "\n".join(sections))
