@@ -24,7 +24,7 @@ from resnet_pl.utils import UserError
 PAGE = PROJECT / "docs" / "recipes.md"
 HEAD = ["Recipe", "Difference in test top-1", "Of each seed", "n", "Test top-1", "Epochs", "Time"]
 RECIPES = ["adamw", "muon", "one-cycle", "ema", "mixup", "cutmix", "trivial-augment", "random-erasing"]
-SHORT = ["--trainer.max_epochs", "4"]
+SHORT = ["--model.backbone.depth", "8", "--trainer.max_epochs", "5"]
 # The networks that other studies start from: teacher, weights for transfer, and the networks of `paper lesion`.
 NETS = ["sweep", "--config", "configs/cifar10.yaml", "--name", "nets", "--test", "--grid", "seed_everything=0"]
 NETS_OPTIONS = ["--grid", "model.backbone=cifar_resnet,cifar_plain", "--", "--trainer.max_epochs", "6"]
@@ -63,19 +63,19 @@ def grid(base: str, *recipes: str) -> str:
 
 STUDIES = [
     Study(
-        "ResNet-20 on CIFAR-10, 4 epochs",
+        "ResNet-8 on CIFAR-10, 5 epochs",
         "recipes",
         "cifar10",
         [("cifar10", grid("cifar10", *RECIPES), SHORT), ("cifar10", "model.label_smoothing=0.1", SHORT)],
     ),
     Study(
-        "ResNet-20 on the digits, at most 100 epochs",
+        "ResNet-20 on the digits, at most 60 epochs",
         "early-stopping",
         "digits",
-        [("digits", grid("digits", "early-stopping"), ["--trainer.max_epochs", "100"])],
+        [("digits", grid("digits", "early-stopping"), ["--trainer.max_epochs", "60"])],
     ),
     Study(
-        "ResNet-20 on the flowers at 64 × 64 pixels, 10 epochs, from ResNet-20 trained for 6 epochs on CIFAR-10",
+        "ResNet-20 on the flowers at 32 × 32 pixels, 10 epochs, from ResNet-20 trained for 6 epochs on CIFAR-10",
         "head-only",
         "flowers-scratch",
         [
@@ -83,14 +83,14 @@ STUDIES = [
                 "flowers-scratch",
                 grid("flowers-scratch", "head-only"),
                 [
-                    *["--model.backbone", "cifar_resnet", "--model.backbone.depth", "20", "--data.image_size", "64"],
+                    *["--model.backbone", "cifar_resnet", "--model.backbone.depth", "20", "--data.image_size", "32"],
                     *["--model.weights", f"{TRAINED}/checkpoints/best.ckpt", "--trainer.max_epochs", "10"],
                 ],
             )
         ],
     ),
     Study(
-        "ResNet-8 on CIFAR-10, 4 epochs: distillation from ResNet-20 trained for 6 epochs, with a weight of 0.5",
+        "ResNet-8 on CIFAR-10, 5 epochs: distillation from ResNet-20 trained for 6 epochs, with a weight of 0.5",
         "distillation",
         "teacher_weight0",
         [
@@ -99,7 +99,7 @@ STUDIES = [
                 "model.teacher_weight=0,0.5",
                 [
                     *["--model", "examples.distillation.Distilled", "--model.teacher", TRAINED],
-                    *["--model.backbone.depth", "8", *SHORT],
+                    *[*SHORT],
                 ],
             )
         ],

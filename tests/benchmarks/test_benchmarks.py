@@ -485,6 +485,8 @@ def test_recipes_are_trained_and_recorded(tmp_path: Path, monkeypatch: pytest.Mo
     short = ["--model.backbone.depth", "8", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
     study = recipes.Study("Tiny", "tiny", "digits", [("digits", recipes.grid("digits", "ema"), short)])
     monkeypatch.setattr(recipes, "STUDIES", [study])
+    monkeypatch.setattr(recipes, "NETS", ["sweep", "--config", "configs/digits.yaml", "--name", "networks"])
+    monkeypatch.setattr(recipes, "NETS_OPTIONS", ["--grid", "seed_everything=0", "--", *short])
     page = record_recipes(tmp_path, monkeypatch, "--seeds", "0,1", "--jobs", "2")
     ((name, *_, count, _, epochs, _),) = table_rows(page, "`ema`")
     assert (name, count, epochs) == ("`ema`", "2", "1") and "Not measured" not in page
