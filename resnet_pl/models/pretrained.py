@@ -46,7 +46,6 @@ class Pretrained:
         outputs: number of outputs of the file's head; None if the file has no head for this network.
         classes: name of each output; None if they are not known.
         own: whether this project has written the names into the file.
-        is_checkpoint: whether the file is a checkpoint of this project.
         left_out: what is in the file and not in the network, for messages.
     """
 
@@ -56,7 +55,6 @@ class Pretrained:
     outputs: int | None
     classes: list[str] | None
     own: bool
-    is_checkpoint: bool
     left_out: str
 
 
@@ -104,10 +102,21 @@ def load_all(model: nn.Module, found: Pretrained, note: str = "", without: Set[s
     return f"weights {found.source}: {len(found.state)} tensors loaded{note}{found.left_out}"
 
 
-def open_pretrained(model: nn.Module, weights: str, fetch: Callable[[str], Path]) -> Pretrained:
-    """Finds and reads weights; raises UserError if they do not fit the network, except for its heads."""
+def open_pretrained(
+    model: nn.Module, weights: str, fetch: Callable[[str], Path], from_checkpoint: bool = True
+) -> Pretrained:
+    """Finds and reads weights.
+
+    Raises:
+        UserError: they do not fit the network, except for its heads, or are a checkpoint, without `from_checkpoint`.
+    """
     source, path, categories = _locate(model, weights, fetch)
     file, expected, heads = read_weights(path), model.state_dict(), _head_keys(model)
+    if file.is_checkpoint and not from_checkpoint:
+        raise UserError(
+            f"model.weights: {source} is a checkpoint, which has a normalization and training images of its own\n"
+            f"evaluate it with --ckpt_path {source}, without --model.weights"
+        )
     body = {key: value for key, value in expected.items() if key not in heads}
     inside = _without_prefix(file.state, expected, body)
     state = _convert(inside, expected)
@@ -131,7 +140,6 @@ def open_pretrained(model: nn.Module, weights: str, fetch: Callable[[str], Path]
         outputs=len(weight) if weight is not None and has_head else None,
         classes=file.classes or categories,
         own=file.classes is not None,
-        is_checkpoint=file.is_checkpoint,
         left_out=f"; not used: {note}" if note else "",
     )
 

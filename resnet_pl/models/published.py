@@ -47,12 +47,7 @@ def load_published(
         UserError: the weights do not exist, belong to another network, have no head, or lack a class of the data; or
             they are a checkpoint, whose splits and normalization would be ignored.
     """
-    found = open_pretrained(model, weights, fetch)
-    if found.is_checkpoint:
-        raise UserError(
-            f"model.weights: {found.source} is a checkpoint, which has a normalization and training images of its own\n"
-            f"evaluate it with --ckpt_path {found.source}, without --model.weights"
-        )
+    found = open_pretrained(model, weights, fetch, from_checkpoint=False)
     if found.outputs is None:
         raise UserError(
             f"weights {found.source}: the file has no classifier head for this network\n"
