@@ -24,7 +24,7 @@ from resnet_pl.utils import UserError
 PAGE = PROJECT / "docs" / "recipes.md"
 HEAD = ["Recipe", "Difference in test top-1", "Of each seed", "n", "Test top-1", "Epochs", "Time"]
 RECIPES = ["adamw", "muon", "one-cycle", "ema", "mixup", "cutmix", "trivial-augment", "random-erasing"]
-SHORT = ["--model.backbone.depth", "8", "--trainer.max_epochs", "5"]
+RESNET8 = ["--model.backbone.depth", "8", "--trainer.max_epochs"]
 # The networks that other studies start from: teacher, weights for transfer, and the networks of `paper lesion`.
 NETS = ["sweep", "--config", "configs/cifar10.yaml", "--name", "nets", "--test", "--grid", "seed_everything=0"]
 NETS_OPTIONS = ["--grid", "model.backbone=cifar_resnet,cifar_plain", "--", "--trainer.max_epochs", "6"]
@@ -63,10 +63,13 @@ def grid(base: str, *recipes: str) -> str:
 
 STUDIES = [
     Study(
-        "ResNet-8 on CIFAR-10, 5 epochs",
+        "ResNet-8 on CIFAR-10, 4 epochs",
         "recipes",
         "cifar10",
-        [("cifar10", grid("cifar10", *RECIPES), SHORT), ("cifar10", "model.label_smoothing=0.1", SHORT)],
+        [
+            ("cifar10", grid("cifar10", *RECIPES), [*RESNET8, "4"]),
+            ("cifar10", "model.label_smoothing=0.1", [*RESNET8, "4"]),
+        ],
     ),
     Study(
         "ResNet-20 on the digits, at most 60 epochs",
@@ -99,7 +102,8 @@ STUDIES = [
                 "model.teacher_weight=0,0.5",
                 [
                     *["--model", "examples.distillation.Distilled", "--model.teacher", TRAINED],
-                    *[*SHORT],
+                    *RESNET8,
+                    "5",
                 ],
             )
         ],
