@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: demo test test-slow coverage faults lint clean
+.PHONY: demo test test-slow coverage faults package lint clean
 
 # Reinstalled only when requirements.txt changes.
 $(VENV)/.installed: requirements.txt
@@ -45,10 +45,16 @@ coverage: $(VENV)/.installed-dev
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/campaign.py --record
 
+# The source distribution and the wheel, in dist/; installed and tried in new environments.
+package: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m pytest -m slow tests/test_package.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tests/test_words.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) dist

@@ -10,18 +10,11 @@ import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from resnet_pl import run_dir
-from resnet_pl._renamed import REMOVED_RECIPES, upgrade_config
-from resnet_pl.utils import UserError, expand_values, expand_words, shell_command, similar
-
-if TYPE_CHECKING:
-    from yaml import SafeLoader
-else:
-    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from resnet_pl.config_files import config_names, find_config, read_config, read_section
+from resnet_pl.utils import UserError, expand_words, shell_command
 
 # Options of other training scripts, and what to use here. A value is appended where the option here takes the same one.
 OTHER_OPTIONS = {
@@ -77,7 +70,7 @@ class CommandLine:
         self.exported: Path | None = None
         self._settings: dict[str, Any] = {}
         files, self.options = split_option(self.args[1:], "--config", "-c")
-        self.files = [self._from_pipe(_from_checkout(file)) for file in files]
+        self.files = [self._from_pipe(find_config(file)) for file in files]
         self.help = bool({"-h", "--help"} & set(args))
         self.class_help = _class_help(self.options)
         if self.help or self.class_help:
@@ -86,7 +79,7 @@ class CommandLine:
         for path in self.files:
             config = read_config(Path(path))
             for section in SECTIONS & config.keys():
-                config[section] = _read_section(config[section], Path(path).parent)
+                config[section] = read_section(config[section], Path(path).parent)
             self._settings = _deep_merge(self._settings, config)
         for section in SECTIONS:
             if (file := self._given(section)) and Path(file).is_file():
@@ -168,60 +161,6 @@ class CommandLine:
         return path if isinstance(path, str) else ""
 
 
-class _Loader(SafeLoader):
-    """YAML loader that rejects duplicate keys, of which PyYAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Raises ConstructorError at a duplicate key."""
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                problem = f"duplicate key {key.value}"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads a configuration file.
-
-    Raises:
-        UserError: the file is missing, or is not a YAML mapping; the message has the line.
-    """
-    if not path.is_file():
-        if path.parent.name == "recipes" and path.name in REMOVED_RECIPES:
-            raise UserError(f"the recipe {path} was removed\n{REMOVED_RECIPES[path.name]}")
-        others = [str(other) for other in Path("configs").rglob("*.yaml")]
-        near = similar(str(path), others)
-        available = ", ".join(sorted(str(other) for other in Path("configs").glob("*.yaml")))
-        hint = f"did you mean {near[0]}?" if near else f"available: {available or 'none in configs/'}"
-        raise UserError(f"configuration file not found: {path}\n{hint}")
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        # PyYAML describes a forbidden character in several lines.
-        what = " ".join(str(getattr(error, "problem", error)).split())
-        raise UserError(f"{path} is not valid YAML\n{where}{what}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the configuration file {path}: {error}") from error
-    if isinstance(config, dict) and (names := config.get(run_dir.BUILT_IN_PYTHON)):
-        raise UserError(
-            f"{path} lacks {', '.join(names)}, built in Python without a form in YAML\n"
-            f"write it as class_path and init_args, and remove {run_dir.BUILT_IN_PYTHON}"
-        )
-    if not isinstance(config, dict | None):
-        raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
-    sections = {key: (config or {}).get(key, {}) for key in ("model", "trainer", "checkpoint", "dashboard")}
-    sections["model.schedule"] = run_dir.get_init_args(sections["model"]).get("schedule", {})
-    for key, section in sections.items():
-        # The parser would silently ignore it. A string is the name of a file.
-        if not isinstance(section, dict | str) and not (key == "dashboard" and isinstance(section, bool)):
-            raise UserError(f"{path}: {key} must hold keys and values\nremove it if there are none")
-    return upgrade_config(expand_values(config or {}), str(path), hint=True)
-
-
 def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
     """Extracts all values of one option.
 
@@ -239,12 +178,6 @@ def split_option(args: Sequence[str], *names: str) -> tuple[list[str], list[str]
     except argparse.ArgumentError as error:
         raise UserError(f"{names[0]} needs a value") from error
     return given.values, others
-
-
-def _from_checkout(file: str) -> str:
-    """Returns the file configs/NAME of an editable installation where the working folder has none of this name."""
-    ours = Path(__file__).parent.parent / file
-    return str(ours) if Path(file).parts[:1] == ("configs",) and not Path(file).is_file() and ours.is_file() else file
 
 
 def _class_help(options: Sequence[str]) -> tuple[str, str] | None:
@@ -280,21 +213,11 @@ def _check_not_bare(options: Sequence[str], subcommand: str) -> None:
     names = [option.partition("=")[0] for option in options]
     if any(name in ("--data", "--data.class_path", "--print_config") or name.startswith("--model") for name in names):
         return
-    configs = sorted(str(path) for path in Path("configs").glob("*.yaml"))
-    own = str(Path("configs/folder.yaml"))
-    if own in configs:
-        configs.remove(own)
-        configs.insert(0, f"{own} (your own images)")
+    configs = sorted((name for name in config_names() if "/" not in name), key=lambda name: name != "folder")
+    listed = ", ".join(f"{name} (your own images)" if name == "folder" else name for name in configs)
     example = "give --config FILE, or --data ImageFolder --data.root FOLDER --model.backbone resnet18"
-    hint = f"start from --config {', '.join(configs)}" if configs else example
+    hint = f"start from --config {listed}" if configs else example
     raise UserError(f"{subcommand} needs a configuration\n{hint}")
-
-
-def _read_section(section: Any, folder: Path) -> Any:
-    """Returns a section that is given as the name of a file, or of its class, as keys and values."""
-    if not isinstance(section, str):
-        return section
-    return read_config(folder / section) if (folder / section).is_file() else {"class_path": section}
 
 
 def _deep_merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ LEVELS = [
     ["models", "losses"],
     ["data", "lr_schedulers"],
     ["optim", "command_line"],
-    ["checkpoint"],
+    ["checkpoint", "config_files"],
     ["import_paths", "plain_types"],
     ["run_dir", "code_version", "_compat", "_renamed"],
     ["utils", "types"],

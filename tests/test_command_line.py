@@ -37,14 +37,38 @@ def write(name: str, text: str) -> str:
 # ------------------------------------------------------------------------------------ configuration files
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("configs/digit.yaml", "did you mean digits?"),
+        ("cifr10", "did you mean cifar10?"),
+        ("ema", "did you mean recipes/ema?"),
+        ("nowhere.yaml", "available: cifar10, cifar100, digits"),
+    ],
+)
 def test_a_missing_file_is_named_and_a_similar_one_is_suggested(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(PROJECT)
-    message = refused(capsys, "fit", "--config", "configs/digit.yaml")
-    assert "configs/digit.yaml" in message and "configs/digits.yaml" in message
-    assert "nowhere.yaml" in refused(capsys, "fit", "--config=nowhere.yaml")
-    assert "nowhere.yaml" in refused(capsys, "fit", "-c", "nowhere.yaml")
+    for option in (["--config", name], [f"--config={name}"], ["-c", name]):
+        message = refused(capsys, "fit", *option)
+        assert name in message and hint in message
+
+
+def test_a_config_is_found_by_its_name_and_one_of_the_working_folder_wins() -> None:
+    def found(*names: str) -> list[str]:
+        return CommandLine(["fit", *(word for name in names for word in ("--config", name))]).files
+
+    names = ["digits", "digits.yaml", "configs/digits.yaml", "recipes/ema", "configs/recipes/ema.yaml"]
+    files = [
+        PROJECT / "configs" / f"{name}.yaml" for name in ("digits", "digits", "digits", "recipes/ema", "recipes/ema")
+    ]
+    assert found(*names) == [str(file) for file in files]
+    Path("configs").mkdir()
+    Path("digits").mkdir()  # not a file
+    own = write("configs/digits.yaml", "name: own")
+    assert found("digits", "configs/digits.yaml") == [own, own]
+    own = write("digits.yaml", "name: own")
+    assert found("digits", "digits.yaml") == [own, own]
 
 
 @pytest.mark.parametrize(
@@ -222,13 +246,11 @@ def test_options_of_other_scripts(options: str, instead: str, capsys: pytest.Cap
 
 
 def test_fit_alone_lists_the_configurations(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data ImageFolder" in refused(capsys, "fit")
     Path("configs").mkdir()
-    for name in ("digits", "folder"):
-        write(f"configs/{name}.yaml", "")
+    write("configs/birds.yaml", "")
     for options in ([], ["--trainer.max_epochs", "3"], ["--data.root", "x"]):
         message = refused(capsys, "fit", *options)
-        assert "--config configs/folder.yaml (your own images), configs/digits.yaml" in message
+        assert "start from --config folder (your own images), birds, cifar10" in message and "recipes" not in message
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from torch import nn
 from resnet_pl import checkpoint as ckpt
 from resnet_pl import given_arguments, models
 from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
-from resnet_pl.command_line import read_config, split_option
+from resnet_pl.command_line import split_option
 from resnet_pl.config import expand_arguments, instantiate, parser_message
+from resnet_pl.config_files import find_config, read_config
 from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.models.heads import reset_classifier
 from resnet_pl.reports.tables import numbers_table, print_report, write_csv
@@ -71,8 +72,9 @@ def parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
         raise UserError(f"summary: {parser_message(str(error))}") from error
 
 
-def _model_options(file: str) -> list[str]:
+def _model_options(name: str) -> list[str]:
     """The model, the number of classes and the image size of a configuration file or checkpoint, as options."""
+    file = name if name in ("best", "last") else find_config(name)
     if Path(file).suffix in (".yaml", ".yml"):
         config = read_config(Path(file))
     else:

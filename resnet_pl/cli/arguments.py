@@ -35,8 +35,8 @@ NAME = "Name of the run, written to runs/NAME/version_N. With --ckpt_path best o
 # Help texts of Lightning and jsonargparse, by option.
 TEXTS = {
     "--help": "Show this page.",
-    "--config": "YAML file with options. Can be repeated: later files override earlier ones, and options override all"
-    " files.",
+    "--config": "YAML file with options, or the name of a config of this project, such as cifar10 or recipes/ema. Can"
+    " be repeated: later files override earlier ones, and options override all files.",
     "--print_config": "Print the resolved configuration as YAML and exit. Flags: skip_default, skip_unset.",
     "--seed_everything": "Seed of all random numbers. True chooses one at random.",
     "--data": "Data module: CIFAR10, CIFAR100, Digits, Flowers, ImageFolder, ImageNet, or package.module.Class.",
