@@ -187,7 +187,7 @@ def training(counts: tuple[int, ...] = (1, 3)) -> None:
         assert calibration["temperature"] == pytest.approx(calibrations[0]["temperature"], rel=1e-3)
 
 
-RARE = ("error 1", "SIGTERM 01", "SIGINT 01", "SIGKILL 01", "SIGKILL 1")
+RARE = ("error 0", "error 1", "SIGTERM 01", "SIGINT 01", "SIGKILL 01", "SIGKILL 1")
 
 
 def stopping(rare: bool = False) -> None:

@@ -23,7 +23,7 @@ from tests.faults.forks import ProcessResult
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "trials",
-    [{"checkpoints": 4, "configs": 2, "images": 8}, pytest.param({"kills": 1}, marks=pytest.mark.slow)],
+    [{"checkpoints": 2, "configs": 1, "images": 3}, pytest.param({"kills": 1}, marks=pytest.mark.slow)],
     ids=" ".join,
 )
 def test_a_few_trials_pass(trials: dict[str, int], tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 # Slow tests: the other settings cover the same code.
-RARE = ("steps, no validation", "steps, validation across epochs", "steps, gradient accumulation")
+RARE = ("steps", "steps, no validation", "steps, validation across epochs", "steps, gradient accumulation")
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("error", marks=pytest.mark.slow)])

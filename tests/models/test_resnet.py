@@ -65,7 +65,10 @@ def test_v1_has_the_cost_of_the_paper(name, exact, paper):
     assert (model.layer2[0].conv1.stride, model.layer2[0].conv2.stride) == ((2, 2), (1, 1))
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+# The deeper ones have more of the same blocks.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("resnet18", "resnet50") else pytest.mark.slow) for name in DEPTHS]
+)
 def test_state_dicts_are_exchangeable_with_torchvision(name):
     torch.manual_seed(0)
     torchvision_model = getattr(torchvision.models, name)()
@@ -206,6 +209,7 @@ def test_activations_are_recomputed_in_training_only():
     assert len(calls) == 3
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_works_with_compilation():
     loss, state = train_two_steps(tiny(layers=[1, 1]))
     model = tiny(layers=[1, 1], checkpoint_activations=True)
