@@ -69,8 +69,30 @@ def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     assert "91.25% after 64,000 iterations" in section and "20. At its speed" in section
     assert "(`test --tta`): 10-crop 92.00%.\n" in section
     assert (tmp_path / "docs" / "images" / "mine_curves.png").exists()
-    row = "| ResNet-20 on CIFAR-10 | 2 epochs (0% of the paper's schedule), 3 minutes, CPU | 90.00% |"
+    row = "| ResNet-20 on CIFAR-10 | 2 epochs (0% of the paper's schedule), 3 minutes, CPU | 90.00% | 1 |"
     assert row in table(tmp_path / "README.md")
+
+
+def test_the_seeds_of_a_training_are_one_record(script: ModuleType, tmp_path: Path) -> None:
+    runs, record = tmp_path / "runs" / "mine", tmp_path / "docs" / "results" / "mine.json"
+    command = "python cli.py fit --config mine.yaml --seed_everything {} --name mine"
+    first, second, again = (
+        str(write_run(runs / f"version_{version}", seed=seed, top1=top1, command=command.format(seed)))
+        for version, (seed, top1) in enumerate([(0, 0.9), (1, 0.94), (1, 0.96)])
+    )
+    script.main([first])
+    picture = (tmp_path / "docs/images/mine_curves.png").read_bytes()
+    script.main([second])
+    assert (tmp_path / "docs/images/mine_curves.png").read_bytes() == picture
+    page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "of 2 seeds: **92.00 ± 2.83%**" in page and "These runs performed 20." in page
+    # The rows of more runs come first.
+    assert table(tmp_path / "README.md")[2].endswith("| 92.00 ± 2.83% | 2 |")
+    script.main([again])
+    assert [run["top1"] for run in json.loads(record.read_text(encoding="utf-8"))["runs"]] == [0.9, 0.96]
+    longer = write_run(runs / "version_3", seed=2, top1=0.99, command=command.format(2) + " --trainer.max_epochs 9")
+    script.main([str(longer)])  # another training
+    assert [run["seed"] for run in json.loads(record.read_text(encoding="utf-8"))["runs"]] == [2]
 
 
 def test_a_note_about_the_data_outlives_a_new_record(script: ModuleType, tmp_path: Path) -> None:
