@@ -66,7 +66,7 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     ]
     trained = {task: _trained(task) for task in tasks if task not in pruned}
     paths = [path for folders in trained.values() for path in folders]
-    chosen = choose(paths)
+    chosen, ties = choose(paths)
     tests = [TestTask(task, [path for path in folders if test or path in chosen]) for task, folders in trained.items()]
     untested = jobs.run(TaskList(tests, jobs.logs))
     if _busy([each for each in tests if each.name not in untested], jobs, "test"):
@@ -74,6 +74,7 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     notes = [f"Skipped: {problem}" for problem in lost]
     notes += [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
     notes += [f"Pruned or diverged: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
+    notes += ties
     if paths:
         compare(paths, folder, [*notes, *_test_notes(paths, chosen, test, keep)], chosen)
     else:
@@ -110,18 +111,28 @@ def _trained(task: Task) -> list[Path]:
     return [path for run in task.runs if run.problem() is None and (path := run.trained())]
 
 
-def choose(trained: Sequence[Path]) -> list[Path]:
-    """Returns the run folders of the setting with the best mean validation over its seeds; one for each dataset.
+def choose(trained: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Chooses the setting with the best mean validation over its seeds; one for each dataset.
 
     A setting with fewer runs than another, because some have failed or diverged, is not chosen: the other ones may be
     the lucky ones.
+
+    Returns:
+        The folders of its runs, and a note for each tie.
     """
     groups = group_runs(read_runs(trained, require_test=False)[0]) if trained else []
     most: dict[str, int] = {}
     for group in groups:
         most[group.data] = max(len(group.runs), most.get(group.data, 0))
     complete = [group for group in groups if len(group.runs) == most[group.data]]
-    return [run.path for group in best_groups(complete) for run in group.runs]
+    best = best_groups(complete)
+    ties = []
+    for group in best:
+        equal = [each for each in complete if each.data == group.data and each.val_score == group.val_score]
+        if len(equal) > 1:
+            names = ", ".join(each.name for each in equal)
+            ties.append(f"Tie in the validation: {names}. The first one is chosen; more seeds may decide.")
+    return [run.path for group in best for run in group.runs], ties
 
 
 def _checkpoints(folder: Path) -> list[Path]:

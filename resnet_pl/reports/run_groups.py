@@ -68,6 +68,11 @@ class Group:
         mean = float(np.mean(values)) if values else math.nan
         return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
+    @property
+    def val_score(self) -> float:
+        """Mean over the runs of the best value of the metric that chose best.ckpt; NaN if there is none."""
+        return self.statistics("val_score")[0]
+
     def row(self) -> dict[str, Any]:
         """Returns the values of the CSV, by column; top-1 as fractions, None if unknown."""
         first = self.runs[0]
@@ -132,9 +137,7 @@ def best_groups(groups: Sequence[Group]) -> list[Group]:
     """
     firsts = {group.data: group for group in reversed(groups)}
     counts = Counter(group.data for group in groups)
-    return [
-        group for data, group in firsts.items() if counts[data] == 1 or not math.isnan(group.statistics("val_score")[0])
-    ]
+    return [group for data, group in firsts.items() if counts[data] == 1 or not math.isnan(group.val_score)]
 
 
 def _settings(run: Run) -> dict[str, Any]:

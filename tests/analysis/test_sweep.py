@@ -93,6 +93,14 @@ def test_validation_ranks_also_if_the_test_would_choose_another_setting(
     assert [row["model"] for row in comparison("other")] == ["cifar_plain 32", "cifar_plain 20"]
 
 
+def test_a_tie_in_the_validation_is_named(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    processes.val_top1 = lambda options: [0.5, 0.75]
+    assert main(["sweep", *GRID, "--name", "s"]) == 0
+    said = "Tie in the validation: seed*-depth20-cifar_plain, seed*-depth32-cifar_plain. The first one is chosen"
+    assert said in capsys.readouterr().out
+    assert [row["chosen"] for row in comparison()] == ["yes", "no"]
+
+
 def test_without_validation_no_setting_is_chosen_from_the_test(
     processes: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
