@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from resnet_pl.reports.run_groups import flatten_config
 from resnet_pl.reports.run_reader import PAPER_ITERATIONS, Run, duration
 from resnet_pl.utils import UserError
 
@@ -38,7 +41,14 @@ def run_entry(run: Run) -> dict[str, Any]:
         },
         "checkpoint": f"{results['checkpoint']} of epoch {results['epoch'] + 1}",
         **{key: run.sessions[0][key] for key in ("command", "commit", "machine", "device", "versions")},
+        "config": config_digest(run.config),
     }
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Returns a digest of the settings that decide the result. A record counts while its command has the same ones."""
+    flat = {key: value for key, value in flatten_config(config).items() if key != "ckpt_path"}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def add_run(record: dict[str, Any], run: Run) -> dict[str, Any]:

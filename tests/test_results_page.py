@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from docs.paper_records import lesion_table
+from docs.run_records import config_digest
+from resnet_pl.cli.main import main
 from resnet_pl.reports.results import read_results, write_results
+from resnet_pl.run_dir import read_sessions
 from resnet_pl.utils import UserError
+from tests.cli.commands import SMALL, run
 from tests.conftest import load_docs_script
 from tests.reports.made import write_run
 
@@ -41,6 +47,32 @@ def test_the_pages_are_up_to_date(script: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "docs/results.md").read_text("utf-8") == (PROJECT / "docs/results.md").read_text("utf-8")
     own = table(PROJECT / "README.md")
     assert own in ([], table(tmp_path / "README.md"))  # a README of the user may have no table
+
+
+def test_the_commands_of_the_records_have_the_settings_of_the_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a change of a configuration or a default, a record does not count: measure it again, or remove it."""
+    monkeypatch.chdir(PROJECT)
+    for path in (PROJECT / "docs" / "results").glob("*.json"):
+        record = json.loads(path.read_text("utf-8"))
+        for entry in record["runs"] if "paper_error" in record else ():
+            words = shlex.split(entry["command"])
+            if "config" in entry:  # older records have none
+                capsys.readouterr()
+                assert main([*words[words.index("fit") :], "--print_config"]) == 0
+                assert config_digest(yaml.safe_load(capsys.readouterr().out)) == entry["config"], entry["command"]
+
+
+def test_the_digest_of_a_run_is_that_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", *SMALL)
+    folder = Path("runs/digits/version_0")
+    run_config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    words = shlex.split(read_sessions(folder)[0]["command"])[2:]
+    capsys.readouterr()
+    for options, same in ([], True), (["--seed_everything", "5"], True), (["--model.label_smoothing", "0.2"], False):
+        assert main([*words, *options, "--print_config"]) == 0
+        assert (config_digest(yaml.safe_load(capsys.readouterr().out)) == config_digest(run_config)) == same
 
 
 def test_the_markers_enclose_the_complete_table(script: ModuleType, tmp_path: Path) -> None:
