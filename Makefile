@@ -5,21 +5,30 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: demo test test-slow coverage faults package lint clean
+.PHONY: demo test test-slow coverage faults lock package lint clean
 
-# Reinstalled only when requirements.txt changes.
-$(VENV)/.installed: requirements.txt
+# With LOCKED=1, all packages, also the indirect ones, are those of requirements.lock, checked by their hashes.
+ifdef LOCKED
+INSTALLED = $(VENV)/.installed-locked
+REQUIREMENTS = requirements.lock
+else
+INSTALLED = $(VENV)/.installed
+REQUIREMENTS = requirements.txt
+endif
+
+# Reinstalled only when the requirements change.
+$(INSTALLED): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--require-hashes) -r $<
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(INSTALLED) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: $(VENV)/.installed
+demo: $(INSTALLED)
 	$(CLI) fit --config configs/digits.yaml
 	@run=$$(ls -td runs/digits/version_* | head -1); set -e; \
 	$(CLI) test --ckpt_path $$run/checkpoints/best.ckpt; \
@@ -44,6 +53,11 @@ coverage: $(VENV)/.installed-dev
 # Thousands of fault-injection tests. Takes hours and resumes if interrupted. The results are written to docs/reliability.md.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/campaign.py --record
+
+# Resolves requirements.txt for every platform and Python version. Versions that are locked already stay, if they can.
+lock: $(VENV)/.installed-dev
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+		--custom-compile-command 'make lock' requirements.txt --output-file requirements.lock
 
 # The source distribution and the wheel, in dist/; installed and tried in new environments.
 package: $(VENV)/.installed-dev
