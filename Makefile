@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: demo test test-slow coverage faults lock package lint clean
+.PHONY: install demo test test-slow compat coverage faults lock package lint clean
 
 # With LOCKED=1, all packages, also the indirect ones, are those of requirements.lock, checked by their hashes.
 ifdef LOCKED
@@ -28,6 +28,9 @@ $(VENV)/.installed-dev: $(INSTALLED) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# Everything for development.
+install: $(VENV)/.installed-dev
+
 demo: $(INSTALLED)
 	$(CLI) fit --config configs/digits.yaml
 	@run=$$(ls -td runs/digits/version_* | head -1); set -e; \
@@ -44,6 +47,10 @@ test: $(VENV)/.installed-dev
 # Tests that take minutes or need a package index, such as those with other versions of Lightning and jsonargparse.
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Those with other versions of Lightning and jsonargparse.
+compat: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/compat
 
 # Lines and branches that `make test` executes, in subprocesses too. The report is not a gate; the goal is 92 %.
 coverage: $(VENV)/.installed-dev
@@ -69,6 +76,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tests/test_words.py
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 
 clean:
 	rm -rf $(VENV) dist

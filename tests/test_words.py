@@ -106,10 +106,11 @@ CORRECT = [
     "Old name `net`, option {told} and\n```bash\npython cli.py anew\n```\n",
     "The color of the center, normalized, analyzed and labeled by the optimizer; an exercise in precision.",
 ]
-FOLDERS = ("resnet_pl", "configs", "docs", "benchmarks", "tests")
-SUFFIXES = (".py", ".md", ".yaml")
+FOLDERS = ("resnet_pl", "configs", "docs", "benchmarks", "tests", ".github")
+SUFFIXES = (".py", ".md", ".yaml", ".yml")
 OTHERS = ("CHANGELOG.md", "CITATION.cff", "Makefile", "cli.py", "pyproject.toml", ".ci/run")
-OTHERS += ("requirements.txt", "requirements-dev.txt")
+OTHERS += ("requirements.txt", "requirements-dev.txt", "CONTRIBUTING.md", "SECURITY.md", "Dockerfile", ".dockerignore")
+OTHERS += (".pre-commit-config.yaml",)
 
 
 def project_files() -> list[Path]:
