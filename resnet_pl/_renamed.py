@@ -12,6 +12,9 @@ from typing import Any
 from resnet_pl import __all__ as EXPORTED
 from resnet_pl.utils import UserError
 
+PACKAGE = __name__.partition(".")[0]
+# Packages that this one is a renamed copy of, see scripts/new_project.py: their checkpoints and files are read.
+FORMER_PACKAGES: tuple[str, ...] = ()
 # Packages whose classes are found by `resnet_pl.PACKAGE.NAME`, in whatever module they are.
 PACKAGES = ("classifier", "data", "models", "callbacks")
 CLASSES = {
@@ -67,11 +70,13 @@ def upgrade_path(path: str) -> str:
     if not before:
         return CLASSES.get(name, name)
     first, *middle = before
-    if first != "resnet_pl" or not middle or middle[0] not in PACKAGES:
+    if first in FORMER_PACKAGES:
+        first, path = PACKAGE, ".".join([PACKAGE, *middle, name])
+    if first != PACKAGE or not middle or middle[0] not in PACKAGES:
         return path
     name = CLASSES.get(name, name)
     # As jsonargparse writes it: the shortest import path for a class, the full path for a function.
-    return f"resnet_pl.{name}" if name in EXPORTED and name[0].isupper() else f"resnet_pl.{middle[0]}.{name}"
+    return f"{PACKAGE}.{name}" if name in EXPORTED and name[0].isupper() else f"{PACKAGE}.{middle[0]}.{name}"
 
 
 def upgrade_value(value: Any, key: str = "", report: Callable[[str], None] = _ignore) -> Any:
@@ -86,7 +91,9 @@ def upgrade_value(value: Any, key: str = "", report: Callable[[str], None] = _ig
         return {name: upgrade_value(item, name, report) for name, item in value.items()}
     if isinstance(value, list):
         return [upgrade_value(item, key, report) for item in value]
-    if not isinstance(value, str) or not (value.startswith("resnet_pl.") or key.rstrip("+") in CLASS_KEYS):
+    if not isinstance(value, str):
+        return value
+    if value.partition(".")[0] not in (PACKAGE, *FORMER_PACKAGES) and key.rstrip("+") not in CLASS_KEYS:
         return value
     # Text can contain several names: a list of callbacks is written [A, B] on the command line.
     return re.sub(r"[\w.]+", lambda match: _upgrade_class(match[0], report), value)
@@ -208,14 +215,23 @@ def _move_error_warmup(config: dict[str, Any], report: Callable[[str], None]) ->
     # A file without callbacks adds to those of earlier files.
     key = "callbacks" if "callbacks" in trainer else "callbacks+"
     others = trainer.get(key) or []
-    callback = {"class_path": "resnet_pl.callbacks.ErrorWarmup", "init_args": init_args}
+    callback = {"class_path": f"{PACKAGE}.callbacks.ErrorWarmup", "init_args": init_args}
     trainer[key] = [*(others if isinstance(others, list) else [others]), callback]
     report("model.schedule.warmup_error is now the callback ErrorWarmup")
 
 
+def adopt_checkpoint(checkpoint: dict[str, Any]) -> None:
+    """Converts a checkpoint of a former package to one of this package, in place; others are unchanged."""
+    for former in {*FORMER_PACKAGES} & checkpoint.keys():
+        checkpoint[PACKAGE] = checkpoint.pop(former)
+        for section in (PACKAGE, "hyper_parameters"):
+            checkpoint[section] = upgrade_value(checkpoint.get(section))
+
+
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
-    """Converts a checkpoint of an earlier format to the current one, in place; others are unchanged."""
-    metadata = checkpoint.get("resnet_pl")
+    """Converts a checkpoint of an earlier format or former package to the current one, in place."""
+    adopt_checkpoint(checkpoint)
+    metadata = checkpoint.get(PACKAGE)
     if not isinstance(metadata, dict):
         return
     if metadata.get("format") == 1:
@@ -225,7 +241,7 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
     # Before this option existed, all images were decoded in full; a run resumes with the pixels of its start.
     data = (metadata.get("config") or {}).get("data") or {}
     arguments = data.get("init_args") or {}
-    if str(data.get("class_path")).startswith("resnet_pl.") and "verify_images" in arguments:
+    if str(data.get("class_path")).startswith(f"{PACKAGE}.") and "verify_images" in arguments:
         arguments.setdefault("scaled_decoding", False)
 
 

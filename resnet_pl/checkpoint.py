@@ -19,13 +19,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from resnet_pl import __version__
-from resnet_pl._renamed import upgrade_checkpoint
+from resnet_pl._renamed import PACKAGE, adopt_checkpoint, upgrade_checkpoint
 from resnet_pl.import_paths import check_names
 from resnet_pl.run_dir import BUILT_IN_PYTHON, get_init_args
 from resnet_pl.utils import UserError, atomic_write
 
 # Key of this project's metadata, next to Lightning's own keys.
-METADATA_KEY = "resnet_pl"
+METADATA_KEY = PACKAGE
 FORMAT = 3
 # Keys of a checkpoint and their types. A file can have other types although its checksums are correct.
 SECTION_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -107,6 +107,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is not a training checkpoint; it may contain the weights of a model only\n"
             f"to start from such weights use --model.weights {path}"
         )
+    adopt_checkpoint(checkpoint)
     _check_sections(checkpoint, path)
     upgrade_checkpoint(checkpoint)
     return checkpoint
@@ -205,6 +206,7 @@ def store_calibration(path: Path, calibration: dict[str, Any] | None) -> None:
     """
     path = path.resolve()
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    adopt_checkpoint(checkpoint)
     checkpoint[METADATA_KEY].pop("calibration", None)
     if calibration is not None:
         checkpoint[METADATA_KEY]["calibration"] = calibration

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from resnet_pl import _renamed
 from resnet_pl._renamed import CLASSES, KEYS, REMOVED, RENAMED_METRICS, upgrade_arguments, upgrade_config, upgrade_path
 from resnet_pl.cli.main import main
+from resnet_pl.models import weights_file
 from resnet_pl.reports.run_reader import read_metrics
 from resnet_pl.run_dir import class_name
+from tests.cli.commands import SMALL, run
 
 PROJECT = Path(__file__).parent.parent
 DIGITS = str(PROJECT / "configs/digits.yaml")
@@ -394,3 +398,35 @@ def test_a_resumed_run_can_have_old_and_new_columns() -> None:
     (old, new), _ = RENAMED_METRICS.items()
     Path("metrics.csv").write_text(f"step,{old},{new}\r\n1,0.5,\r\n2,,0.25\r\n")
     assert [list(part) for part in read_metrics(Path("metrics.csv"))[new]] == [[1, 2], [0.5, 0.25]]
+
+
+# ------------------------------------------------------------------------------------ a former package
+def with_package(value: Any, name: str) -> Any:
+    """Returns a value with another name of the package in its keys and texts."""
+    if isinstance(value, dict):
+        return {key.replace("resnet_pl", name): with_package(item, name) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_package(item, name) for item in value]
+    return value.replace("resnet_pl", name) if isinstance(value, str) else value
+
+
+def test_checkpoints_and_files_of_a_former_package_are_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", *SMALL)
+    best, last = (Path("runs/digits/version_0/checkpoints", f"{name}.ckpt") for name in ("best", "last"))
+    for path in (best, last):
+        checkpoint = torch.load(path, weights_only=True)
+        named = {key: with_package(checkpoint[key], "former") for key in ("resnet_pl", "hyper_parameters")}
+        del checkpoint["resnet_pl"]
+        torch.save({**checkpoint, "former": named["resnet_pl"], "hyper_parameters": named["hyper_parameters"]}, path)
+    assert "was not written by this project" in refused(capsys, "test", "--ckpt_path", str(best))
+    for module in (_renamed, weights_file):
+        monkeypatch.setattr(module, "FORMER_PACKAGES", ("former",))
+    run("test", "--ckpt_path", best)
+    run("calibrate", "--ckpt_path", best)
+    run("fit", "--ckpt_path", last, "--trainer.max_epochs", 3)
+    assert torch.load(last, weights_only=True)["resnet_pl"]["config"]["model"]["class_path"].startswith("resnet_pl.")
+    assert "--ckpt_path" in refused(capsys, "test", "--config", DIGITS, "--model.weights", str(best))
+    Path("own.yaml").write_text("data: former.data.Digits\n")
+    assert resolved(capsys, "--config", "own.yaml")["data"]["class_path"] == "resnet_pl.Digits"

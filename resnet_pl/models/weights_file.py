@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resnet_pl._renamed import FORMER_PACKAGES
 from resnet_pl.checkpoint import METADATA_KEY
 from resnet_pl.utils import UserError, atomic_write, require
 
@@ -66,7 +67,7 @@ def read_weights(path: Path) -> WeightsFile:
         UserError: the file is missing, damaged, has no weights, or cannot be read without executing code.
     """
     content, classes = _read(path)
-    is_checkpoint = isinstance(content, dict) and METADATA_KEY in content
+    is_checkpoint = isinstance(content, dict) and not content.keys().isdisjoint([METADATA_KEY, *FORMER_PACKAGES])
     while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in STATE_DICT_KEYS):
         content = next(content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict))
     items = content.items() if isinstance(content, dict) else ()
