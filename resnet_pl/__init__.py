@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ImageTable,
     )
     from resnet_pl.models import cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
+    from resnet_pl.utils import UserError
 
 __version__ = "0.2.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "ImageTable",
+    "UserError",
     "__version__",
     "cifar_resnet",
     "fit",
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 # Modules of the public names. Classes that are not listed are in `data`, functions in `models`.
-_MODULES = {"ImageClassifier": "classifier", "fit": "api", "load_run": "api", "test": "api"}
+_MODULES = {"ImageClassifier": "classifier", "UserError": "utils", "fit": "api", "load_run": "api", "test": "api"}
 
 if not TYPE_CHECKING:
 

@@ -106,7 +106,7 @@ CORRECT = [
     "Old name `net`, option {told} and\n```bash\npython cli.py anew\n```\n",
     "The color of the center, normalized, analyzed and labeled by the optimizer; an exercise in precision.",
 ]
-FOLDERS = ("resnet_pl", "configs", "docs", "benchmarks", "tests", ".github")
+FOLDERS = ("resnet_pl", "configs", "docs", "benchmarks", "examples", "tests", ".github")
 SUFFIXES = (".py", ".md", ".yaml", ".yml")
 OTHERS = ("CHANGELOG.md", "CITATION.cff", "Makefile", "cli.py", "pyproject.toml", ".ci/run")
 OTHERS += ("requirements.txt", "requirements-dev.txt", "CONTRIBUTING.md", "SECURITY.md", "Dockerfile", ".dockerignore")
