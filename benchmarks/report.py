@@ -92,9 +92,8 @@ def fill_block(page: Path, name: str, text: str) -> None:
 
 
 def git_commit() -> str | None:
-    """The commit as `code_version.git_commit` returns it, except that changes of the page do not make it dirty."""
-    own = [f":!{PAGE.relative_to(PROJECT)}"] if PAGE.is_relative_to(PROJECT) else []
-    words = ["git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no", "--", ".", *own]
+    """The commit as `code_version.git_commit` returns it, except that changes of docs/ do not make it dirty."""
+    words = ["git", "-C", str(PROJECT), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]
     name = code_version.git_commit()
     # Without a commit there may be no git either.
     if name is None or subprocess.run(words, capture_output=True, check=False).stdout:
