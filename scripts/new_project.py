@@ -1,0 +1,108 @@
+"""Makes a project of your own from this one: python scripts/new_project.py flower_net ../flower_net
+
+The package, configs, examples, tests and the files of the tools are copied, with the new name in place of resnet_pl.
+What describes this repository is not copied: docs, benchmarks, scripts, tests/repository. Checkpoints and configuration
+files that resnet_pl wrote still work in the new project. Only files that git knows are copied, as they are now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import keyword
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+OLD = "resnet_pl"
+NOT_COPIED = ("docs/", "benchmarks/", "scripts/", "tests/repository/", "requirements-docs.txt", "mkdocs.yml")
+README = """# {name}
+
+Trains image classifiers with PyTorch Lightning. Made from resnet_pl {version}; its documentation describes all options.
+
+```bash
+make demo    # creates .venv, trains on scikit-learn's digits for a minute, tests and predicts
+make test    # runs the tests
+.venv/bin/python cli.py fit --config configs/folder.yaml --data.root FOLDER_OF_PHOTOS
+.venv/bin/python cli.py test --ckpt_path best
+```
+
+| Where | What |
+|---|---|
+| `{name}/` | the package; `classifier.py` and `data/base.py` are the LightningModule and the LightningDataModule |
+| `configs/` | one file for each task; `recipes/` are merged on top |
+| `examples/` | an own dataset, metric, loss and more |
+| `tests/` | tests of the package |
+"""
+CHANGELOG = "# Changelog\n\n## Unreleased\n\nMade from resnet_pl {version}.\n"
+
+
+def new_text(text: str, name: str) -> str:
+    """Returns the text of a file with the new name of the package, of its command and of its environment variables."""
+    for old, new in ((OLD, name), (OLD.replace("_", "-"), name.replace("_", "-")), (OLD.upper(), name.upper())):
+        text = text.replace(old, new)
+    return text
+
+
+def check_name(name: str) -> str:
+    """Returns the name of a package; raises argparse.ArgumentTypeError if it cannot be one."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise argparse.ArgumentTypeError(
+            f"{name} cannot be the name of a package: use a-z, 0-9 and _, such as flower_net"
+        )
+    if name in ("tests", "configs", "examples", "data", "runs", "cli") or importlib.util.find_spec(name) is not None:
+        raise argparse.ArgumentTypeError(f"{name} is the name of another package or folder: choose another one")
+    return name
+
+
+def tracked_files() -> list[str]:
+    """Returns the files of this project that are copied."""
+    done = subprocess.run(["git", "-C", str(PROJECT), "ls-files", "-z"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {PROJECT} is not a clone: {done.stderr.strip()}\nclone the repository with git")
+    return [path for path in done.stdout.split("\0") if path and not path.startswith(NOT_COPIED)]
+
+
+def write(name: str, folder: Path) -> None:
+    """Writes the new project."""
+    for path in tracked_files():
+        source, target = PROJECT / path, folder / path.replace(OLD, name)
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.write_text(new_text(source.read_text(encoding="utf-8"), name), encoding="utf-8")
+            except UnicodeDecodeError:
+                target.write_bytes(source.read_bytes())
+            target.chmod(source.stat().st_mode)
+    found = re.search(r'__version__ = "(.*)"', (PROJECT / OLD / "__init__.py").read_text(encoding="utf-8"))
+    version = found[1] if found else ""
+    for file, text in (("README.md", README), ("CHANGELOG.md", CHANGELOG)):
+        (folder / file).write_text(text.format(name=name, version=version), encoding="utf-8")
+    renamed, empty = folder / name / "_renamed.py", "FORMER_PACKAGES: tuple[str, ...] = ()"
+    text = renamed.read_text(encoding="utf-8")
+    if empty not in text:
+        sys.exit(f"error: {renamed} has no line {empty}")
+    renamed.write_text(text.replace(empty, f'{empty[:-1]}"{OLD}",)'), encoding="utf-8")
+    # What is not copied has no rules.
+    makefile = folder / "Makefile"
+    lines = makefile.read_text(encoding="utf-8").splitlines(keepends=True)
+    makefile.write_text("".join(line for line in lines if "tests/repository" not in line), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", type=check_name, help="name of the new package, such as flower_net")
+    parser.add_argument("folder", type=Path, help="folder of the new project, which must not exist")
+    options = parser.parse_args(argv)
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists already: give another folder")
+    write(options.name, options.folder)
+    print(f"Wrote {options.folder}. Next:\n\n  cd {options.folder}\n  git init\n  make demo\n  make test")
+
+
+if __name__ == "__main__":
+    main()
