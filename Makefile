@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: install demo test test-slow compat coverage faults lock package lint clean
+.PHONY: install demo test test-slow compat coverage faults lock package lint docs clean
 
 # With LOCKED=1, all packages, also the indirect ones, are those of requirements.lock, checked by their hashes.
 ifdef LOCKED
@@ -16,11 +16,14 @@ INSTALLED = $(VENV)/.installed
 REQUIREMENTS = requirements.txt
 endif
 
-# Reinstalled only when the requirements change.
-$(INSTALLED): $(REQUIREMENTS)
+$(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Reinstalled only when the requirements change.
+$(INSTALLED): $(REQUIREMENTS) | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--require-hashes) -r $<
 	@touch $@
 
@@ -80,5 +83,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 
+# Needs only what is in requirements-docs.txt. A warning, such as one about a link without a target, is an error.
+$(VENV)/.installed-docs: requirements-docs.txt | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+# The documentation as a site: open site/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist site
