@@ -6,6 +6,7 @@ import pickle
 import platform
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -87,7 +88,7 @@ def read(path: Path) -> dict[str, Any]:
         if damaged is not None:
             where = damaged if len(damaged) < 100 and damaged.isprintable() else "a file name in the archive"
             raise UserError(f"checkpoint {path} is damaged ({where})\n{_newest_valid_sibling(path)}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load(path)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -111,6 +112,11 @@ def read(path: Path) -> dict[str, Any]:
     _check_sections(checkpoint, path)
     upgrade_checkpoint(checkpoint)
     return checkpoint
+
+
+def _load(path: Path) -> Any:
+    """Loads a file without executing code from it. Windows could not replace the file while it is mapped."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=sys.platform != "win32")
 
 
 def _check_sections(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -212,7 +218,7 @@ def store_calibration(path: Path, calibration: dict[str, Any] | None) -> None:
         checkpoint[METADATA_KEY]["calibration"] = calibration
     with atomic_write(path) as partial:
         torch.save(checkpoint, partial)
-        torch.load(partial, weights_only=True, mmap=True)  # an error leaves the file as it was
+        _load(partial)  # an error leaves the file as it was
         shutil.copystat(path, partial)
 
 

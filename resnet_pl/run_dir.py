@@ -221,7 +221,7 @@ def write_session(run: Path, facts: dict[str, Any], new: bool = True) -> None:
         sessions = read_sessions(run) if path.is_file() else []
     except ValueError:
         # A damaged file does not stop the training; it is renamed.
-        path.rename(path.with_name("sessions.json.bad"))
+        path.replace(path.with_name("sessions.json.bad"))
         sessions = []
     if new or not sessions:
         sessions.append({})
