@@ -43,7 +43,7 @@ def test_workflows_call_make_targets(path: Path) -> None:
 
 def test_pull_requests_are_checked_with_all_python_versions() -> None:
     job = read_yaml(".github/workflows/ci.yml")["jobs"]["make"]
-    assert targets(job) >= {"lint", "test", "package"}
+    assert targets(job) >= {"lint", "test", "docs", "package"}
     classifiers = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
     versions = [match[1] for each in classifiers if (match := re.search(r"Python :: (3\.\d+)", each))]
     assert job["strategy"]["matrix"]["python"] == versions
