@@ -35,7 +35,7 @@ OWN, WIDTH = [name for name in models.NETWORKS if name.startswith("resnet")], "8
 FEW_STEPS = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 2 --data.num_workers 0"
 FEW_STEPS += " --dashboard.images 0 --dashboard.graph false"
 SMALL_IMAGES = "--data.image_size 32 --data.batch_size 4 --trainer.devices 1"
-IMAGE_FILES = ("Flowers", "ImageFolder", "ImageNet")
+IMAGE_FILES = ("Flowers", "ImageFolder", "ImageNet", "ImageTable")
 # Keys whose value is a class or a function.
 CLASS_KEYS = ("model", "model.backbone", "model.loss", "model.optimizer", "data", "data.crop", "data.mix")
 
@@ -65,7 +65,7 @@ def own_input(args: list[str], root: Path) -> str | None:
     """Returns what a command reads that is not part of the project, None if all of it can be prepared below `root`."""
     values = [word.rpartition("=")[2] for word in args]
     for path in [value for value in [*values, setting(args, "data.root")] if value and "/" in value]:
-        shipped = path.startswith(("configs/", "runs/")) or (PROJECT / path).is_file()
+        shipped = path.startswith(("configs/", "runs/", "val/")) or (PROJECT / path).is_file()
         if not shipped and not (root / path).exists():
             return path
     names = {value for key in CLASS_KEYS if (value := setting(args, key)) and "." in value}
@@ -75,6 +75,10 @@ def own_input(args: list[str], root: Path) -> str | None:
             return name
     if (data := setting(args, "data")) and "." in data and not data.startswith("resnet_pl."):
         return data
+    if option(args, "model.backbone.pretrained") == "true":
+        return "weights that timm downloads"
+    if "configs/loggers/wandb.yaml" in args and find_spec("wandb") is None:
+        return "the package wandb"
     weights, backbone = setting(args, "model.weights"), (setting(args, "model.backbone") or "").split(".")[-1]
     if weights not in (None, "null") and (backbone not in WEIGHTS or not weights.endswith("IMAGENET1K_V1")):
         return f"the weights {weights} of {backbone}"
@@ -135,6 +139,8 @@ class Prepared:
         self.root = root
         for folder in ("my/photos", "new/photos", "data/flower_photos", "data/photos"):
             write_images(root / folder)
+        rows = [f"photos/{path.parent.name}/{path.name},{path.parent.name}" for path in root.glob("my/photos/*/*")]
+        (root / "my/labels.csv").write_text("\n".join(["path,label", *rows]))
         for part in ("train", "val"):
             write_images(root / "data/imagenet" / part, ("n01440764", "n01443537"))
         rng, arrays = np.random.default_rng(0), {}

@@ -1,5 +1,7 @@
 """Every command and Python example in README, docs/paper.md and docs/tune.md runs, at small size, without a network.
 
+Those of the other pages of the site run in `make test-slow` only.
+
 Each command is one test in its own working directory, so the tests do not depend on their order. `Prepared` generates
 what the commands read: datasets, pretrained weights and finished runs. A working directory has links to the data and a
 copy of the runs, because a command may change a run.
@@ -20,7 +22,7 @@ import cmarkgfm
 import pytest
 
 from resnet_pl.cli.main import main
-from tests.readme_commands import PROJECT, Prepared, option, own_input, setting, shortened
+from tests.readme_commands import PROJECT, SITE_PAGES, Prepared, option, own_input, setting, shortened
 
 README, PAPER, TUNE = PROJECT / "README.md", PROJECT / "docs" / "paper.md", PROJECT / "docs" / "tune.md"
 PAGES = [path for path in [README, *sorted((PROJECT / "docs").glob("*.md"))] if path.is_file()]
@@ -29,11 +31,13 @@ PAGES = [path for path in [README, *sorted((PROJECT / "docs").glob("*.md"))] if 
 def blocks(page: Path, language: str) -> list[str]:
     """Returns the code blocks of a page in one language."""
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
 
 
 COMMANDS = [line for page in (README, PAPER, TUNE) for text in blocks(page, "bash") for line in text.splitlines()]
 CLI_COMMANDS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("python cli.py ")))
+SITE_LINES = [line.strip() for page in SITE_PAGES for text in blocks(page, "bash") for line in text.splitlines()]
+SITE_COMMANDS = sorted({line for line in SITE_LINES if line.startswith("python cli.py ")} - set(CLI_COMMANDS))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,10 @@ ELSEWHERE = {name: f"tests/cli/test_{name}.py" for name in ("calibrate", "export
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(each, marks=[pytest.mark.slow] if re.search(SLOW, each) else []) for each in CLI_COMMANDS],
+    [
+        pytest.param(each, marks=[pytest.mark.slow] if re.search(SLOW, each) or each in SITE_COMMANDS else [])
+        for each in CLI_COMMANDS + SITE_COMMANDS
+    ],
     ids=lambda command: command.removeprefix("python cli.py ")[:80],
 )
 def test_command_runs(command: str, run_command: Callable[[str], int]) -> None:
@@ -113,6 +120,7 @@ def test_a_wrong_command_fails(wrong: str, run_command: Callable[[str], int]) ->
         ("fit --config configs/digits.yaml --data torch.nn.Module", "torch.nn.Module"),
         ("fit --config configs/folder.yaml --model.backbone resnet101", "the weights IMAGENET1K_V1 of resnet101"),
         ("test --ckpt_path mine.ckpt", "mine.ckpt"),
+        ("fit --model.backbone timm.create_model --model.backbone.pretrained true", "weights that timm downloads"),
     ],
 )
 def test_what_only_a_user_has_is_recognized(command: str, own: str | None, prepared: Prepared) -> None:
