@@ -18,10 +18,15 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 OLD = "resnet_pl"
-NOT_COPIED = ("docs/", "benchmarks/", "scripts/", "tests/repository/", "requirements-docs.txt", "mkdocs.yml")
+NOT_COPIED = ("docs/", "benchmarks/", "scripts/", "tests/repository/", "requirements-docs.txt", "zensical.toml")
+NOT_COPIED += ("CONTRIBUTING.md",)
+# Paragraphs and lines that need what is not copied.
+REMOVED_PARAGRAPHS = {"Makefile": ("docs:", "faults:", "$(VENV)/.installed-docs:")}
+REMOVED_LINES = {"Makefile": "tests/repository", ".github/workflows/ci.yml": "target: docs"}
 README = """# {name}
 
 Trains image classifiers with PyTorch Lightning. Made from resnet_pl {version}; its documentation describes all options.
+Paths below `docs/` in comments and messages are pages of resnet_pl.
 
 ```bash
 make demo    # creates .venv, trains on scikit-learn's digits for a minute, tests and predicts
@@ -86,10 +91,13 @@ def write(name: str, folder: Path) -> None:
     if empty not in text:
         sys.exit(f"error: {renamed} has no line {empty}")
     renamed.write_text(text.replace(empty, f'{empty[:-1]}"{OLD}",)'), encoding="utf-8")
-    # What is not copied has no rules.
-    makefile = folder / "Makefile"
-    lines = makefile.read_text(encoding="utf-8").splitlines(keepends=True)
-    makefile.write_text("".join(line for line in lines if "tests/repository" not in line), encoding="utf-8")
+    for file, rules in REMOVED_PARAGRAPHS.items():
+        paragraphs = (folder / file).read_text(encoding="utf-8").split("\n\n")
+        kept = [each for each in paragraphs if not any(line.startswith(rules) for line in each.splitlines())]
+        (folder / file).write_text("\n\n".join(kept), encoding="utf-8")
+    for file, part in REMOVED_LINES.items():
+        lines = (folder / file).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / file).write_text("".join(line for line in lines if part not in line), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

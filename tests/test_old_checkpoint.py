@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from resnet_pl import checkpoint as ckpt
-from resnet_pl._renamed import upgrade_checkpoint
+from resnet_pl._renamed import adopt_checkpoint, upgrade_checkpoint
 from resnet_pl.cli.main import main
 from resnet_pl.reports.results import read_results
 from resnet_pl.run_dir import class_name
@@ -46,6 +46,13 @@ def checkpoint(tmp_path: Path) -> Path:
     with (run / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return run / "checkpoints/last.ckpt"
+
+
+def read_middle() -> dict[str, Any]:
+    """The checkpoint; in a renamed copy of this project, with the name of its package."""
+    checkpoint = torch.load(OLD / "middle.ckpt", weights_only=True)
+    adopt_checkpoint(checkpoint)
+    return checkpoint
 
 
 def losses(path: Path) -> dict[int, tuple[float, float]]:
@@ -217,7 +224,7 @@ def remove_later_keys(checkpoint: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [set_removed_options, remove_later_keys])
 @pytest.mark.parametrize("subcommand", ["test", "predict", "fit"])
 def test_a_checkpoint_of_an_earlier_version_works(subcommand: str, change: Callable[[dict[str, Any]], None]) -> None:
-    checkpoint = torch.load(OLD / "middle.ckpt", weights_only=True)
+    checkpoint = read_middle()
     change(checkpoint)
     torch.save(checkpoint, "old.ckpt")
     assert main([subcommand, "--ckpt_path", "old.ckpt"]) == 0
@@ -229,7 +236,7 @@ def test_a_checkpoint_of_an_earlier_version_works(subcommand: str, change: Calla
 
 
 def test_the_warm_up_in_a_checkpoint_resumes() -> None:
-    checkpoint = torch.load(OLD / "middle.ckpt", weights_only=True)
+    checkpoint = read_middle()
     errors = [0.9] * 30
     for model in (checkpoint["resnet_pl"]["config"]["model"], checkpoint["hyper_parameters"]):
         model["schedule"] |= {"warmup_error": 0.05, "warmup_share": 0.5, "warmup_limit": 4000, "warmup": 0.0}

@@ -26,7 +26,7 @@ CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
 COMPLETE += ["tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2", "imagenet-rsb-a3"]
 COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
-# Like another config of the list, or run by tests/test_readme.py too.
+# Like another config of the list, or run by tests/repository/test_readme.py too.
 RARE = ["cifar100", "flowers", "imagenet", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
 RARE += ["tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2", "paper/cifar10", "cifar10"]
 # Recipes have no data: each is merged on top of a complete config.

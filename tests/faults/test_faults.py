@@ -81,6 +81,7 @@ def test_failures_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "- 1 × `broke 1`: not fixed yet" in text and "- 1 × `broke 3`: known limitation" in text
 
 
+@pytest.mark.skipif(not campaign.PAGE.exists(), reason="a project without the docs")
 def test_the_recorded_page_matches_the_campaign() -> None:
     page = campaign.PAGE.read_text(encoding="utf-8")
     assert page.startswith(campaign.HEAD)

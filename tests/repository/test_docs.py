@@ -1,7 +1,7 @@
 """The documentation site: navigation, links, and the commands of the pages that only the site has.
 
 The commands are parsed here, without data and without a training; `make test-slow` runs those in blocks too
-(tests/test_readme.py), and builds the site.
+(tests/repository/test_readme.py), and builds the site.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import resnet_pl
 from resnet_pl import analysis
 from resnet_pl.cli.main import SUBCOMMANDS, main
 from tests.browser import CHROMIUM, Browser
-from tests.readme_commands import PROJECT, SITE_PAGES
+from tests.repository.readme_commands import PROJECT, SITE_PAGES
 
 DOCS = PROJECT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -90,7 +90,7 @@ QUICK = ("index", "coming_from")
 )
 def test_commands_are_parsed(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("configs").symlink_to(PROJECT / "configs")
-    tested = commands(PROJECT / "README.md")  # by tests/test_readme.py
+    tested = commands(PROJECT / "README.md")  # by tests/repository/test_readme.py
     for command in dict.fromkeys(command for command in commands(page) if command not in tested):
         words = [CHECKPOINT if re.fullmatch(r"best|last|runs/\S*", word) else word for word in shlex.split(command)]
         if "--data.root" in words and CHECKPOINT in words:

@@ -21,7 +21,7 @@ from tests.cli.commands import SMALL, run
 from tests.conftest import load_docs_script
 from tests.reports.made import write_run
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 MARKERS = "before\n\n<!-- results:start -->\n<!-- results:end -->\n\nafter\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 

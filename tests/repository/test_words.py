@@ -2,10 +2,10 @@
 
 `WORDS` lists expressions that are not those of the field. `make lint` searches the project's own texts for them:
 
-    python tests/test_words.py [FILE …]
+    python tests/repository/test_words.py [FILE …]
 
 `make test` checks only the list, and therefore does not depend on modules, configs or pages that you add. `make lint`
-skips a README with another title. A project derived from this one can delete this file and its line in the Makefile.
+skips a README with another title.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 # Each pattern, what to write instead, and a sentence in which it must be found. A line break is a space to a pattern.
 WORDS = {
     r"told|tells?|telling": ("report, print, show, say", "The user is told the path."),
@@ -106,7 +106,7 @@ CORRECT = [
     "Old name `net`, option {told} and\n```bash\npython cli.py anew\n```\n",
     "The color of the center, normalized, analyzed and labeled by the optimizer; an exercise in precision.",
 ]
-FOLDERS = ("resnet_pl", "configs", "docs", "benchmarks", "examples", "tests", ".github")
+FOLDERS = ("resnet_pl", "configs", "docs", "benchmarks", "examples", "scripts", "tests", ".github")
 SUFFIXES = (".py", ".md", ".yaml", ".yml")
 OTHERS = ("CHANGELOG.md", "CITATION.cff", "Makefile", "cli.py", "pyproject.toml", ".ci/run")
 OTHERS += ("requirements.txt", "requirements-dev.txt", "CONTRIBUTING.md", "SECURITY.md", "Dockerfile", ".dockerignore")

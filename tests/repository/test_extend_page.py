@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl.cli.main import main
-from tests.readme_commands import PROJECT, write_images
+from tests.repository.readme_commands import PROJECT, write_images
 
 PAGE = (PROJECT / "docs/extend.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))

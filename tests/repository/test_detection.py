@@ -14,7 +14,7 @@ from resnet_pl import ImageClassifier
 from resnet_pl.models import ResNet
 from tests.tiny import Tiny, trainer
 
-PAGE = Path(__file__).parent.parent / "docs" / "detection.md"
+PAGE = Path(__file__).parents[2] / "docs" / "detection.md"
 
 
 @pytest.fixture

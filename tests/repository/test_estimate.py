@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import load_docs_script
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 RECORDS = """
 ## Loader: synthetic JPEGs
 

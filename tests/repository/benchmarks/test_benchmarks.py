@@ -20,6 +20,7 @@ from benchmarks import (
     epoch,
     gpu,
     growth,
+    heatmaps,
     label_errors,
     latency,
     loader,
@@ -505,3 +506,11 @@ def test_every_recipe_is_measured(capsys: pytest.CaptureFixture[str], monkeypatc
     assert overlays == set(re.findall(r"--config configs/recipes/([\w-]+).yaml", printed))
     # A name without a recipe is that of a run.
     assert all(f"--name seed0-{study.without} " in printed for study in recipes.STUDIES)
+
+
+def test_the_maximum_of_heat_maps_lies_on_the_evidence() -> None:
+    """In all of 200 images, with these seeds."""
+    model = heatmaps.train(cifar_resnet(8), steps=50, size=32, patch=8)
+    images = heatmaps.StripedPatches.make(200, size=32, patch=8, seed=1)
+    accuracy, share = heatmaps.localization(model, images)
+    assert accuracy > 0.95 and share >= 0.9

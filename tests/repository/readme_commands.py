@@ -21,7 +21,7 @@ from resnet_pl.cli.main import main
 from resnet_pl.command_line import split_option
 from resnet_pl.run_dir import class_name, get_init_args
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 # Pages of the site that README does not repeat; their commands are parsed by `make test` and run by `make test-slow`.
 SITE_PAGES = [PROJECT / "docs" / f"{name}.md" for name in ("index", "configure", "evaluate", "faq", "coming_from")]
 WEIGHTS = {

@@ -1,0 +1,86 @@
+"""scripts/new_project.py: a project with another name, without what describes this repository, that reads its files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+if not (PROJECT / ".git").exists():
+    pytest.skip("not a clone", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("new_project", PROJECT / "scripts" / "new_project.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def project(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new project, `flower_net`."""
+    folder = tmp_path_factory.mktemp("new") / "project"
+    script.main(["flower_net", str(folder)])
+    return folder
+
+
+def test_the_name_is_replaced_in_all_files(project: Path) -> None:
+    assert (project / "flower_net" / "classifier.py").is_file() and not (project / "resnet_pl").exists()
+    mentioned = {
+        path.relative_to(project).as_posix()
+        for path in project.rglob("*")
+        if path.suffix != ".ckpt" and path.is_file() and b"resnet_pl" in path.read_bytes()
+    }
+    assert mentioned == {"README.md", "CHANGELOG.md", "flower_net/_renamed.py"}
+    pyproject = (project / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'name = "flower_net"' in pyproject and 'flower-net = "flower_net.cli.main:main"' in pyproject
+
+
+def test_what_describes_this_repository_is_not_copied(project: Path) -> None:
+    for name in ("docs", "benchmarks", "scripts", "tests/repository"):
+        assert not (project / name).exists()
+    for path in ("Makefile", ".github/workflows/ci.yml"):
+        text = (project / path).read_text(encoding="utf-8")
+        assert not any(word in text for word in ("zensical", "target: docs", "tests/repository", "campaign"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (project / "tests").rglob("*.py"))
+    assert "from benchmarks" not in tests and "from docs" not in tests and "tests.repository" not in tests
+
+
+@pytest.mark.parametrize("name", ["Flowers", "my-net", "class", "torch", "tests", "2net"])
+def test_a_wrong_name_is_refused(
+    name: str, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        script.main([name, str(tmp_path / "new")])
+    assert end.value.code == 2 and name in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_an_existing_folder_is_not_changed(script: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["flower_net", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_new_project_trains_and_reads_old_checkpoints(project: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env.pop("PYTEST_CURRENT_TEST", None)
+    tests = ["tests/test_old_checkpoint.py", "tests/test_pinned_probabilities.py", "tests/test_architecture.py"]
+    tests += ["tests/cli/test_main.py", "tests/test_renamed.py", "tests/test_requirements.py"]
+    for words in (["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "pytest", *tests]):
+        done = subprocess.run([sys.executable, *words], cwd=project, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only"], cwd=project, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
