@@ -29,7 +29,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 SITE = tomllib.loads((PROJECT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 CHECKPOINT = str(PROJECT / "tests/pinned_checkpoint/model.ckpt")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(rf"(?:python cli\.py )?((?:{'|'.join([*SUBCOMMANDS, *analysis.COMMANDS])}) .*)")
+COMMAND = re.compile(rf"(?:(?:python|torchrun .*) cli\.py )?((?:{'|'.join([*SUBCOMMANDS, *analysis.COMMANDS])}) .*)")
 
 
 # ------------------------------------------------------------------------------------ navigation and links
