@@ -215,9 +215,7 @@ def _check_not_bare(options: Sequence[str], subcommand: str) -> None:
         return
     configs = sorted((name for name in config_names() if "/" not in name), key=lambda name: name != "folder")
     listed = ", ".join(f"{name} (your own images)" if name == "folder" else name for name in configs)
-    example = "give --config FILE, or --data ImageFolder --data.root FOLDER --model.backbone resnet18"
-    hint = f"start from --config {listed}" if configs else example
-    raise UserError(f"{subcommand} needs a configuration\n{hint}")
+    raise UserError(f"{subcommand} needs a configuration\nstart from --config {listed}")
 
 
 def _deep_merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

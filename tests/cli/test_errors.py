@@ -151,7 +151,7 @@ def test_a_mistake_is_named_and_leaves_nothing(line: str, place: Path, capsys: p
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["fit"], ["needs a configuration", "--config", "--data ImageFolder"]),
+        (["fit"], ["needs a configuration", "--config folder (your own images)"]),
         (["fit", "--data.root", "photos"], ["needs a configuration"]),
         (["fit", "--data", "Digits"], ["model.backbone: required"]),
         (["fit", "--model.backbone", "resnet18"], ["data: required"]),
