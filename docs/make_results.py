@@ -42,7 +42,7 @@ checkpoint if no images were held out for validation.
 START, END = "<!-- results:start -->\n", "<!-- results:end -->\n"
 
 
-def run_records(paths: Iterable[Path]) -> None:
+def record_runs(paths: Iterable[Path]) -> None:
     """Adds runs to the records of their names; raises UserError if a file of a run is missing."""
     found: dict[str, list[Run]] = {}
     for run in map(read_run, paths):
@@ -172,7 +172,7 @@ def main(args: list[str]) -> None:
             raise UserError(f"--paper needs one of {', '.join(STUDIES)}\nfor example --paper shattering")
         save_record(paper_record(args[1], args[2:], DOCS))
     else:
-        run_records(map(Path, args))
+        record_runs(map(Path, args))
     write_pages()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -16,7 +15,7 @@ from resnet_pl.utils import UserError
 
 TABLE_HEAD = "| Model and dataset | Training | Test accuracy (top-1) | n |\n|---|---|---|---|\n"
 # What differs between the seeds of one training, with its value.
-OWN_OPTIONS = re.compile(r"--(seed_everything|name|data\.root)\b")
+OWN_OPTIONS = re.compile(r" --(?:seed_everything|name|data\.root)[= ](?:'[^']*'|\S+)")
 
 
 def run_entry(run: Run) -> dict[str, Any]:
@@ -70,12 +69,9 @@ def add_run(record: dict[str, Any], run: Run) -> dict[str, Any]:
     }
 
 
-def _training(command: str) -> list[str]:
-    """The words of a command, without those that may differ between the seeds of a training."""
-    words = shlex.split(command)
-    own = [bool(OWN_OPTIONS.match(word)) for word in words]
-    values = [before and "=" not in word for before, word in zip([False, *own], ["", *words], strict=False)]
-    return [word for word, option, value in zip(words, own, values, strict=False) if not option and not value]
+def _training(command: str) -> str:
+    """The command without what may differ between the seeds of a training."""
+    return OWN_OPTIONS.sub("", command)
 
 
 def title(record: dict[str, Any]) -> str:

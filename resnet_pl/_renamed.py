@@ -15,8 +15,8 @@ from resnet_pl.utils import UserError
 PACKAGE = __name__.partition(".")[0]
 # Packages that this one is a renamed copy of, see scripts/new_project.py: their checkpoints and files are read.
 FORMER_PACKAGES: tuple[str, ...] = ()
-# Packages whose classes are found by `resnet_pl.PACKAGE.NAME`, in whatever module they are.
-PACKAGES = ("classifier", "data", "models", "callbacks")
+# Their classes are found by `resnet_pl.SUBPACKAGE.NAME`, in whatever module they are.
+SUBPACKAGES = ("classifier", "data", "models", "callbacks")
 CLASSES = {
     "CentreCrop": "ResizeCenterCrop",
     "EpochLine": "EpochSummary",
@@ -72,7 +72,7 @@ def upgrade_path(path: str) -> str:
     first, *middle = before
     if first in FORMER_PACKAGES:
         first, path = PACKAGE, ".".join([PACKAGE, *middle, name])
-    if first != PACKAGE or not middle or middle[0] not in PACKAGES:
+    if first != PACKAGE or not middle or middle[0] not in SUBPACKAGES:
         return path
     name = CLASSES.get(name, name)
     # As jsonargparse writes it: the shortest import path for a class, the full path for a function.
@@ -229,8 +229,7 @@ def adopt_checkpoint(checkpoint: dict[str, Any]) -> None:
 
 
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
-    """Converts a checkpoint of an earlier format or former package to the current one, in place."""
-    adopt_checkpoint(checkpoint)
+    """Converts a checkpoint of an earlier format to the current one, in place; others are unchanged."""
     metadata = checkpoint.get(PACKAGE)
     if not isinstance(metadata, dict):
         return

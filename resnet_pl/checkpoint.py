@@ -245,5 +245,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint and upgrades it if an earlier version wrote it."""
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        adopt_checkpoint(checkpoint)
         upgrade_checkpoint(checkpoint)
         return checkpoint

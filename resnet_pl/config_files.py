@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 else:
     SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-PACKAGE = Path(__file__).parent
 # The wheel holds the folder configs/ of the repository as resnet_pl/configs/.
-CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
+INSIDE = Path(__file__).parent / "configs"
+CONFIGS = INSIDE if INSIDE.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 def config_names() -> list[str]:
