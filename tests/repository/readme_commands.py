@@ -23,7 +23,8 @@ from resnet_pl.run_dir import class_name, get_init_args
 
 PROJECT = Path(__file__).parents[2]
 # Pages of the site that README does not repeat; their commands are parsed by `make test` and run by `make test-slow`.
-SITE_PAGES = [PROJECT / "docs" / f"{name}.md" for name in ("index", "configure", "evaluate", "faq", "coming_from")]
+SITE_NAMES = ("index", "data", "configure", "evaluate", "faq", "coming_from")
+SITE_PAGES = [PROJECT / "docs" / f"{name}.md" for name in SITE_NAMES]
 WEIGHTS = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",

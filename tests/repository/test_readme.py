@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import cmarkgfm
 import pytest
@@ -140,7 +142,24 @@ def test_other_commands_and_links_refer_to_existing_files() -> None:
                 assert (PROJECT / word).is_file(), command
     for page in PAGES:
         for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            # GitHub's page of a workflow, and its badge.
+            link = re.sub(r"^\.\./\.\./actions/(workflows/\w+\.yml)(/badge\.svg)?$", r".github/\1", link)
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_badges_agree_with_the_package() -> None:
+    badges = {
+        unquote(badge) for badge in re.findall(r"img\.shields\.io/badge/([^)]*)\)", README.read_text(encoding="utf-8"))
+    }
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    (lightning,) = [each for each in project["dependencies"] if each.startswith("lightning")]
+    expected = {
+        f"python-{' | '.join(versions)}-blue",
+        f"lightning-{re.findall(r'>=([0-9.]+)', lightning)[0]}-792ee5",
+        f"license-{project['license'].replace('-', '--')}-green",
+    }
+    assert badges in (set(), expected)  # a README of the user may have no badges
 
 
 def test_configs_in_the_readme_exist() -> None:
