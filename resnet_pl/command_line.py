@@ -118,8 +118,10 @@ class CommandLine:
 
     def get(self, key: str) -> Any:
         """Returns the value of a dotted key, from the command line or else from the configuration files."""
-        if (given := self._given(key)) is not None:
-            return given
+        return self.in_files(key) if (given := self._given(key)) is None else given
+
+    def in_files(self, key: str) -> Any:
+        """Returns the value of a dotted key in the configuration files; None if they have none."""
         value: Any = self._settings
         for part in key.split("."):
             value = run_dir.get_init_args(value).get(part) if part != "class_path" else (value or {}).get(part)

@@ -7,7 +7,9 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Collection, Mapping
+from inspect import Parameter, signature
 from pathlib import Path
+from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
@@ -70,7 +72,10 @@ def run(cli: ProjectCLI) -> None:
     trainer, start = cli.trainer, 0
     if cli.checkpoint is not None:
         check_resume(cli.checkpoint, cli.plain_config)
+        _note_new_length(cli.checkpoint[ckpt.METADATA_KEY].get("config") or {}, cli.plain_config)
         start = cli.checkpoint["global_step"]
+    else:
+        _note_kept_learning_rate(cli)
     if cli.callback(WeightAveraging) is not None:
         # The average stays on the model's device at the start of training. On the CPU it would slow down each step.
         cli.model.to(trainer.strategy.root_device)
@@ -101,6 +106,37 @@ def run(cli: ProjectCLI) -> None:
         rank_zero_print("fast_dev_run: no files are saved")
     else:
         run_on_rank_zero(_report, cli)
+
+
+def _note_kept_learning_rate(cli: ProjectCLI) -> None:
+    """Prints a note if an optimizer given as an option has the learning rate that a file chose for another one."""
+    optimizer = get_init_args(cli.plain_config["model"]).get("optimizer")
+    rate, chosen_for = (cli.command_line.in_files(f"model.optimizer.{key}") for key in ("lr", "class_path"))
+    before, now = class_name(chosen_for or "SGD"), class_name(optimizer)
+    if rate is None or not now or now == before or get_init_args(optimizer).get("lr") != rate:
+        return
+    if cli.command_line.get("model.optimizer.lr") is rate:  # not given as an option
+        cls = locate(optimizer["class_path"])
+        parameter = signature(cls).parameters.get("lr") if callable(cls) else None
+        default = "" if parameter is None or parameter.default is Parameter.empty else f" (default {parameter.default})"
+        rank_zero_print(
+            f"note: {now} has the learning rate {rate} that the config chose for {before}; "
+            f"for another one give --model.optimizer.lr{default}"
+        )
+
+
+def _note_new_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Prints a note if a run is resumed with another length and the learning rate depends on the length."""
+    schedule = get_init_args(now.get("model")).get("schedule") or {}
+    if schedule.get("shape") != "cosine" and schedule.get("unit") != "run":
+        return
+    for key in ("max_epochs", "max_steps") if before else ():
+        was, length = ((config.get("trainer") or {}).get(key) for config in (before, now))
+        if was != length:
+            rank_zero_print(
+                f"note: trainer.{key} was {was} and is now {length}; the schedule has the new length, "
+                "so the learning rate may rise first"
+            )
 
 
 def check_monitor(cli: ProjectCLI) -> None:

@@ -307,6 +307,33 @@ def test_learning_rate_schedule_and_batch_size_may_change(runs: Path) -> None:
     assert learning_rates == {0.03125}
 
 
+def test_another_length_of_a_resumed_cosine_is_noted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constant = ["--model.schedule.shape", "constant", "--model.schedule.warmup", 0]
+    for options, noted in (([], True), ([], False), (constant, False)):
+        length = 3 if options else 2
+        capsys.readouterr()
+        run("fit", "--ckpt_path", "last", "--trainer.max_epochs", length, *options)
+        assert ("note: trainer.max_epochs was 1 and is now 2" in capsys.readouterr().out) == noted
+
+
+@pytest.mark.parametrize(
+    ("options", "noted"),
+    [
+        (["--model.optimizer", "AdamW"], "note: AdamW has the learning rate 0.1 that the config chose for SGD"),
+        (["--model.optimizer", "AdamW", "--model.optimizer.lr", 0.002], None),
+        (["--model.optimizer", "SGD"], None),
+        (["--config", PROJECT / "configs/recipes/adamw.yaml"], None),
+    ],
+)
+def test_an_optimizer_with_the_learning_rate_of_another_one_is_noted(
+    options: list[object], noted: str | None, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", *SMALL, *options, "--trainer.fast_dev_run", "true")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [line.partition("; ")[0] for line in lines] == [noted] * (noted is not None)
+    assert not noted or lines[0].endswith("--model.optimizer.lr (default 0.001)")
+
+
 def test_configurations_that_cannot_be_compared_are_accepted() -> None:
     def config(data: str, val_split: float, **optimizer: float) -> dict[str, Any]:
         return {
