@@ -110,7 +110,7 @@ def run(cli: ProjectCLI) -> None:
 
 def _note_kept_learning_rate(cli: ProjectCLI) -> None:
     """Prints a note if an optimizer given as an option has the learning rate that a file chose for another one."""
-    optimizer = get_init_args(cli.plain_config["model"]).get("optimizer")
+    optimizer = get_init_args(cli.plain_config.get("model")).get("optimizer")
     rate, chosen_for = (cli.command_line.in_files(f"model.optimizer.{key}") for key in ("lr", "class_path"))
     before, now = class_name(chosen_for or "SGD"), class_name(optimizer)
     if rate is None or not now or now == before or get_init_args(optimizer).get("lr") != rate:
