@@ -46,7 +46,11 @@ CHANGELOG = "# Changelog\n\n## Unreleased\n\nMade from resnet_pl {version}.\n"
 
 
 def new_text(text: str, name: str) -> str:
-    """Returns the text of a file with the new name of the package, of its command and of its environment variables."""
+    """Returns the text of a file with the new name of the package, of its command and of its environment variables.
+
+    Links to pages of docs/, which is not copied, become text.
+    """
+    text = re.sub(r"\[(docs/[^\]]*)\]\(docs/[^)]*\)", r"\1", text)
     for old, new in ((OLD, name), (OLD.replace("_", "-"), name.replace("_", "-")), (OLD.upper(), name.upper())):
         text = text.replace(old, new)
     return text

@@ -52,6 +52,7 @@ def test_what_describes_this_repository_is_not_copied(project: Path) -> None:
     for path in ("Makefile", ".github/workflows/ci.yml"):
         text = (project / path).read_text(encoding="utf-8")
         assert not any(word in text for word in ("zensical", "target: docs", "tests/repository", "campaign"))
+    assert not [path for path in project.rglob("*.md") if "](docs/" in path.read_text(encoding="utf-8")]
     tests = "".join(path.read_text(encoding="utf-8") for path in (project / "tests").rglob("*.py"))
     assert "from benchmarks" not in tests and "from docs" not in tests and "tests.repository" not in tests
 
