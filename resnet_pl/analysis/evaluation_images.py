@@ -49,7 +49,7 @@ def evaluation_images(loaded: LoadedRun, settings: Namespace) -> EvaluationImage
     described = f"{subset}{len(images):,} images, {data.describe_split(split)}"
     rank_zero_print(f"{name}: {described}; {loaded.run.path}")
     if isinstance(images, ImageFileDataset):
-        images = images.for_evaluation(data.eval_crop)
+        images = images.for_evaluation(data.eval_crop, data.image_size)
     # Evenly spread: files may be sorted by class.
     chosen = torch.arange(count) * len(images) // count
 

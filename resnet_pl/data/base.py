@@ -101,6 +101,7 @@ class ImageDataModule(LightningDataModule):
         to_plain_hparams(self.hparams)
         # One number, or (height, width) if it is not a square.
         self.image_size: Any = check_input(image_size, mean, std, self.pixel_format.channels)
+        self.train_image_size: Any = self.image_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.mean: Mean = mean
         self.std: Std = std
@@ -246,7 +247,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
         """Shape of a full training batch, `(N, C, H, W)`."""
-        return self.batch_size, self.pixel_format.channels, *height_width(self.image_size)
+        return self.batch_size, self.pixel_format.channels, *height_width(self.train_image_size)
 
     @property
     def seed(self) -> int:
@@ -303,7 +304,7 @@ class ImageDataModule(LightningDataModule):
 
     def measure(self, images: Any) -> Statistics:
         """Measures the statistics of a split, with the crop of evaluation."""
-        crops = images.for_evaluation(self.eval_crop)
+        crops = images.for_evaluation(self.eval_crop, self.image_size)
         loader = self.loader(crops, ShardedEpochSampler(len(crops)), self.eval_batch_size)
         return Statistics.of(batch.images for batch in loader if isinstance(batch.images, Tensor))
 

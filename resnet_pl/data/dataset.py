@@ -93,9 +93,10 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
         dataset.crop, dataset.transforms, dataset.cache = views, (), None
         return dataset
 
-    def for_evaluation(self, crop: Crop) -> ImageFileDataset:
-        """Returns a copy with the crop of the evaluation, no transforms, and pixels that are decoded in full."""
+    def for_evaluation(self, crop: Crop, image_size: Size) -> ImageFileDataset:
+        """Returns a copy with the crop and size of the evaluation, no transforms, and pixels decoded in full."""
         dataset = copy(self)
+        dataset.image_size = image_size
         dataset.crop, dataset.transforms, dataset.scaled_decoding, dataset.cache = crop, (), False, None
         return dataset
 

@@ -62,9 +62,6 @@ def check_input(image_size: Size, mean: Mean, std: Std, channels: int = 3) -> Si
         ValueError: a size or a standard deviation is too small.
         UserError: the mean or the standard deviation has another number of values than there are channels.
     """
-    rows, columns = height_width(image_size)
-    if min(rows, columns) < 8:
-        raise ValueError(f"image_size is {image_size}, it must be 8 or more")
     for name, values in {"mean": mean, "std": std}.items():
         if isinstance(values, list) and len(values) != channels:
             needed = "three values: red, green and blue" if channels == 3 else f"{channels}, or `channel` to measure it"
@@ -72,6 +69,14 @@ def check_input(image_size: Size, mean: Mean, std: Std, channels: int = 3) -> Si
             raise UserError(f"data.{name} is {values}, it needs {needed}\n{fix}")
     if isinstance(std, list) and not min(std) > 0:
         raise ValueError(f"std is {std}, each value must be above 0")
+    return check_size(image_size, "image_size")
+
+
+def check_size(size: Size, name: str) -> Size:
+    """Returns the size, as one number for a square; raises ValueError with the name of the argument if it is small."""
+    rows, columns = height_width(size)
+    if min(rows, columns) < 8:
+        raise ValueError(f"{name} is {size}, it must be 8 or more")
     return rows if rows == columns else (rows, columns)
 
 

@@ -34,6 +34,7 @@ class ImageFolderArgs(ImageDataModuleArgs, total=False):
     """Arguments of `ImageFolder` without `root` and `batch_size`."""
 
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt]
+    train_image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None
     crop: Crop | None
     mean: Mean
     std: Std

@@ -469,6 +469,20 @@ def test_training_and_evaluation_crops(photo_folder: Path) -> None:
     assert isinstance(val.crop, ResizeCenterCrop)
 
 
+def test_training_crops_can_be_smaller_than_evaluation_images(photo_folder: Path) -> None:
+    data = ImageFolder(str(photo_folder), image_size=24, train_image_size=(16, 8), batch_size=4, num_workers=0)
+    data.setup("fit")
+    shapes = [next(iter(loader)).images.shape[2:] for loader in (data.train_dataloader(), data.val_dataloader())]
+    assert shapes == [(16, 8), (24, 24)] and data.batch_shape == (4, 3, 16, 8)
+    assert data.splits["train"].for_evaluation(data.eval_crop, data.image_size)[0, 0][0].shape == (3, 24, 24)
+    data.set_predict_files([data.root / data.splits["val"].names[0]])
+    assert next(iter(data.predict_dataloader())).images.shape == (1, 3, 24, 24)
+    with pytest.raises(ValueError, match="train_image_size is 4"):
+        ImageFolder(str(photo_folder), train_image_size=4)
+    with pytest.raises(UserError, match=r"data\.mean: pixel"):
+        ImageFolder(str(photo_folder), train_image_size=16, mean="pixel")
+
+
 def test_statistics_are_measured_on_center_crops_of_the_training_split(photo_folder: Path) -> None:
     data = folder(photo_folder, mean="pixel", std="channel", val_split=0.3)
     train = data.splits["train"]
