@@ -113,9 +113,10 @@ def _note_kept_learning_rate(cli: ProjectCLI) -> None:
     optimizer = get_init_args(cli.plain_config.get("model")).get("optimizer")
     rate, chosen_for = (cli.command_line.in_files(f"model.optimizer.{key}") for key in ("lr", "class_path"))
     before, now = class_name(chosen_for or "SGD"), class_name(optimizer)
-    if rate is None or not now or now == before or get_init_args(optimizer).get("lr") != rate:
+    if not isinstance(optimizer, Mapping) or now == before or rate is None:
         return
-    if cli.command_line.get("model.optimizer.lr") is rate:  # not given as an option
+    # The command line has text: it differs from the number.
+    if get_init_args(optimizer).get("lr") == rate == cli.command_line.get("model.optimizer.lr"):
         cls = locate(optimizer["class_path"])
         parameter = signature(cls).parameters.get("lr") if callable(cls) else None
         default = "" if parameter is None or parameter.default is Parameter.empty else f" (default {parameter.default})"
