@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Collection, Mapping
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ def run(cli: ProjectCLI) -> None:
         _note_new_length(cli.checkpoint[ckpt.METADATA_KEY].get("config") or {}, cli.plain_config)
         start = cli.checkpoint["global_step"]
     else:
-        _note_kept_learning_rate(cli)
+        _note_kept_arguments(cli)
     if cli.callback(WeightAveraging) is not None:
         # The average stays on the model's device at the start of training. On the CPU it would slow down each step.
         cli.model.to(trainer.strategy.root_device)
@@ -108,22 +108,17 @@ def run(cli: ProjectCLI) -> None:
         run_on_rank_zero(_report, cli)
 
 
-def _note_kept_learning_rate(cli: ProjectCLI) -> None:
-    """Prints a note if an optimizer given as an option has the learning rate that a file chose for another one."""
+def _note_kept_arguments(cli: ProjectCLI) -> None:
+    """Prints a note if an optimizer given as an option has values that were chosen for the one of the files."""
     optimizer = get_init_args(cli.plain_config.get("model")).get("optimizer")
-    rate, chosen_for = (cli.command_line.in_files(f"model.optimizer.{key}") for key in ("lr", "class_path"))
-    before, now = class_name(chosen_for or "SGD"), class_name(optimizer)
-    if not isinstance(optimizer, Mapping) or now == before or rate is None:
-        return
-    # The command line has text: it differs from the number.
-    if get_init_args(optimizer).get("lr") == rate == cli.command_line.get("model.optimizer.lr"):
-        cls = locate(optimizer["class_path"])
-        parameter = signature(cls).parameters.get("lr") if callable(cls) else None
-        default = "" if parameter is None or parameter.default is Parameter.empty else f" (default {parameter.default})"
-        rank_zero_print(
-            f"note: {now} has the learning rate {rate} that the config chose for {before}; "
-            f"for another one give --model.optimizer.lr{default}"
-        )
+    before, now = class_name(cli.command_line.in_files("model.optimizer.class_path") or "SGD"), class_name(optimizer)
+    cls = locate(optimizer["class_path"]) if isinstance(optimizer, Mapping) and before != now else None
+    defaults = {name: each.default for name, each in signature(cls).parameters.items()} if callable(cls) else {}
+    for name in ("lr", "weight_decay"):
+        value, option = get_init_args(optimizer).get(name), f"model.optimizer.{name}"
+        given = isinstance(cli.command_line.get(option), str)  # as an option; files have numbers
+        if not given and isinstance(default := defaults.get(name), float | int) and value != default:
+            rank_zero_print(f"note: {now} has {name} {value}, as {before} before; its default is {default}: --{option}")
 
 
 def _note_new_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

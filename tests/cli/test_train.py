@@ -319,19 +319,20 @@ def test_another_length_of_a_resumed_cosine_is_noted(runs: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "noted"),
     [
-        (["--model.optimizer", "AdamW"], "note: AdamW has the learning rate 0.1 that the config chose for SGD"),
-        (["--model.optimizer", "AdamW", "--model.optimizer.lr", 0.002], None),
-        (["--model.optimizer", "SGD"], None),
-        (["--config", PROJECT / "configs/recipes/adamw.yaml"], None),
+        (["--model.optimizer", "AdamW"], {"lr 0.1": "0.001", "weight_decay 0.0005": "0.01"}),
+        (["--model.optimizer", "AdamW", "--model.optimizer.lr", 0.002], {"weight_decay 0.0005": "0.01"}),
+        (["--model.optimizer", "SGD"], {}),
+        (["--config", PROJECT / "configs/recipes/adamw.yaml"], {}),
     ],
 )
-def test_an_optimizer_with_the_learning_rate_of_another_one_is_noted(
-    options: list[object], noted: str | None, place: Path, capsys: pytest.CaptureFixture[str]
+def test_an_optimizer_with_values_of_another_one_is_noted(
+    options: list[object], noted: dict[str, str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("fit", *SMALL, *options, "--trainer.fast_dev_run", "true")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert [line.partition("; ")[0] for line in lines] == [noted] * (noted is not None)
-    assert not noted or lines[0].endswith("--model.optimizer.lr (default 0.001)")
+    assert [line.partition(", as SGD before")[0] for line in lines] == [f"note: AdamW has {value}" for value in noted]
+    for line, (value, default) in zip(lines, noted.items(), strict=True):
+        assert line.endswith(f"its default is {default}: --model.optimizer.{value.split()[0]}")
 
 
 def test_configurations_that_cannot_be_compared_are_accepted() -> None:
