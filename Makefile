@@ -1,5 +1,5 @@
 # `make demo` trains, tests and predicts on scikit-learn's digits, in about a minute. `make test` runs the tests. Both create the
-# virtual environment if necessary.
+# virtual environment if necessary, which takes another minute or two.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
