@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from benchmarks import (
     label_errors,
     latency,
     loader,
+    outdated,
     overhead,
     processes,
     recipes,
@@ -79,6 +81,34 @@ def test_a_section_replaces_the_older_one(tmp_path: Path) -> None:
     assert text.count("## One") == text.count("## Two") == 1
     assert "| new |" in text and "| old |" not in text
     assert "python benchmarks/one.py --x 1\n" in text
+
+
+def test_a_record_is_outdated_when_its_script_does_something_else(tmp_path: Path) -> None:
+    script, module = tmp_path / "benchmarks/one.py", tmp_path / "benchmarks/steps.py"
+
+    def write(path: Path, text: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'"""A docstring."""\n\n{text}\n', encoding="utf-8")
+
+    def git(*words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    write(script, "from benchmarks.steps import run\nrun(1)")
+    write(module, "def run(x): pass")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    page = f"# Page\n\n## One\n\npython benchmarks/one.py\n\nx, commit {git('rev-parse', '--short=12', 'HEAD')}\n"
+    write(script, "# a comment\nfrom benchmarks.steps import run\nrun(1)")
+    assert outdated.outdated(tmp_path, page) == []
+    write(module, "def run(x): print(x)")
+    assert outdated.outdated(tmp_path, page) == ["One"]
+    git("checkout", "-q", ".")
+    write(script, "run(2)")
+    assert outdated.outdated(tmp_path, page) == ["One"]
+    with pytest.raises(OSError):
+        outdated.outdated(tmp_path, re.sub("commit .*", "commit 0123456789ab", page))
 
 
 def test_the_page_starts_with_the_targets(tmp_path: Path) -> None:
