@@ -144,11 +144,9 @@ def test_workers_end_with_a_child_process() -> None:
     assert len(pids) == 2 and not any(map(is_running, pids))
 
 
+@pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("end", "code"),
-    [pytest.param("", 0, marks=pytest.mark.slow), ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1)],
-)
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1)])
 def test_workers_end_with_the_program(end: str, code: int) -> None:
     words = [sys.executable, "-c", PROGRAM + end]
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
