@@ -75,7 +75,7 @@ def ignore_signals(worker: int) -> None:
     Ctrl-C and a scheduler send signals to all processes, but the training process still needs its workers then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         # A Python signal handler does not know the sender of a signal; a thread that waits for the signal does.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -84,11 +84,16 @@ def ignore_signals(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends a worker on SIGTERM from its parent: multiprocessing sends it at exit, and torch to a worker that hangs."""
+    """Ends a worker on SIGTERM from its parent: multiprocessing sends it at exit, and torch to a worker that hangs.
+
+    Also if the parent was killed before the worker had started: torch then takes another process for the parent.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has a parent"
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
+    while parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 5)
+        if received is not None and received.si_pid == parent.pid:
+            break
     # torch reports any other status as an error in the worker.
     os._exit(0)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from resnet_pl.data.workers import BatchReader
+from resnet_pl.data.workers import BatchReader, ignore_signals
 
 PROJECT = Path(__file__).parents[2]
 PLAN = [[(epoch, index) for index in range(start, start + 2)] for epoch in (0, 1) for start in (0, 2, 4, 6)]
@@ -144,9 +144,39 @@ def test_workers_end_with_a_child_process() -> None:
     assert len(pids) == 2 and not any(map(is_running, pids))
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs sigtimedwait")
+def test_a_worker_that_starts_after_the_program_was_killed_ends() -> None:
+    def work(program: int) -> None:
+        while os.getppid() == program:
+            time.sleep(0.01)
+        ignore_signals(0)
+        time.sleep(600)
+
+    def train() -> None:
+        worker = context.Process(target=work, args=(os.getpid(),))
+        worker.start()
+        sender.send(worker.pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    program = context.Process(target=train)
+    program.start()
+    pid = receiver.recv()
+    program.join()
+    for _ in range(100):
+        if not is_running(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the worker waits for a program that does not exist")
+
+
 @pytest.mark.process
-@pytest.mark.parametrize(("end", "code"), [("", 0), ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1)])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [pytest.param("", 0, marks=pytest.mark.slow), ("list(batches[1])\nlist(reader.read([[(2, 0)]]))", 1)],
+)
 def test_workers_end_with_the_program(end: str, code: int) -> None:
     words = [sys.executable, "-c", PROGRAM + end]
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
