@@ -36,11 +36,11 @@ def code(source: str) -> str:
 def is_current(project: Path, script: str, commit: str) -> bool:
     """Whether a script and its modules in benchmarks/ are those of a commit; raises OSError without the commit."""
     path = f"benchmarks/{script}.py"
-    done = subprocess.run(["git", "-C", str(project), "show", f"{commit}:{path}"], capture_output=True, text=True)
-    if done.returncode and "exists on disk" not in done.stderr:
-        raise OSError(done.stderr.strip())
+    if subprocess.run(["git", "-C", str(project), "cat-file", "-e", commit], capture_output=True).returncode:
+        raise OSError(f"{project} has no commit {commit}: clone with the entire history")
+    before = subprocess.run(["git", "-C", str(project), "show", f"{commit}:{path}"], capture_output=True, text=True)
     now = (project / path).read_text(encoding="utf-8") if (project / path).is_file() else ""
-    if done.returncode or not now or code(done.stdout) != code(now):
+    if before.returncode or code(before.stdout) != code(now):
         return False
     modules = set(re.findall(r"^from benchmarks\.(\w+) import", now, re.MULTILINE)) - {"report"}
     return all(is_current(project, module, commit) for module in modules)

@@ -124,7 +124,7 @@ class CommandLine:
         """Returns the value of a dotted key in the configuration files; None if they have none."""
         value: Any = self._settings
         for part in key.split("."):
-            value = run_dir.get_init_args(value).get(part) if part != "class_path" else (value or {}).get(part)
+            value = run_dir.get_init_args(value).get(part)
         return value
 
     def _find_checkpoint(self, path: Any) -> Path | None:

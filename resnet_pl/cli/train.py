@@ -111,7 +111,7 @@ def run(cli: ProjectCLI) -> None:
 def _note_kept_arguments(cli: ProjectCLI) -> None:
     """Prints a note if an optimizer given as an option has values that were chosen for the one of the files."""
     optimizer = get_init_args(cli.plain_config.get("model")).get("optimizer")
-    before, now = class_name(cli.command_line.in_files("model.optimizer.class_path") or "SGD"), class_name(optimizer)
+    before, now = class_name(cli.command_line.in_files("model.optimizer")) or "SGD", class_name(optimizer)
     cls = locate(optimizer["class_path"]) if isinstance(optimizer, Mapping) and before != now else None
     defaults = {name: each.default for name, each in signature(cls).parameters.items()} if callable(cls) else {}
     for name in ("lr", "weight_decay"):

@@ -44,8 +44,7 @@ class ImageFolder(ImageDataModule):
         group_pattern: regular expression on the path of an image relative to `root`; its first group identifies the
             patient, video or burst, such as `(patient\\d+)_`. Images of a group are never in two splits.
         train_image_size: size of the training crops in pixels; `image_size` by default. Smaller crops train faster, and
-            the accuracy on larger images is often higher (arXiv:1906.06423). For networks that take images of any size,
-            as the ResNets do.
+            the accuracy is often higher (arXiv:1906.06423). For networks that take any size, as the ResNets do.
         crop: training crop; the paper's scale augmentation (`ScaleCrop`) by default. `Letterbox` keeps the entire
             image, in training and in evaluation.
         mean: mean that is subtracted from images in [0, 1]: one value per channel (ImageNet's by default), or measured
@@ -281,12 +280,11 @@ class ImageFolder(ImageDataModule):
                 f"{' …' if len(self.classes) > 10 else ''}"
             )
         names, labels = list(listing), self._encode(listing.values())
-        options: dict[str, Any] = {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
+        options: dict[str, Any] = {"pixel_format": self.pixel_format}
+        size, crop = self.image_size, self.eval_crop
         if split == "train":
             size, crop = self.train_image_size, self.crop
-        else:
-            size, crop, options = self.image_size, self.eval_crop, {}
-        options["pixel_format"] = self.pixel_format
+            options |= {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
         images = ImageFileDataset(self.root, names, labels, size, crop, **options)
         images.num_classes = len(self.classes) if self.multi_label else None
         return images

@@ -322,12 +322,14 @@ def test_another_length_of_a_resumed_cosine_is_noted(runs: Path, capsys: pytest.
         (["--model.optimizer", "AdamW"], {"lr 0.1": "0.001", "weight_decay 0.0005": "0.01"}),
         (["--model.optimizer", "AdamW", "--model.optimizer.lr", 0.002], {"weight_decay 0.0005": "0.01"}),
         (["--model.optimizer", "SGD"], {}),
+        (["--config", "named.yaml"], {}),
         (["--config", PROJECT / "configs/recipes/adamw.yaml"], {}),
     ],
 )
 def test_an_optimizer_with_values_of_another_one_is_noted(
     options: list[object], noted: dict[str, str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("named.yaml").write_text("model: {optimizer: torch.optim.AdamW}", encoding="utf-8")
     run("fit", *SMALL, *options, "--trainer.fast_dev_run", "true")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert [line.partition(", as SGD before")[0] for line in lines] == [f"note: AdamW has {value}" for value in noted]
