@@ -75,7 +75,7 @@ def commands(page: Path) -> list[str]:
         lines = [line.strip().partition("  #")[0] for line in "".join(blocks).replace("\\\n", " ").splitlines()]
         code = re.findall(r"`([^`\n]+)`", FENCE.sub("", section).replace(r"\|", "|"))
         found += [match[1] for line in [*lines, *code] if (match := COMMAND.fullmatch(line)) and "…" not in line]
-        if options := [text for text in code if re.match(r"--(model|data|trainer|checkpoint)\.[\w.]+\+? ", text)]:
+        if options := [text for text in code if re.match(r"--(model|data|trainer|checkpoint)\.[\w.]+(\+=|\+? )", text)]:
             found.append(f"fit --config configs/folder.yaml {' '.join(options)}")
     return found
 
