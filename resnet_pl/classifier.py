@@ -149,56 +149,70 @@ class ImageClassifier(LightningModule):
     def configure_model(self) -> None:
         """Replaces the head if the number of classes differs, and loads pretrained weights.
 
-        Weights that are evaluated without training keep their head. Lightning calls this hook after the data module's
-        `setup` and before it restores a checkpoint.
+        Lightning calls this hook after the data module's `setup` and before it restores a checkpoint.
         """
-        hparams = self.hparams
         no_checkpoint = self._has_trainer and self.trainer.ckpt_path is None
-        # Classes of the data, else the given ones; without either, the backbone keeps its number of classes.
-        rename = no_checkpoint and self.trainer.training
-        data = get_datamodule(self.trainer) if self._has_trainer else None
-        configured = hasattr(self, "metrics")  # by an earlier call
-        if no_checkpoint and not rename and self.weights is not None and (self.is_published or not configured):
-            published = load_published(self.backbone, self.weights, fetch_weights, data, self.output_names)
-            rank_zero_print(published.message)
-            hparams["class_names"], hparams["num_classes"] = published.class_names, published.num_classes
-            self.is_published = True
-        else:
-            hparams["class_names"], hparams["num_classes"] = resolve_classes(
-                data, hparams["class_names"], hparams["num_classes"], rename
-            )
-        several = hparams["multi_label"] = resolve_multi_label(data, hparams["multi_label"])
-        if configured:
+        is_new_run = no_checkpoint and self.trainer.training
+        self._find_classes(no_checkpoint, is_new_run)
+        if hasattr(self, "metrics"):  # the network is complete since an earlier call
             return
+        hparams = self.hparams
         if self.datamodule is not None and self.datamodule.pixel_format.channels != 3:
             check_channels(self.backbone, self.datamodule.pixel_format.channels, no_checkpoint and self.weights)
         num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
-        if hparams["num_classes"] is None and rename:
+        if hparams["num_classes"] is None and is_new_run:
             rank_zero_print(
                 f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs\n"
                 "set the attribute, or --model.num_classes (in Python num_classes=)"
             )
-        if several and self.has_default_loss:
-            self.criterion = MultiLabelLoss(hparams["label_smoothing"])
-        check_kind(self.criterion, several)
-        check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")
-        if hparams["class_weights"] is not None:
-            images = (self.datamodule.split("train") if self.datamodule else data) if rename else None
-            set_class_weights(self.criterion, hparams["class_weights"], num_classes, images, several)
+        self._configure_loss(num_classes, is_new_run)
         with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
-            is_new = reset_classifier(self.backbone, num_classes)
-        if is_new and no_checkpoint and not rename:
+            has_new_head = reset_classifier(self.backbone, num_classes)
+        if has_new_head and no_checkpoint and not is_new_run:
             raise UserError(
                 f"the network has no head for {num_classes} classes: a new one would be evaluated without training\n"
                 "train it first, or give a checkpoint"
             )
         if hparams["channels_last"]:
             self.backbone.to(memory_format=torch.channels_last)
-        self.metrics = (MultiLabelMetrics if several else ClassificationMetrics)(num_classes, self.own_metrics)
-        if rename and self.weights is not None:
+        metrics_class = MultiLabelMetrics if hparams["multi_label"] else ClassificationMetrics
+        self.metrics = metrics_class(num_classes, self.own_metrics)
+        if is_new_run and self.weights is not None:
             rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights, hparams["class_names"]))
         if no_checkpoint and self.datamodule is not None:
             self.normalize.set(*self.datamodule.normalization())
+
+    def _find_classes(self, no_checkpoint: bool, is_new_run: bool) -> None:
+        """Stores the classes of the data, else the given ones; without either, the backbone keeps its outputs.
+
+        Weights that are evaluated without training keep their head, with its classes.
+        """
+        hparams = self.hparams
+        data = get_datamodule(self.trainer) if self._has_trainer else None
+        keeps_head = self.is_published or not hasattr(self, "metrics")
+        if no_checkpoint and not is_new_run and self.weights is not None and keeps_head:
+            published = load_published(self.backbone, self.weights, fetch_weights, data, self.output_names)
+            rank_zero_print(published.message)
+            hparams["class_names"], hparams["num_classes"] = published.class_names, published.num_classes
+            self.is_published = True
+        else:
+            hparams["class_names"], hparams["num_classes"] = resolve_classes(
+                data, hparams["class_names"], hparams["num_classes"], is_new_run
+            )
+        hparams["multi_label"] = resolve_multi_label(data, hparams["multi_label"])
+
+    def _configure_loss(self, num_classes: int, is_new_run: bool) -> None:
+        """Selects the default loss of the data, and sets the class weights of a new run."""
+        several = self.hparams["multi_label"]
+        if several and self.has_default_loss:
+            self.criterion = MultiLabelLoss(self.hparams["label_smoothing"])
+        check_kind(self.criterion, several)
+        check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")
+        if (weights := self.hparams["class_weights"]) is not None:
+            images: Any = None  # a checkpoint restores the weights
+            if is_new_run:
+                images = self.datamodule.split("train") if self.datamodule else get_datamodule(self.trainer)
+            set_class_weights(self.criterion, weights, num_classes, images, several)
 
     @override
     def forward(self, images: Tensor) -> Tensor:
