@@ -65,6 +65,7 @@ def test_problems_are_listed(tmp_path: Path, make_photos: MakePhotos, capsys: py
     several = below(lines, "the same image in several classes: 5")
     assert leaked in several and "train/bee/0002.jpg = train/cat/other.jpg" in several
     assert below(lines, "classes missing from train: 1") == ["test/dog: 4 images"]
+    assert below(lines, "the same image more than once in a class: 1") == ["train/cat/0000.jpg = train/cat/twice.jpg"]
     assert " exact duplicates: 7 of 35 files" in lines
     assert " read as: train = train/, val = valid/, test = test/" in lines
     assert " note: not read: 1 .txt in the class folders" in lines
