@@ -24,6 +24,7 @@ $(VENV)/.created:
 
 # Reinstalled only when the requirements change.
 $(INSTALLED): $(REQUIREMENTS) | $(VENV)/.created
+	@echo "Installing the packages, up to 6 GB with those of CUDA: pip prints nothing until it is done"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--require-hashes) -r $<
 	@touch $@
 
