@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLI = $(BIN)/python cli.py
 
-.PHONY: install demo test test-slow compat coverage faults lock package lint docs clean
+.PHONY: install demo test test-slow compat coverage lock package format lint clean
 
 # With LOCKED=1, all packages, also the indirect ones, are those of requirements.lock, checked by their hashes.
 ifdef LOCKED
@@ -62,6 +62,7 @@ coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m coverage combine --quiet; $(BIN)/python -m coverage report; exit $$status
 
 # Thousands of fault-injection tests. Takes hours and resumes if interrupted. The results are written to docs/reliability.md.
+.PHONY: faults
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/campaign.py --record
 
@@ -75,6 +76,10 @@ package: $(VENV)/.installed-dev
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m pytest -m slow tests/test_package.py
+
+# Sorts the imports and formats the code, as `lint` wants it.
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -90,6 +95,7 @@ $(VENV)/.installed-docs: requirements-docs.txt | $(VENV)/.created
 	@touch $@
 
 # The documentation as a site: open site/index.html.
+.PHONY: docs
 docs: $(VENV)/.installed-docs
 	$(BIN)/zensical build --clean --strict
 

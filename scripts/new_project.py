@@ -22,6 +22,8 @@ NOT_COPIED = ("docs/", "benchmarks/", "scripts/", "tests/repository/", "requirem
 NOT_COPIED += ("CONTRIBUTING.md",)
 # Paragraphs and lines that need what is not copied.
 REMOVED_PARAGRAPHS = {"Makefile": ("docs:", "faults:", "$(VENV)/.installed-docs:")}
+# A longer name makes lines longer; `make format` breaks those of code.
+REPLACED = {"pyproject.toml": ('ignore = ["RUF001"', 'ignore = ["E501", "RUF001"')}
 REMOVED_LINES = {"Makefile": "tests/repository", ".github/workflows/ci.yml": "target: docs"}
 README = """# {name}
 
@@ -30,6 +32,7 @@ Paths below `docs/` in comments and messages are pages of resnet_pl.
 
 ```bash
 make demo    # creates .venv, trains on scikit-learn's digits for a minute, tests and predicts
+make format  # sorts the imports, whose order depends on the name
 make test    # runs the tests
 .venv/bin/python cli.py fit --config configs/folder.yaml --data.root FOLDER_OF_PHOTOS
 .venv/bin/python cli.py test --ckpt_path best
@@ -99,6 +102,11 @@ def write(name: str, folder: Path) -> None:
         paragraphs = (folder / file).read_text(encoding="utf-8").split("\n\n")
         kept = [each for each in paragraphs if not any(line.startswith(rules) for line in each.splitlines())]
         (folder / file).write_text("\n\n".join(kept), encoding="utf-8")
+    for file, (before, after) in REPLACED.items():
+        text = (folder / file).read_text(encoding="utf-8")
+        if before not in text:
+            sys.exit(f"error: {folder / file} has no text {before}")
+        (folder / file).write_text(text.replace(before, after), encoding="utf-8")
     for file, part in REMOVED_LINES.items():
         lines = (folder / file).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / file).write_text("".join(line for line in lines if part not in line), encoding="utf-8")
@@ -113,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.folder.exists():
         parser.error(f"{options.folder} exists already: give another folder")
     write(options.name, options.folder)
-    print(f"Wrote {options.folder}. Next:\n\n  cd {options.folder}\n  git init\n  make demo\n  make test")
+    commands = f"cd {options.folder}", "git init -b main", "make demo", "make format", "make test"
+    print(f"Wrote {options.folder}. Next:\n", *commands, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,14 @@ def test_the_name_is_replaced_in_all_files(project: Path) -> None:
     assert 'name = "flower_net"' in pyproject and 'flower-net = "flower_net.cli.main:main"' in pyproject
 
 
+def test_the_code_can_be_formatted_with_any_name(script: ModuleType, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    script.main(["zoo_classifier_of_animals", str(project)])  # sorted behind `tests`, and longer
+    for words in (["check", "--fix"], ["format"], ["check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *words], cwd=project, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:]
+
+
 def test_what_describes_this_repository_is_not_copied(project: Path) -> None:
     for name in ("docs", "benchmarks", "scripts", "tests/repository"):
         assert not (project / name).exists()
