@@ -27,7 +27,8 @@ REPLACED = {"pyproject.toml": ('ignore = ["RUF001"', 'ignore = ["E501", "RUF001"
 REMOVED_LINES = {"Makefile": "tests/repository", ".github/workflows/ci.yml": "target: docs"}
 README = """# {name}
 
-Trains image classifiers with PyTorch Lightning. Made from resnet_pl {version}; its documentation describes all options.
+Trains image classifiers with PyTorch Lightning. Made from resnet_pl {version}{address};
+its documentation describes all options.
 Paths below `docs/` in comments and messages are pages of resnet_pl.
 
 ```bash
@@ -78,6 +79,12 @@ def tracked_files() -> list[str]:
     return [path for path in done.stdout.split("\0") if path and not path.startswith(NOT_COPIED)]
 
 
+def public_address(url: str) -> str:
+    """Returns the URL of a remote without user and password; nothing if it is not one, such as a folder."""
+    match = re.fullmatch(r"(https?://)(?:[^/]*@)?(.+)", url.strip())
+    return match[1] + match[2] if match else ""
+
+
 def write(name: str, folder: Path) -> None:
     """Writes the new project."""
     for path in tracked_files():
@@ -91,8 +98,11 @@ def write(name: str, folder: Path) -> None:
             target.chmod(source.stat().st_mode)
     found = re.search(r'__version__ = "(.*)"', (PROJECT / OLD / "__init__.py").read_text(encoding="utf-8"))
     version = found[1] if found else ""
+    origin = ["git", "-C", str(PROJECT), "remote", "get-url", "origin"]
+    url = public_address(subprocess.run(origin, capture_output=True, text=True, check=False).stdout)
+    values = {"name": name, "version": version, "address": f" ({url})" if url else ""}
     for file, text in (("README.md", README), ("CHANGELOG.md", CHANGELOG)):
-        (folder / file).write_text(text.format(name=name, version=version), encoding="utf-8")
+        (folder / file).write_text(text.format(**values), encoding="utf-8")
     renamed, empty = folder / name / "_renamed.py", "FORMER_PACKAGES: tuple[str, ...] = ()"
     text = renamed.read_text(encoding="utf-8")
     if empty not in text:

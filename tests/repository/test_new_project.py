@@ -65,6 +65,19 @@ def test_what_describes_this_repository_is_not_copied(project: Path) -> None:
     assert "from benchmarks" not in tests and "from docs" not in tests and "tests.repository" not in tests
 
 
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("https://host.org/me/net.git\n", "https://host.org/me/net.git"),
+        ("https://me:secret@host.org/net", "https://host.org/net"),
+        ("../net", ""),
+        ("", ""),
+    ],
+)
+def test_the_address_of_the_documentation_has_no_password(script: ModuleType, url: str, address: str) -> None:
+    assert script.public_address(url) == address
+
+
 @pytest.mark.parametrize("name", ["Flowers", "my-net", "class", "torch", "tests", "2net"])
 def test_a_wrong_name_is_refused(
     name: str, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
