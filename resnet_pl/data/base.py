@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.batch_transforms import BatchTransform, check_range, check_transforms
+from resnet_pl.data.batch_transforms import BatchTransform, check_finite, check_range, check_transforms
 from resnet_pl.data.crops import Crop, ResizeCenterCrop, describe_crop
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.decode import RGB
@@ -294,6 +294,8 @@ class ImageDataModule(LightningDataModule):
         rng = BatchRNG(self.seed, batch.epoch, batch.batch_idx, batch.indices)
         for transform in self.batch_transforms:
             images, labels = transform(images, labels, rng)
+            if batch.batch_idx == 0:
+                check_finite(images, transform)
         return batch._replace(images=images, labels=labels)
 
     # ------------------------------------------------------------------------------------ normalization

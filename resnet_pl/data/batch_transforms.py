@@ -36,7 +36,8 @@ class BatchTransform:
         """Transforms a batch.
 
         Args:
-            images: `(N, C, H, W)` float in [0, 1], not normalized yet.
+            images: `(N, C, H, W)` float, not normalized yet; in [0, 1], unless an earlier transform such as `PCAColor`
+                leaves this range.
             labels: `(N,)` class indices, or `(N, K)` class probabilities.
             rng: the batch's random numbers.
 
@@ -93,6 +94,15 @@ def check_range(images: Tensor, what: str) -> None:
         raise UserError(
             f"{what} {name} from {low:.3g} to {high:.3g}, not uint8 or float in [0, 1]\n"
             "remove the normalization, which the model does itself; ToDtype to a float type needs scale=True"
+        )
+
+
+def check_finite(images: Tensor, transform: object) -> None:
+    """Raises UserError if a batch transform has made images that are NaN or infinite."""
+    if not images.isfinite().all():
+        raise UserError(
+            f"data.batch_transforms: {type(transform).__name__} makes NaN or infinite pixels\n"
+            "its input can be a little below 0 or above 1, for example after PCAColor: use images.clamp(0, 1)"
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from resnet_pl.data import Digits, ImageDataModule, ImageFolder, MixUp, PadCrop, RandomFlip
+from resnet_pl.data import BatchTransform, Digits, ImageDataModule, ImageFolder, MixUp, PadCrop, PCAColor, RandomFlip
 from resnet_pl.data.batch import Batch
 from resnet_pl.utils import UserError
 
@@ -84,6 +84,21 @@ def test_training_order_depends_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> 
         return next(iter(digits().train_dataloader())).indices.tolist()
 
     assert first("1") == first("1") != first("2")
+
+
+class SquareRoot(BatchTransform):
+    """NaN where an earlier transform made a pixel negative."""
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, rng: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return images.sqrt(), labels
+
+
+def test_a_transform_that_makes_nan_is_named() -> None:
+    images, numbers = torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8)
+    batch = Batch(images, numbers, numbers, 0, 0)
+    digits(batch_transforms=[SquareRoot()]).augment(batch)
+    with pytest.raises(UserError, match="SquareRoot makes NaN"):
+        digits(batch_transforms=[PCAColor(), SquareRoot()]).augment(batch)
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_image() -> None:
