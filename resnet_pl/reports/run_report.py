@@ -134,7 +134,7 @@ class RunReport:
 
     def calibration_texts(self) -> list[str]:
         """Returns sentences on the temperature and the confidence threshold."""
-        texts = ["The probabilities are not calibrated; the command `calibrate` does it."]
+        texts = ["The probabilities are not calibrated; the command calibrate does it."]
         if "temperature" in self.calibration:
             texts = [f"Calibrated on the validation images with the temperature {self.calibration['temperature']:.4g}."]
         if accepted := self.calibration.get("accepted"):
