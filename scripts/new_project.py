@@ -39,6 +39,8 @@ make test    # runs the tests
 .venv/bin/python cli.py test --ckpt_path best
 ```
 
+With `VENV=PATH`, make uses another environment, such as that of resnet_pl.
+
 | Where | What |
 |---|---|
 | `{name}/` | the package; `classifier.py` and `data/base.py` are the LightningModule and the LightningDataModule |
