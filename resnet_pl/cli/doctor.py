@@ -81,7 +81,7 @@ class Doctor:
     def examine(self) -> None:
         """Prints all rows."""
         print_row(
-            "doctor", f"measures for about {format_time(self.cli.config['seconds'])}, longer if the network is slow"
+            "doctor", f"measures for about {format_time(self.cli.config['seconds'])}, longer if a step takes seconds"
         )
         timer = RunTimer(self.seconds)
         trainer = self.trials.fit(timer, complete=True)
@@ -188,6 +188,9 @@ class Doctor:
             self.found.missing.append("learning rate: the range test needs one optimizer and automatic optimization")
             return
         steps = round(min(MAX_STEPS, max(MIN_STEPS, 4 * self.seconds / step_seconds)))
+        expected = steps * step_seconds
+        if expected > self.cli.config["seconds"]:
+            print_row("lr", f"range test: {steps} steps, about {format_time(expected)}")
         test = RangeTest(FIRST_RATE, LAST_RATE, steps)
         try:
             self.trials.fit(test, max_steps=steps + 1)
