@@ -64,9 +64,11 @@ class Run:
 
     @property
     def model(self) -> str:
-        """Class and depth of the model, for example `cifar_resnet 56`."""
+        """Class, depth and unusual width of the model, for example `cifar_resnet 56` or `resnet18 (width 32)`."""
         name, args = self._backbone
-        return f"{name} {args['depth']}" if "depth" in args else name
+        depth = f" {args['depth']}" if "depth" in args else ""
+        width = f" (width {args['width']})" if args.get("width", 64) != 64 else ""
+        return name + depth + width
 
     @property
     def shortcut(self) -> str | None:

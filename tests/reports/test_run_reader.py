@@ -25,6 +25,15 @@ def test_a_run_has_the_values_of_its_files(tmp_path: Path) -> None:
     assert run.paper_error == 6.97
 
 
+def test_an_unusual_width_is_part_of_the_model(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a" / "version_0") / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for width, model in ((32, "resnet18 (width 32)"), (64, "resnet18")):
+        config["model"]["backbone"] = {"class_path": "resnet18", "init_args": {"width": width}}
+        path.write_text(yaml.safe_dump(config))
+        assert read_run(path.parent).model == model
+
+
 def test_training_accuracy_covers_one_epoch_of_iterations_if_the_last_epoch_is_incomplete(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a" / "version_0")
     path.joinpath("metrics.csv").write_text(f"{NAMES}\n0,4,0.2,,,\n0,9,0.4,,,\n1,14,0.6,,,\n1,19,0.8,,,\n2,20,1,,,\n")
