@@ -153,6 +153,7 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     marks: Sequence[Mark] | None = None,
     title: str = "",
+    columns: int | None = None,
 ) -> np.ndarray:
     """Arranges images in a grid, with captions below them and a colored frame for correct or wrong predictions.
 
@@ -163,14 +164,15 @@ def contact_sheet(
         captions: one per image, wrapped into at most two lines; none if not given.
         marks: one per image: `right` for a green frame, `wrong` for a red one, or `none`.
         title: text above the images, wrapped into at most two lines.
+        columns: images per row; as many as there are rows by default.
 
     Returns:
-        The sheet `(H, W, 3)` uint8, approximately square.
+        The sheet `(H, W, 3)` uint8.
 
     Raises:
         ValueError: the number of captions or marks differs from the number of images.
     """
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     font, line, width = _font(13), 17, CELL + 2 * FRAME
     height = width + (2 * line + GAP // 2 if captions else 0)
