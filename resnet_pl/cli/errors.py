@@ -54,6 +54,9 @@ MESSAGES = {
     r"'SpikeDetection' object has no attribute 'running'":
         "trainer.callbacks: Lightning cannot resume a run with SpikeDetection\n"
         "list the other callbacks: --trainer.callbacks '[...]'",
+    r"BackendCompilerFailed.*(?:file too short|invalid ELF header)":
+        "model.compile: torch's cache of compiled code has a damaged file, for example of a killed process\n"
+        "delete the cache: $TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the folder for temporary files",
     r"is not in bounds, numpy accepts":
         "seed_everything: {error}",
 }  # fmt: skip
@@ -89,7 +92,8 @@ def translate_exception(error: Exception) -> str | None:
 def format_unexpected_error(error: Exception) -> str:
     """Formats any other exception in two lines, with the innermost line of code that is not a library's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    what = f"{type(error).__name__}: {lines[0]}"
+    # The text of some exceptions starts with "… raised:" and goes on in the next line.
+    what = f"{type(error).__name__}: {' '.join(lines[:2]) if lines[0].endswith(':') else lines[0]}"
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if "in DataLoader worker" in lines[0]:
         # The message of an error in a worker process is that process's traceback: `File "a.py", line 3, in f`.

@@ -332,6 +332,11 @@ def test_an_error_in_a_transform_of_the_user_names_the_line(
 
 
 # ------------------------------------------------------------------------------------ errors of torch and Lightning
+class BackendCompilerFailed(RuntimeError):
+    """Like the exception of torch.compile."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"backend='inductor' raised:\n{cause}\n\nSet TORCHDYNAMO_VERBOSE=1")
 
 
 @pytest.mark.parametrize(
@@ -346,6 +351,8 @@ def test_an_error_in_a_transform_of_the_user_names_the_line(
         (RuntimeError("unable to open shared memory object </torch_1_2>"), "--data.num_workers"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process"),
         (RuntimeError("Error(s) in loading state_dict for ImageClassifier"), "model.backbone"),
+        (BackendCompilerFailed("ImportError: /tmp/torchinductor_me/yi/cy.main.so: file too short"), "delete the cache"),
+        (BackendCompilerFailed("InvalidCxxCompiler: No working C++ compiler found"), None),
         (ZeroDivisionError("division by zero"), None),
         (RuntimeError("shape '[3]' is invalid"), None),
     ],
@@ -353,6 +360,11 @@ def test_an_error_in_a_transform_of_the_user_names_the_line(
 def test_a_known_error_comes_with_a_fix(error: Exception, words: str | None) -> None:
     message = translate_exception(error)
     assert message is None if words is None else words in (message or "") and len((message or "").splitlines()) == 2
+
+
+def test_an_error_of_the_compiler_keeps_its_cause() -> None:
+    message = format_unexpected_error(BackendCompilerFailed("InvalidCxxCompiler: No working C++ compiler found"))
+    assert "InvalidCxxCompiler: No working C++ compiler found" in message.splitlines()[0]
 
 
 def test_an_error_of_a_worker_keeps_its_message() -> None:
