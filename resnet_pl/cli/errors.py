@@ -92,7 +92,7 @@ def translate_exception(error: Exception) -> str | None:
 def format_unexpected_error(error: Exception) -> str:
     """Formats any other exception in two lines, with the innermost line of code that is not a library's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    # The text of some exceptions starts with "… raised:" and goes on in the next line.
+    # The text of some exceptions starts with "… raised:" and continues in the next line.
     what = f"{type(error).__name__}: {' '.join(lines[:2]) if lines[0].endswith(':') else lines[0]}"
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if "in DataLoader worker" in lines[0]:
