@@ -115,7 +115,8 @@ def run(settings: Namespace) -> int:
     problems = _problems(files, duplicates, data.groups([file.name for file in files]))
     for title, lines in problems.items():
         _print_list(title, lines, settings.output)
-    if copies := [_join_names(group) for group in duplicates if not _is_problem(group)]:
+    # Those in several splits or classes are among the problems.
+    if copies := [_join_names(group) for group in duplicates if len({(f.split, f.labels) for f in group}) == 1]:
         _print_list("the same image more than once in a class", copies, settings.output)
     if near:
         title = "nearly the same image" + (" in several splits" if len(listed) > 1 else "; it can be in two splits")
@@ -209,11 +210,6 @@ def _problems(
         ],
     }
     return {title: lines for title, lines in problems.items() if lines}
-
-
-def _is_problem(group: Iterable[File]) -> bool:
-    """Whether files with the same content are in several splits or classes."""
-    return len({(file.split, file.labels) for file in group}) > 1
 
 
 def _join_names(group: Iterable[File]) -> str:
