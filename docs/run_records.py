@@ -11,6 +11,7 @@ from typing import Any
 
 from resnet_pl.reports.run_groups import flatten_config
 from resnet_pl.reports.run_reader import PAPER_ITERATIONS, Run, duration
+from resnet_pl.run_dir import get_init_args
 from resnet_pl.utils import UserError
 
 TABLE_HEAD = "| Model and dataset | Training | Test accuracy (top-1) | n |\n|---|---|---|---|\n"
@@ -64,6 +65,7 @@ def add_run(record: dict[str, Any], run: Run) -> dict[str, Any]:
         "name": run.config["name"],
         "model": run.model,
         "data": run.data,
+        "weights": initial_weights(run.config),
         "paper_error": run.paper_error,
         "runs": sorted(runs, key=lambda each: each["seed"]),
     }
@@ -74,10 +76,19 @@ def _training(command: str) -> str:
     return OWN_OPTIONS.sub("", command)
 
 
+def initial_weights(config: Mapping[str, Any]) -> str | None:
+    """Returns the pretrained weights of a training: of a checkpoint the name of its run; None from scratch."""
+    weights = get_init_args(config["model"]).get("weights")
+    checkpoint = re.search(r"([^/]+)/version_\d+/checkpoints/", weights or "")
+    return checkpoint[1] if checkpoint else weights
+
+
 def title(record: dict[str, Any]) -> str:
     """Returns the model and the dataset in their usual spelling, for example `ResNet-20 on CIFAR-10`."""
     model = re.sub(r"^(?:cifar_)?resnet ?(?=\d)", "ResNet-", record["model"])
-    return f"{model} on {re.sub(r'^CIFAR(?=10)', 'CIFAR-', record['data'])}"
+    # Older records have no such key; their runs started from scratch.
+    weights = f", from the weights of `{record['weights']}`" if record.get("weights") else ""
+    return f"{model} on {re.sub(r'^CIFAR(?=10)', 'CIFAR-', record['data'])}{weights}"
 
 
 def device(entry: dict[str, Any]) -> str:

@@ -105,6 +105,16 @@ def test_a_run_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     assert row in table(tmp_path / "README.md")
 
 
+def test_a_record_says_which_weights_the_training_started_from(script: ModuleType, tmp_path: Path) -> None:
+    folder, options = tmp_path / "runs" / "mine", "model.weights"
+    for version, weights in enumerate(("runs/first/version_3/checkpoints/best.ckpt", "IMAGENET1K_V1")):
+        run = write_run(folder / f"version_{version}", data="Flowers", options={options: weights}, command=weights)
+        script.main([str(run)])
+        name = "first" if version == 0 else weights
+        rows = [row for row in table(tmp_path / "README.md") if f"from the weights of `{name}` |" in row]
+        assert [row.split(" | ")[0] for row in rows] == [f"| ResNet-20 on Flowers, from the weights of `{name}`"]
+
+
 def test_the_seeds_of_a_training_are_one_record(script: ModuleType, tmp_path: Path) -> None:
     runs, record = tmp_path / "runs" / "mine", tmp_path / "docs" / "results" / "mine.json"
     command = "python cli.py fit --config mine.yaml --seed_everything {} --name mine"
