@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from copy import deepcopy
-from itertools import repeat
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, EarlyStopping, LearningRateFinder
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateFinder,
+)
 from lightning.pytorch.loggers.logger import DummyLogger
-from typing_extensions import override
+from torch.utils.data import DataLoader
 
 from resnet_pl.callbacks import Estimate, GracefulStop, RunSummary
 from resnet_pl.callbacks.access import batch_size
@@ -50,39 +54,6 @@ ENDLESS = {
 UNUSED = BatchSizeFinder | LearningRateFinder | EarlyStopping | Checkpoint
 
 
-class Repeated:
-    """A loader of the same batch again and again.
-
-    Args:
-        batch: the batch.
-    """
-
-    def __init__(self, batch: Any) -> None:
-        self.batch = batch
-
-    def __len__(self) -> int:
-        return 1000
-
-    def __iter__(self) -> Iterator[Any]:
-        return repeat(self.batch, len(self))
-
-
-class Snapshot(Callback):
-    """Stores the weights from before the training, in front of all other callbacks, and restores them."""
-
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._state = deepcopy(pl_module.state_dict())
-
-    def restore(self, pl_module: LightningModule) -> None:
-        """Restores the weights; a callback may have added some."""
-        pl_module.load_state_dict(self._state, strict=False)
-        pl_module.zero_grad()
-
-
 class Trials:
     """Trains the model of a command line several times for a few seconds, each time from its initial weights.
 
@@ -104,8 +75,10 @@ class Trials:
             repeated: a batch that is repeated, in place of those of the data.
             settings: arguments of the Trainer that differ from the configuration.
         """
-        cli, snapshot, folder = self.cli, Snapshot(), self.cli.run_folder
-        own = [snapshot, *measuring, *deepcopy(self._callbacks)]
+        cli, folder, initial = self.cli, self.cli.run_folder, list[Any]()
+        # In front of the callbacks that change the weights.
+        store = LambdaCallback(on_fit_start=lambda _, module: initial.append(deepcopy(module.state_dict())))
+        own = [store, *measuring, *deepcopy(self._callbacks)]
         limit = cli.trainer.limit_val_batches
         val_batches = VAL_BATCHES if isinstance(limit, float) else min(limit, VAL_BATCHES)
         settings = SHORT | {"limit_val_batches": val_batches} | settings
@@ -125,11 +98,19 @@ class Trials:
             cli.model.compiled_forward = None
         # What the first training prints is not repeated.
         output = nullcontext() if complete else redirect_stdout(io.StringIO())
+        data: Any = cli.datamodule
+        if repeated is not None:
+            batches: Any = [repeated] * 1000
+            # An attribute of the object hides the method of its class.
+            data.train_dataloader = lambda: DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
         try:
-            with _repeated_batch(cli.datamodule, repeated), output:
-                trainer.fit(cli.model, datamodule=cli.datamodule, weights_only=True)
+            with output:
+                trainer.fit(cli.model, datamodule=data, weights_only=True)
         finally:
-            snapshot.restore(cli.model)
+            vars(data).pop("train_dataloader", None)
+            for state in initial:
+                cli.model.load_state_dict(state, strict=False)  # a callback may have added some
+            cli.model.zero_grad()
         return trainer
 
     def speed(self, seconds: float, repeated: Any = None, **settings: Any) -> tuple[float, float]:
@@ -185,14 +166,3 @@ class Trials:
                 break
             size *= 2
         return size
-
-
-@contextmanager
-def _repeated_batch(data: Any, batch: Any) -> Iterator[None]:
-    """Makes a data module return only this training batch inside the block; None changes nothing."""
-    if batch is not None:
-        data.train_dataloader = lambda: Repeated(batch)  # an attribute of the object hides the method of its class
-    try:
-        yield
-    finally:
-        vars(data).pop("train_dataloader", None)
