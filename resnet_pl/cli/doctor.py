@@ -18,7 +18,7 @@ from resnet_pl.callbacks.timing import RangeTest
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli import train
 from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
-from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions, Suggestions, free_disk
+from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions, free_disk
 from resnet_pl.cli.trials import Trials
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.batch import Batch
@@ -76,10 +76,11 @@ class Doctor:
     def __init__(self, cli: ProjectCLI) -> None:
         self.cli, self.trials = cli, Trials(cli)
         self.seconds = cli.config["seconds"] / MEASUREMENTS
-        self.found = Suggestions()
+        self.options = SpeedOptions(self.trials, self.seconds, compiles=cli.config["seconds"] >= COMPILE_SECONDS)
 
     def examine(self) -> None:
         """Prints all rows."""
+        options = self.options
         print_row(
             "doctor", f"measures for about {format_time(self.cli.config['seconds'])}, longer if a step takes seconds"
         )
@@ -93,12 +94,10 @@ class Doctor:
         step, start = self.trials.speed(self.seconds, batch)
         print_row("speed", f"data loading alone {_rate(loader)}, network alone {_rate(step)}, together {_rate(both)}")
         print_row("", bottleneck(loader, step, both))
-        total = self._predict(timer)
+        options.run_seconds = self._predict(timer)
         print_row("memory", f"{timer.memory_text} at its peak{self._disk()}")
         self._batch_size(trainer, timer, batch)
         self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
-        compiles = self.cli.config["seconds"] >= COMPILE_SECONDS
-        options = SpeedOptions(self.trials, self.seconds, total, compiles, self.found)
         limits = _limits(loader, step, both)
         if "loading" in limits:
             options.try_workers(both)
@@ -109,11 +108,11 @@ class Doctor:
             if isinstance(self.cli.model, ImageClassifier):
                 options.try_network(self.cli.model, batch, step, start)
         else:
-            self.found.missing.append("precision, memory format, compile: they make only the network faster")
-        for text in self.found.options or ["nothing"]:
+            options.missing.append("precision, memory format, compile: they make only the network faster")
+        for text in options.suggested or ["nothing"]:
             print_row("suggest", text)
-        print_row("tried", "; ".join(self.found.tried) or None)
-        for text in self.found.missing:
+        print_row("tried", "; ".join(options.tried) or None)
+        for text in options.missing:
             print_row("skipped", text)
 
     # ------------------------------------------------------------------------------------ the run
@@ -153,7 +152,7 @@ class Doctor:
         """Prints the largest batch size."""
         data = self.cli.datamodule
         if not isinstance(data, ImageDataModule) or not isinstance(batch, Batch):
-            self.found.missing.append("largest batch size: it needs a data module of this project")
+            self.options.missing.append("largest batch size: it needs a data module of this project")
             return
         size, images = data.batch_size, len(data.split("train"))
         if trainer.strategy.root_device.type == "cuda":
@@ -165,7 +164,7 @@ class Doctor:
             per_image = max((peak - before - timer.state_bytes) / timer.images, values.nbytes)
             free = free_memory() + memory_in_use() - before - timer.state_bytes
             if math.isnan(per_image + free):
-                self.found.missing.append("largest batch size: the free memory is not known on this system")
+                self.options.missing.append("largest batch size: the free memory is not known on this system")
                 return
             fits, how = int(free / per_image), f" ({per_image / 1e6:.1f} MB per image, {free / GB:.1f} GB free)"
         if fits >= images:
@@ -185,7 +184,7 @@ class Doctor:
         """Runs the range test, saves its plot and suggests a learning rate."""
         cli = self.cli
         if len(trainer.optimizers) != 1 or not cli.model.automatic_optimization:
-            self.found.missing.append("learning rate: the range test needs one optimizer and automatic optimization")
+            self.options.missing.append("learning rate: the range test needs one optimizer and automatic optimization")
             return
         steps = round(min(MAX_STEPS, max(MIN_STEPS, 4 * self.seconds / step_seconds)))
         expected = steps * step_seconds
@@ -202,7 +201,7 @@ class Doctor:
         save_png(range_plot(test.rates, test.losses, found and found[0], configured), path)
         if found is None:
             more = "" if steps == MAX_STEPS else "; a larger --seconds gives more"
-            self.found.missing.append(f"learning rate: the loss decreased too little in {steps} steps{more} ({path})")
+            self.options.missing.append(f"learning rate: the loss decreased too little in {steps} steps{more} ({path})")
             return
         suggested, largest = found
         change = configured > largest or suggested >= MIN_RATIO * configured
@@ -211,7 +210,7 @@ class Doctor:
         if change:
             # A warm-up allows a larger learning rate than that of the first steps.
             warmup = ", or a longer --model.schedule.warmup" if configured > largest else ""
-            self.found.options.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}{warmup}")
+            self.options.suggested.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}{warmup}")
 
 
 def bottleneck(loader: float, step: float, both: float) -> str:

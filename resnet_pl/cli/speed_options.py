@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from contextlib import redirect_stdout
@@ -28,37 +29,26 @@ MIN_GAIN, COMPILE_SECONDS = 0.05, 180
 
 
 @dataclass
-class Suggestions:
-    """What `doctor` suggests.
-
-    Attributes:
-        options: options with their gain.
-        tried: options whose gain is too small.
-        missing: what was not measured, and why.
-    """
-
-    options: list[str] = field(default_factory=list)
-    tried: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-
-@dataclass
 class SpeedOptions:
     """Measures the gain of options.
 
     Attributes:
         trials: the short trainings.
         seconds: smallest time of a measurement.
-        run_seconds: time of the complete run; infinite if it has no end.
         compiles: whether there is time to try torch.compile.
-        found: receives the options that are faster.
+        run_seconds: time of the complete run; infinite if it has no end.
+        suggested: options with their gain.
+        tried: options whose gain is too small.
+        missing: what was not measured, and why.
     """
 
     trials: Trials
     seconds: float
-    run_seconds: float
     compiles: bool
-    found: Suggestions
+    run_seconds: float = math.inf
+    suggested: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def _gain(self, speed: float, reference: float, batch: Any = None) -> float:
         """Returns the gain over a reference, which is measured again before a gain counts: measurements vary."""
@@ -70,15 +60,15 @@ class SpeedOptions:
         """Suggests an option if its gain, minus a cost in seconds that is paid once, is large enough in this run."""
         saved = gain / (1 + gain) - (cost / self.run_seconds if cost else 0)
         if saved >= MIN_GAIN / (1 + MIN_GAIN):
-            self.found.options.append(f"{option}: {gain:.0%} more images/s{note}")
+            self.suggested.append(f"{option}: {gain:.0%} more images/s{note}")
         else:
-            self.found.tried.append(f"{option} ({gain:+.0%} images/s)")
+            self.tried.append(f"{option} ({gain:+.0%} images/s)")
 
     def try_workers(self, both: float) -> None:
         """Tries other numbers of workers."""
         data: Any = self.trials.cli.datamodule
         if not isinstance(data, ImageDataModule) or not isinstance(data.train_dataloader(), ImageFileLoader):
-            self.found.missing.append("workers: the data has none, or its own")
+            self.missing.append("workers: the data has none, or its own")
             return
         before, used = data.num_workers, data.resolved_num_workers
         speeds = {}
@@ -109,9 +99,7 @@ class SpeedOptions:
         data.splits["train"] = images
         free = free_disk(Path(data.cache_dir or default_folder()))
         if size > free:
-            self.found.missing.append(
-                f"--data.cache true: it needs {size / GB:.1f} GB, and {free / GB:.1f} GB are free"
-            )
+            self.missing.append(f"--data.cache true: it needs {size / GB:.1f} GB, and {free / GB:.1f} GB are free")
             return
         note = f"; decoding takes {format_time(cost)} once, and {size / GB:.1f} GB of disk"
         self._suggest("--data.cache true", self._gain(speed, both), cost, note)
@@ -135,7 +123,7 @@ class SpeedOptions:
         if model.hparams["compile"]:
             return
         if not self.compiles:
-            self.found.missing.append(f"{option}: it takes a minute or more, --seconds {COMPILE_SECONDS} tries it")
+            self.missing.append(f"{option}: it takes a minute or more, --seconds {COMPILE_SECONDS} tries it")
             return
         model.hparams["compile"] = True
         speed = self._try(option, batch)
@@ -151,7 +139,7 @@ class SpeedOptions:
         try:
             return self.trials.speed(self.seconds, batch, **settings)
         except Exception as error:
-            self.found.missing.append(f"{option}: {type(error).__name__}: {first_line(error)}")
+            self.missing.append(f"{option}: {type(error).__name__}: {first_line(error)}")
             return None
 
 
