@@ -18,7 +18,7 @@ from resnet_pl.callbacks.timing import RangeTest
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli import train
 from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
-from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions, free_disk
+from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions
 from resnet_pl.cli.trials import Trials
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.batch import Batch
@@ -95,7 +95,8 @@ class Doctor:
         print_row("speed", f"data loading alone {_rate(loader)}, network alone {_rate(step)}, together {_rate(both)}")
         print_row("", bottleneck(loader, step, both))
         options.run_seconds = self._predict(timer)
-        print_row("memory", f"{timer.memory_text} at its peak{self._disk()}")
+        saved = sum(path.stat().st_size for path in self.cli.run_folder.rglob("*.ckpt"))
+        print_row("memory", f"{timer.memory_text} at its peak; checkpoints {saved / 1e6:,.0f} MB")
         self._batch_size(trainer, timer, batch)
         self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
         limits = _limits(loader, step, both)
@@ -138,15 +139,6 @@ class Doctor:
         except TypeError:  # data without a length
             return 0
         return min(count, limit) if isinstance(limit, int) else int(count * limit)
-
-    def _disk(self) -> str:
-        """Returns the size of the checkpoints, and a warning if the disk is too small for them."""
-        sizes = [path.stat().st_size for path in self.cli.run_folder.rglob("*.ckpt")]
-        free = free_disk(Path(self.cli.config["trainer.default_root_dir"]))
-        # A checkpoint is replaced when the next one is complete.
-        short = sum(sizes) + max(sizes, default=0) > free
-        warning = f"; only {free / GB:.1f} GB are free in --trainer.default_root_dir" if short else ""
-        return f"; checkpoints {sum(sizes) / 1e6:,.0f} MB{warning}" if sizes else ""
 
     def _batch_size(self, trainer: Trainer, timer: RunTimer, batch: Any) -> None:
         """Prints the largest batch size."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import dataclass, field
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +17,9 @@ from resnet_pl.callbacks.resources import format_time
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.trials import Trials
 from resnet_pl.data import ImageDataModule, ImageFolder
-from resnet_pl.data.cache import GB, default_folder, open_cache
+from resnet_pl.data.cache import GB, open_cache
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.loader import ImageFileLoader
-from resnet_pl.utils import missing_folders
 
 # Smallest gain that is suggested, and the time of all measurements from which torch.compile is tried, in seconds.
 MIN_GAIN, COMPILE_SECONDS = 0.05, 180
@@ -97,10 +94,6 @@ class SpeedOptions:
         data.splits["train"] = sample
         speed, _ = self.trials.speed(self.seconds)
         data.splits["train"] = images
-        free = free_disk(Path(data.cache_dir or default_folder()))
-        if size > free:
-            self.missing.append(f"--data.cache true: it needs {size / GB:.1f} GB, and {free / GB:.1f} GB are free")
-            return
         note = f"; decoding takes {format_time(cost)} once, and {size / GB:.1f} GB of disk"
         self._suggest("--data.cache true", self._gain(speed, both), cost, note)
 
@@ -146,9 +139,3 @@ class SpeedOptions:
 def _set_channels_last(model: ImageClassifier, used: bool) -> None:
     model.hparams["channels_last"] = used
     model.backbone.to(memory_format=torch.channels_last if used else torch.contiguous_format)
-
-
-def free_disk(folder: Path) -> int:
-    """Returns the free space for a folder that may not exist yet, bytes."""
-    missing = missing_folders(folder.absolute())
-    return shutil.disk_usage(missing[-1].parent if missing else folder).free
