@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
-from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
@@ -67,28 +64,6 @@ def peak_memory(device: torch.device) -> float:
     from resource import RUSAGE_SELF, getrusage
 
     return float(getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-
-
-def memory_in_use() -> float:
-    """Returns the memory that this process uses now, bytes; NaN if it is not known."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return float(pages * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, ValueError):  # not Linux
-        return math.nan
-
-
-def free_memory() -> float:
-    """Returns the main memory that is free for this process, bytes, within the limit of a container; NaN if unknown."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = 1024 * float(lines["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError):
-        return math.nan
-    with suppress(OSError, ValueError):  # no container, or no limit: the file says "max"
-        limit, used = (float(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
-    return free
 
 
 def describe_memory(pl_module: LightningModule) -> str:

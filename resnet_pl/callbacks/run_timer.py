@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from resnet_pl.callbacks.resources import describe_memory, memory_in_use, peak_memory, run_seconds
+from resnet_pl.callbacks.resources import describe_memory, run_seconds
 from resnet_pl.callbacks.timing import SKIPPED, BatchTimer
 
 # Smallest number of measured training batches.
@@ -26,16 +26,14 @@ class RunTimer(BatchTimer):
     Attributes:
         epoch_batches: training batches of an epoch; infinite if it has no end.
         run_batches: those of the run.
-        memory: of the process, bytes: before the first batch, and the peak after the measured ones; NaN if unknown.
-        memory_text: the peak at the end, as text.
-        state_bytes: gradients and optimizer state.
+        memory: the largest amount of memory that the process has used, as text.
     """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(SKIPPED, MIN_BATCHES, seconds, stops=True)
         self._called = self._ended = time.perf_counter()
         self.epoch_batches = self.run_batches = self.val_check_batch = math.inf
-        self.memory, self.state_bytes, self.memory_text = (math.nan, math.nan), 0, ""
+        self.memory = ""
         self._times: list[float] = []  # of the start of a validation, and of the end of each batch
         self._validations: list[tuple[float, float]] = []  # a batch; all but the batches
         self._epoch_ends: list[float] = []
@@ -44,18 +42,6 @@ class RunTimer(BatchTimer):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch_batches, self.run_batches = run_seconds(trainer, 1)
         self.val_check_batch = trainer.val_check_batch or math.inf
-        self.memory = memory_in_use(), math.nan
-
-    @override
-    def on_measured(self, trainer: Trainer, pl_module: LightningModule, batch_seconds: float) -> None:
-        self._measure_memory(trainer, pl_module)
-
-    def _measure_memory(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.memory = self.memory[0], peak_memory(pl_module.device)
-        trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-        states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-        tensors = [value for state in states for value in state.values() if hasattr(value, "element_size")]
-        self.state_bytes = trained + sum(value.numel() * value.element_size() for value in tensors)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,9 +74,7 @@ class RunTimer(BatchTimer):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_ends.append(time.perf_counter() - self._ended)
-        if math.isnan(self.memory[1]):  # the run was shorter than the measurement
-            self._measure_memory(trainer, pl_module)
-        self.memory_text = describe_memory(pl_module)  # later the module is on the CPU
+        self.memory = describe_memory(pl_module)  # later the module is on the CPU
 
     def parts(self, val_batches: int, every_n_epochs: int | None) -> dict[str, float]:
         """Returns the predicted seconds of the parts of the run: training, validation, checkpoints, start.

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl.callbacks.finders import LEARNING_RATES
-from resnet_pl.callbacks.resources import format_time, free_memory, memory_in_use
+from resnet_pl.callbacks.resources import format_time
 from resnet_pl.callbacks.run_summary import print_description, print_row
 from resnet_pl.callbacks.run_timer import RunTimer
 from resnet_pl.callbacks.timing import RangeTest
@@ -22,7 +22,6 @@ from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions
 from resnet_pl.cli.trials import Trials
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.cache import GB
 from resnet_pl.reports.plots import save_png
 from resnet_pl.reports.range_plot import range_plot, suggest_rate
 from resnet_pl.types import PositiveFloat
@@ -96,8 +95,8 @@ class Doctor:
         print_row("", bottleneck(loader, step, both))
         options.run_seconds = self._predict(timer)
         saved = sum(path.stat().st_size for path in self.cli.run_folder.rglob("*.ckpt"))
-        print_row("memory", f"{timer.memory_text} at its peak; checkpoints {saved / 1e6:,.0f} MB")
-        self._batch_size(trainer, timer, batch)
+        print_row("memory", f"{timer.memory} at its peak; checkpoints {saved / 1e6:,.0f} MB")
+        self.print_batch_size(trainer, batch)
         self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
         limits = _limits(loader, step, both)
         if "loading" in limits:
@@ -140,36 +139,19 @@ class Doctor:
             return 0
         return min(count, limit) if isinstance(limit, int) else int(count * limit)
 
-    def _batch_size(self, trainer: Trainer, timer: RunTimer, batch: Any) -> None:
-        """Prints the largest batch size."""
-        data = self.cli.datamodule
-        if not isinstance(data, ImageDataModule) or not isinstance(batch, Batch):
-            self.options.missing.append("largest batch size: it needs a data module of this project")
+    def print_batch_size(self, trainer: Trainer, batch: Any) -> None:
+        """Prints the largest batch size that fits into the memory of a GPU."""
+        data, is_gpu = self.cli.datamodule, trainer.strategy.root_device.type == "cuda"
+        if not is_gpu or not isinstance(data, ImageDataModule) or not isinstance(batch, Batch):
+            self.options.missing.append("largest batch size: it needs a GPU and a data module of this project")
             return
-        size, images = data.batch_size, len(data.split("train"))
-        if trainer.strategy.root_device.type == "cuda":
-            fits, how = self.trials.largest_batch(batch, images), ""
-        else:
-            before, peak = timer.memory
-            # A step of a small network can fit into memory that the process had before.
-            values: Any = batch.images[0]
-            per_image = max((peak - before - timer.state_bytes) / timer.images, values.nbytes)
-            free = free_memory() + memory_in_use() - before - timer.state_bytes
-            if math.isnan(per_image + free):
-                self.options.missing.append("largest batch size: the free memory is not known on this system")
-                return
-            fits, how = int(free / per_image), f" ({per_image / 1e6:.1f} MB per image, {free / GB:.1f} GB free)"
-        if fits >= images:
-            text = f"all {images:,} training images"
-        else:
-            text = f"about {_two_digits(fits):,} images"
-        print_row("fits", f"{text} in a batch{how}")
-        if fits < 1.2 * size:
-            print_row("", f"This is near the limit: --data.batch_size {size // 2} --trainer.accumulate_grad_batches 2")
-        elif fits >= 4 * size and isinstance(self.cli.model, ImageClassifier):
-            base = self.cli.model.hparams["base_batch_size"]
-            scaled = "is scaled with it" if base else f"must change too: --model.base_batch_size {size} scales it"
-            print_row("", f"With another --data.batch_size the learning rate {scaled}.")
+        images = len(data.split("train"))
+        fits = self.trials.largest_batch(batch, images)
+        print_row("fits", f"{f'all {images:,} training' if fits >= images else f'{fits:,}'} images in a batch")
+        if fits > data.batch_size and isinstance(self.cli.model, ImageClassifier):
+            change = f"must change too: --model.base_batch_size {data.batch_size} scales it"
+            change = "is scaled with it" if self.cli.model.hparams["base_batch_size"] else change
+            print_row("", f"With another --data.batch_size the learning rate {change}.")
 
     # ------------------------------------------------------------------------------------ learning rate
     def _learning_rate(self, trainer: Trainer, step_seconds: float) -> None:
@@ -225,12 +207,6 @@ def _limits(loader: float, step: float, both: float) -> set[str]:
 
 def _rate(speed: float) -> str:
     return f"{speed:,.{1 if speed < 10 else 0}f} images/s"
-
-
-def _two_digits(number: int) -> int:
-    """Rounds down to two significant digits."""
-    unit = 10 ** max(0, len(str(number)) - 2)
-    return number // unit * unit
 
 
 def _rate_option(cli: ProjectCLI) -> str:

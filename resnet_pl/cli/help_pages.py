@@ -36,8 +36,8 @@ DESCRIPTIONS = {
     "fit": "Trains a model and validates it after every epoch. Checkpoints, metrics and the resolved configuration are"
     " written to runs/NAME/version_N. With --ckpt_path an interrupted run resumes in its own folder.",
     "doctor": "Measures a training for about a minute, with all options of fit, and prints what to change: a range test"
-    " of the learning rate, the largest batch size, the speed of data loading and network, time and memory of the run,"
-    " and options that were faster. Writes doctor/learning_rate.png, and no run folder.",
+    " of the learning rate, on a GPU the largest batch size, the speed of data loading and network, time and memory of"
+    " the run, and options that were faster. Writes doctor/learning_rate.png, and no run folder.",
     "validate": "Evaluates a checkpoint on the validation set. Model, data, splits, classes and normalization are"
     " restored from the checkpoint; options override them. Writes results-val.json and confusion-val.png.",
     "test": "Evaluates a checkpoint on the test set. Model, data, splits, classes and normalization are restored from"

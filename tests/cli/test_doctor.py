@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from resnet_pl.callbacks import run_timer
 from resnet_pl.callbacks.timing import BatchTimer
 from resnet_pl.cli import doctor, parser
 from resnet_pl.cli.doctor import bottleneck
-from resnet_pl.cli.trials import Trials
 from resnet_pl.command_line import CommandLine
 from resnet_pl.reports.range_plot import suggest_rate
 from tests.callbacks.test_resources import Limited
@@ -82,29 +81,19 @@ def rows(text: str) -> dict[str, str]:
 
 def test_a_page_and_a_plot_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     page = rows(printed(capsys, "doctor", *SMALL, *FAST))
-    assert {"model", "data", "training", "device", "speed", "run", "memory", "fits", "lr"} <= page.keys()
+    assert {"model", "data", "training", "device", "speed", "run", "memory", "lr"} <= page.keys()
     assert re.search(r"data loading alone [\d,]+ images/s, network alone [\d,.]+ images/s, together", page["speed"])
     assert "The network limits the training" in page["speed"]  # the data is in memory
     assert re.fullmatch(
         r"\d:\d\d:\d\d = \S+ training \+ \S+ validation \+ \S+ checkpoints and logs \+ \S+ start", page["run"]
     )
     assert "GB of memory at its peak; checkpoints 1 MB" in page["memory"]
-    assert "all 1,257 training images" in page["fits"] and "--model.base_batch_size 64" in page["fits"]
+    assert "largest batch size: it needs a GPU" in page["skipped"]
     assert "0.1 is configured; the range test suggests" in page["lr"] and "--seconds 180" in page["skipped"]
     assert "--model.channels_last false" in page["suggest"] + page.get("tried", "")
     with Image.open("doctor/learning_rate.png") as image:
         assert image.width > 500
     assert [path.name for path in Path().rglob("*")] == ["doctor", "learning_rate.png"]
-
-
-def test_the_memory_of_an_image_is_never_negative(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if the step had fitted into memory that the process had before."""
-    monkeypatch.setattr(run_timer, "peak_memory", lambda device: 1.0)
-    words = [*BARE, "--model.backbone", f"{__name__}.QuickNet"]
-    fits = rows(printed(capsys, "doctor", *words, *FAST))["fits"]
-    assert "all 1,257 training images in a batch (0.0 MB per image" in fits
 
 
 def test_slow_data_is_named_and_workers_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +118,6 @@ def test_the_suggested_rate_of_a_convex_problem_is_stable(capsys: pytest.Capture
     # The number of steps of a range test depends on the speed of the machine, and the rate a little on it.
     lower = re.search(r"--model\.lr (\S+), or a longer", too_large)
     assert lower and 0.005 <= float(lower[1]) < 0.2
-    assert "largest batch size: it needs a data module of this project" in page["skipped"]
 
 
 @pytest.mark.parametrize(
@@ -157,15 +145,19 @@ def test_what_doctor_does_not_measure(capsys: pytest.CaptureFixture[str]) -> Non
     assert "doctor needs a configuration" in refused(capsys, "doctor")
 
 
-def test_the_largest_batch_that_fits() -> None:
+def test_the_largest_batch_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     words = [*BARE, "--model.backbone", f"{Limited.__module__}.Limited", "--model.backbone.limit", 200]
     command_line = CommandLine([str(word) for word in ["doctor", *words, *FAST]])
-    trials = Trials(parser.ProjectCLI(command_line, doctor))
-    trials.fit(BatchTimer(1, 1, stops=True))
-    before = {name: value.clone() for name, value in trials.cli.model.state_dict().items()}
-    _, batch = trials.loader_speed(0)
-    assert trials.largest_batch(batch, 1000) == 128 and trials.largest_batch(batch, 65) == 128
-    after = trials.cli.model.state_dict()
+    found = doctor.Doctor(parser.ProjectCLI(command_line, doctor))
+    found.trials.fit(BatchTimer(1, 1, stops=True))
+    before = {name: value.clone() for name, value in found.cli.model.state_dict().items()}
+    _, batch = found.trials.loader_speed(0)
+    gpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
+    found.print_batch_size(gpu, batch)
+    page = rows(capsys.readouterr().out)
+    assert "128 images in a batch" in page["fits"] and "--model.base_batch_size 64" in page["fits"]
+    assert found.trials.largest_batch(batch, 65) == 128
+    after = found.cli.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "a trial changes the weights"
 
 
