@@ -22,7 +22,7 @@ from resnet_pl._renamed import upgrade_path, upgrade_value
 from resnet_pl.data import BatchTransform, Crop, ImageDataModule
 from resnet_pl.data.defaults import describe_defaults
 from resnet_pl.utils import UserError, similar
-from resnet_pl.yaml_forms import PARSER_MODE, STRATEGIES, expand_option
+from resnet_pl.yaml_forms import PARSER_MODE, expand_option
 
 # Classes that can be given by their name, without the module.
 NAMEABLE = (ImageDataModule, BatchTransform, Crop, Callback, Logger, Optimizer, LRScheduler)
@@ -84,9 +84,8 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
             raise UserError(f"--model: {value} is a backbone\nuse --model.backbone {value}")
         if named in FORMS and re.fullmatch(r"[\w.]+", value) and not Path(value).is_file():
             raise UserError(f"{named}: {value} is not accepted\nuse {FORMS[named].format(value)}")
-        if named == "--trainer.strategy" and value in STRATEGIES:
-            value = f"{{class_path: lightning.pytorch.strategies.{value}}}"
-        value = expand_option(named, value)
+        if named.startswith("--"):
+            value = expand_option(named, value)
         expanded.append(f"{key}{equals}{value}")
     return expanded
 

@@ -40,12 +40,12 @@ def expand_option(key: str, value: str) -> str:
         key: the option, such as `--model.backbone`.
         value: its value, as the user has written it.
     """
-    if key.rpartition(".")[2] in TEXT_LISTS:
-        names = _text(value)
-        return json.dumps(names) if isinstance(names, list) else value
-    if key.endswith((".backbone", "--backbone")) and value.startswith(SHUFFLENET):
-        return json.dumps(_shufflenet({"class_path": value}))
-    return full_name(value) if key.endswith((".backbone", "--backbone", ".class_path")) else value
+    name = key.rpartition(".")[2].removeprefix("--")
+    if name in TEXT_LISTS:
+        expanded = _text(value)
+        return json.dumps(expanded) if isinstance(expanded, list) else value
+    expanded = _expand(value, None, name)
+    return expanded if isinstance(expanded, str) else json.dumps(expanded)
 
 
 def _expand(value: Any, text: Any, key: str = "") -> Any:
