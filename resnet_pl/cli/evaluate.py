@@ -180,8 +180,7 @@ def _check_options(settings: Namespace, model: LightningModule, data: LightningD
 def _protocol(cli: ProjectCLI, evaluated: int | None, available: int | None, others: list[str]) -> str:
     """Key of the result in results.json: test options, and what differs from the configuration of the training."""
     data, settings = cli.datamodule, cli.config
-    trained = (cli.checkpoint or {ckpt.METADATA_KEY: {}})[ckpt.METADATA_KEY].get("config") or {}
-    precision = settings["trainer"]["precision"]
+    trained, precision = cli.stored_config, settings["trainer"]["precision"]
     now = getattr(data, "image_size", None)
     size = run_dir.get_init_args(trained.get("data")).get("image_size", now)
     size = tuple(size) if isinstance(size, list) else size

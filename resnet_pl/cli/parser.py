@@ -142,7 +142,7 @@ class ProjectCLI(LightningCLI):
             given = [*self.given, *(key for key in ("model", "data") if self.command_line.get(key))]
             given += ["data"] if self.command_line.subcommand == "export" else []  # it needs only the model
             stored = ckpt.config_of(self.checkpoint, path, self.command_line.subcommand, given)
-            if "data" in (self.checkpoint[ckpt.METADATA_KEY]["config"].get(run_dir.BUILT_IN_PYTHON) or ()):
+            if "data" in (self.stored_config.get(run_dir.BUILT_IN_PYTHON) or ()):
                 stored["data"] = {"class_path": "resnet_pl.export.NoData"}
             if run_dir.class_name(data_class) not in ("", run_dir.class_name(stored.get("data"))):
                 stored.pop("data", None)  # its arguments are those of another class
@@ -179,6 +179,11 @@ class ProjectCLI(LightningCLI):
             check_reopens(self.plain_config)
             del self.plain_config, self.config_dump  # what follows may change the configuration
 
+    @property
+    def stored_config(self) -> dict[str, Any]:
+        """The configuration in the checkpoint; empty without one."""
+        return ((self.checkpoint or {}).get(ckpt.METADATA_KEY) or {}).get("config") or {}
+
     @cached_property
     def config_dump(self) -> dict[str, Any]:
         """The configuration as Lightning writes it, which takes the hyperparameters of model and data from it."""
@@ -192,7 +197,7 @@ class ProjectCLI(LightningCLI):
         keep_whole_numbers(config.get("trainer") or {}, self._written)
         if self.checkpoint is not None and self.command_line.subcommand == "fit" and config.get("model"):
             # The classes that were read from the data are not part of the configuration, before and after a resume.
-            before = run_dir.get_init_args((self.checkpoint[ckpt.METADATA_KEY].get("config") or {}).get("model"))
+            before = run_dir.get_init_args(self.stored_config.get("model"))
             read = [name for name in ckpt.CLASS_ARGUMENTS if self.command_line.get(f"model.{name}") is None]
             config["model"]["init_args"] |= {name: before[name] for name in read if name in before}
         return {key: value for key, value in config.items() if key not in ("config", "ckpt_path")}
@@ -210,14 +215,14 @@ class ProjectCLI(LightningCLI):
         if self.checkpoint is not None:
             # With a checkpoint the model does not download pretrained weights.
             self.trainer.ckpt_path = str(self.command_line.checkpoint)
-            self._check_normalization(self.checkpoint)
+            self._check_normalization()
             provenance = self.checkpoint[ckpt.METADATA_KEY]["data"]
             if provenance and isinstance(self.datamodule, ImageDataModule):
                 self.datamodule.use_provenance(provenance)
 
-    def _check_normalization(self, checkpoint: dict[str, Any]) -> None:
+    def _check_normalization(self) -> None:
         """Rejects a mean or std that differs from the checkpoint's: they are buffers of the model."""
-        stored = run_dir.get_init_args((checkpoint[ckpt.METADATA_KEY].get("config") or {}).get("data"))
+        stored = run_dir.get_init_args(self.stored_config.get("data"))
         now = run_dir.get_init_args(self.plain_config["data"])
         for key in ("mean", "std"):
             if self.command_line.get(f"data.{key}") is not None and key in stored and now.get(key) != stored[key]:
@@ -239,9 +244,8 @@ class ProjectCLI(LightningCLI):
 
     def _written(self, name: str) -> Any:
         """Returns the value of an argument of the Trainer as the user has written it, or as the checkpoint holds it."""
-        stored = ((self.checkpoint or {}).get(ckpt.METADATA_KEY) or {}).get("config") or {}
         given = self.command_line.get(f"trainer.{name}")
-        return (stored.get("trainer") or {}).get(name) if given is None else given
+        return (self.stored_config.get("trainer") or {}).get(name) if given is None else given
 
     def _find_run_folder(self) -> Path:
         """Returns the run folder of the checkpoint, or a new one; `fast_dev_run` must not change the former."""

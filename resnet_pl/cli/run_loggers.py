@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import MetricsCSV, TensorBoardCurves
 from resnet_pl.callbacks.loggers import first_line
 from resnet_pl.config import instantiate
@@ -85,9 +84,8 @@ def test_loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
     folder = run / "test"
     if given not in (None, True):
         return _in_folder(as_list(given), folder)
-    stored = (cli.checkpoint or {})[ckpt.METADATA_KEY].get("config") or {}
-    used = (stored.get("trainer") or {}).get("logger")
-    if used is False or not _is_plain_test(cli, stored):
+    used = (cli.stored_config.get("trainer") or {}).get("logger")
+    if used is False or not _is_plain_test(cli):
         return []
     if used in (None, True):
         return _in_folder([TensorBoardCurves()], folder)
@@ -131,7 +129,7 @@ def _continues(entry: Mapping[str, Any]) -> bool:
     return not versions or any(version is not None for version in versions)
 
 
-def _is_plain_test(cli: ProjectCLI, stored: Mapping[str, Any]) -> bool:
+def _is_plain_test(cli: ProjectCLI) -> bool:
     """Whether the test has no options that lead to other metrics: they would have the same names."""
     settings, now = cli.config, cli.plain_config
 
@@ -142,7 +140,7 @@ def _is_plain_test(cli: ProjectCLI, stored: Mapping[str, Any]) -> bool:
         return [class_name(data), *(arguments.get(key) for key in keys), precision]
 
     options = settings["ensemble"], settings["precise_bn"], settings["trainer"]["limit_test_batches"]
-    return settings["tta"] == "none" and not any(options) and conditions(stored) == conditions(now)
+    return settings["tta"] == "none" and not any(options) and conditions(cli.stored_config) == conditions(now)
 
 
 def _in_folder(loggers: list[Any], run: Path, start: int = 0) -> list[Logger]:

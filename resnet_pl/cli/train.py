@@ -72,7 +72,7 @@ def run(cli: ProjectCLI) -> None:
     trainer, start = cli.trainer, 0
     if cli.checkpoint is not None:
         check_resume(cli.checkpoint, cli.plain_config)
-        _note_new_length(cli.checkpoint[ckpt.METADATA_KEY].get("config") or {}, cli.plain_config)
+        _note_new_length(cli.stored_config, cli.plain_config)
         start = cli.checkpoint["global_step"]
     else:
         _note_kept_arguments(cli)
