@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from resnet_pl.callbacks.access import optional, total_steps
 from resnet_pl.callbacks.checkpoints import monitored
+from resnet_pl.callbacks.resources import format_time
 from resnet_pl.utils import rank_zero_print
 
 MIN_REDRAW_SECONDS = 0.5
@@ -142,7 +142,7 @@ class EpochSummary(Callback):
         total = total_steps(trainer)
         if total is not None:
             seconds = (time.monotonic() - self._start_time) / max(1, step - self._start_step) * max(0, total - step)
-            parts.append(f"{timedelta(seconds=round(seconds))} left")
+            parts.append(f"{format_time(seconds)} left")
         steps = f", step {step:,}/{total:,}" if total == trainer.max_steps else ""
         rank_zero_print(f"epoch {self._finished}{steps}: {', '.join(parts)}")
         self._finished, self._validated = "", False

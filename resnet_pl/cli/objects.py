@@ -23,7 +23,7 @@ from resnet_pl.command_line import CommandLine
 from resnet_pl.data.loaders import as_data_module
 from resnet_pl.plain_types import describe
 from resnet_pl.run_dir import BUILT_IN_PYTHON
-from resnet_pl.utils import UserError, import_from_working_folder
+from resnet_pl.utils import UserError, as_list, import_from_working_folder
 
 KINDS: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
@@ -127,7 +127,5 @@ class ObjectsCLI(ProjectCLI):
         # Lightning has set both to None, and is about to use them.
         self.model, self.datamodule = self.given.get("model", self.model), self.given.get("data", self.datamodule)
         settings = self.config_init["trainer"]
-        configured = settings["callbacks"] or []
-        configured = configured if isinstance(configured, list) else [configured]
-        settings["callbacks"] = [*configured, *self.own_callbacks]
+        settings["callbacks"] = [*as_list(settings["callbacks"]), *self.own_callbacks]
         return super().instantiate_trainer(**kwargs)
