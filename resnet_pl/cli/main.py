@@ -107,7 +107,9 @@ def _exit_code(args: list[str], debug: bool) -> int:
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
-        print(f"error: {_unexpected(error)}", file=sys.stderr)
+        from resnet_pl.cli.errors import format_unexpected_error
+
+        print(f"error: {format_unexpected_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -137,12 +139,6 @@ def _dispatch(args: list[str]) -> int:
         print(page)
         return 0
     return parser.run(command_line, subcommand)
-
-
-def _unexpected(error: Exception) -> str:
-    from resnet_pl.cli.errors import format_unexpected_error
-
-    return format_unexpected_error(error)
 
 
 def _unknown_subcommand(word: str) -> str:

@@ -57,11 +57,13 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
         torch.backends.cudnn.allow_tf32 = settings["tf32"]
-    sampler = "use_distributed_sampler"
-    chosen = any(option.startswith(f"--trainer.{sampler}") for option in cli.command_line.options)
-    if not isinstance(cli.datamodule, ImageDataModule) and not chosen:
-        # Unlike the data modules of this project, others leave it to Lightning to distribute the images.
-        cli.config["trainer"][sampler] = config[sampler] = True
+    sampler, seeds = "use_distributed_sampler", list[Callback]()
+    if not isinstance(cli.datamodule, ImageDataModule):
+        # Unlike the data modules of this project, others do not seed their random numbers, and leave it to Lightning to
+        # distribute the images.
+        seeds.append(EpochSeed(int(os.environ["PL_GLOBAL_SEED"])))
+        if not any(option.startswith(f"--trainer.{sampler}") for option in cli.command_line.options):
+            cli.config["trainer"][sampler] = config[sampler] = True
     configured = as_list(config["callbacks"])
     averages = any(isinstance(callback, StochasticWeightAveraging) for callback in configured)
     if averages and isinstance(cli.model, ImageClassifier):
@@ -70,7 +72,7 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
         "plugins": [*as_list(config["plugins"]), ckpt.AtomicCheckpointIO()],
         "profiler": config["profiler"] or NullProfiler(),
         "logger": cli.module.loggers(cli, config["logger"]),
-        "callbacks": [*configured, *_for_other_data(cli), *cli.module.callbacks(cli)],
+        "callbacks": [*configured, *seeds, *cli.module.callbacks(cli)],
         **_processes(config),
     }
     if config["enable_progress_bar"] is not False:
@@ -93,9 +95,3 @@ def _processes(config: Mapping[str, Any]) -> dict[str, int]:
     started, per_node = launched_processes() or (1, 1)
     found = {"devices": per_node, "num_nodes": started // per_node} if started > 1 else {}
     return {name: number for name, number in found.items() if config[name] == OPEN[name]}
-
-
-def _for_other_data(cli: ProjectCLI) -> list[Callback]:
-    """Callbacks for data that does not seed its random numbers itself."""
-    is_own = isinstance(cli.datamodule, ImageDataModule)
-    return [] if is_own else [EpochSeed(int(os.environ["PL_GLOBAL_SEED"]))]
