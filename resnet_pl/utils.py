@@ -14,6 +14,7 @@ from functools import partial
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any, Literal
 
@@ -218,6 +219,11 @@ def counted(number: int, noun: str) -> str:
     """Returns a number with its noun in the singular or plural: "1 epoch", "1,257 images", "2 classes"."""
     ending = "" if number == 1 else "es" if noun.endswith(("s", "tch")) else "s"
     return f"{number:,} {noun}{ending}"
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of the message of an exception, at most 200 characters."""
+    return shorten(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
 
 
 def similar(word: str, known: Iterable[str], count: int = 1) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resnet_pl.data.base import ImageDataModule
 from resnet_pl.data.batch import Batch
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, first_line
 
 if TYPE_CHECKING:
     from resnet_pl.classifier import ImageClassifier
@@ -143,8 +143,8 @@ def optional(cls: CallbackType) -> CallbackType:
                 raise
             except Exception as error:
                 self.is_off = True
-                text = (str(error).strip().splitlines() or ["no message"])[0]
-                rank_zero_warn(f"{cls.__name__} is off for the rest of the run: {type(error).__name__}: {text}")
+                what = f"{type(error).__name__}: {first_line(error)}"
+                rank_zero_warn(f"{cls.__name__} is off for the rest of the run: {what}")
 
         return wrapper
 

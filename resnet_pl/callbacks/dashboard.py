@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from resnet_pl.callbacks.access import as_classifier, class_names, get_image_data, optional
 from resnet_pl.callbacks.checkpoints import monitored
-from resnet_pl.callbacks.loggers import first_line, image_loggers, log_image
+from resnet_pl.callbacks.loggers import image_loggers, log_image
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.batch import Batch
@@ -26,7 +26,7 @@ from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
 from resnet_pl.reports.reliability import reliability_diagram
 from resnet_pl.run_dir import TOP1
 from resnet_pl.types import NonNegativeFloat, NonNegativeInt
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, first_line
 
 # Metrics of the best validation, with the one that chooses best.ckpt.
 BEST = (TOP1, "val/loss")
@@ -210,7 +210,7 @@ def _log_graph(logger: TensorBoardLogger, pl_module: LightningModule, shape: tup
             logger.experiment.add_graph(pl_module, example)
     # Not every model can be traced, and training does not need the graph.
     except Exception as error:
-        warnings.warn(f"the model graph is not logged: {str(error).strip().splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"the model graph is not logged: {first_line(error)}", stacklevel=2)
     finally:
         for module, training in modes:
             module.training = training

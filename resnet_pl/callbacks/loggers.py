@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from textwrap import shorten
 from typing import Any
 from weakref import WeakSet
 
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import TensorBoardCurves
+from resnet_pl.utils import first_line
 
 # Loggers that have raised an exception. They get no images: each attempt can wait minutes for a server.
 FAILED: WeakSet[Logger] = WeakSet()
@@ -71,11 +71,6 @@ def _call(logger: Logger, what: str, function: Callable[..., Any], *args: Any) -
     except Exception as error:
         FAILED.add(logger)
         rank_zero_warn(f"{type(logger).__name__}: no {what} and no further images: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of the message of an exception, at most 200 characters."""
-    return shorten(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
 
 
 def logger_versions(trainer: Trainer) -> list[list[Any]]:

@@ -13,9 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from resnet_pl.callbacks.loggers import first_line
 from resnet_pl.callbacks.resources import OUT_OF_MEMORY
 from resnet_pl.code_version import LIBRARIES
+from resnet_pl.utils import first_line
 
 # Pattern of an exception's type and message, and the message that replaces it.
 MESSAGES = {

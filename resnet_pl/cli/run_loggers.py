@@ -16,12 +16,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from resnet_pl.callbacks import MetricsCSV, TensorBoardCurves
-from resnet_pl.callbacks.loggers import first_line
 from resnet_pl.config import instantiate
 from resnet_pl.data import ImageDataModule
 from resnet_pl.import_paths import check_objects
 from resnet_pl.run_dir import class_name, get_init_args, read_sessions, run_dir_of
-from resnet_pl.utils import as_list
+from resnet_pl.utils import as_list, first_line
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI

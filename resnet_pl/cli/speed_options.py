@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from resnet_pl.callbacks.loggers import first_line
 from resnet_pl.callbacks.resources import format_time
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.trials import Trials
@@ -20,6 +19,7 @@ from resnet_pl.data import ImageDataModule, ImageFolder
 from resnet_pl.data.cache import GB, open_cache
 from resnet_pl.data.dataset import ImageFileDataset
 from resnet_pl.data.loader import ImageFileLoader
+from resnet_pl.utils import first_line
 
 # Smallest gain that is suggested, and the time of all measurements from which torch.compile is tried, in seconds.
 MIN_GAIN, COMPILE_SECONDS = 0.05, 180

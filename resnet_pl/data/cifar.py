@@ -17,7 +17,7 @@ from resnet_pl.data.statistics import Mean, Std
 from resnet_pl.data.tensors import TensorDataModule, TensorImageDataset
 from resnet_pl.data.typed_kwargs import CIFARArgs, ImageDataModuleArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, expand_path
+from resnet_pl.utils import UserError, expand_path, first_line
 
 PIXELS = 3 * 32 * 32
 
@@ -106,7 +106,7 @@ class _CIFAR(DownloadMixin, TensorDataModule):
         # A damaged file makes NumPy raise almost anything: BadZipFile, EOFError, KeyError, TypeError, ...
         except Exception as error:
             raise UserError(
-                f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
+                f"cannot read {path}: {first_line(error)}\n"
                 "it must contain the uint8 arrays x_train, x_test (N, 32, 32, 3) and the labels y_train, y_test"
             ) from error
 
