@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
@@ -51,7 +50,12 @@ def check_trainer(settings: Namespace, model: LightningModule) -> None:
         UserError: a value is out of range, or not supported.
     """
     _check_values(settings)
-    _check_plugins(as_list(settings["plugins"]))
+    for plugin in as_list(settings["plugins"]):
+        if isinstance(plugin, CheckpointIO):
+            raise UserError(
+                f"trainer.plugins: {type(plugin).__name__} is not supported, because last.ckpt is replaced atomically\n"
+                "remove it"
+            )
     _check_callbacks(as_list(settings["callbacks"]), model)
 
 
@@ -80,15 +84,6 @@ def _check_values(settings: Namespace) -> None:
     if isinstance(strategy, str) and strategy.lower() not in names:
         near = similar(strategy, names, 3) or [name for name in names if "_" not in name]
         raise UserError(f"trainer.strategy: unknown strategy {strategy}\nuse one of {', '.join(near)}")
-
-
-def _check_plugins(plugins: Sequence[Any]) -> None:
-    for plugin in plugins:
-        if isinstance(plugin, CheckpointIO):
-            raise UserError(
-                f"trainer.plugins: {type(plugin).__name__} is not supported, because last.ckpt is replaced atomically\n"
-                "remove it"
-            )
 
 
 def _check_callbacks(callbacks: Sequence[Callback], model: LightningModule) -> None:
