@@ -75,7 +75,7 @@ class Doctor:
     def __init__(self, cli: ProjectCLI) -> None:
         self.cli, self.trials = cli, Trials(cli)
         self.seconds = cli.config["seconds"] / MEASUREMENTS
-        self.options = SpeedOptions(self.trials, self.seconds, compiles=cli.config["seconds"] >= COMPILE_SECONDS)
+        self.options = SpeedOptions(self.trials, self.seconds)
 
     def examine(self) -> None:
         """Prints all rows."""

@@ -32,7 +32,6 @@ class SpeedOptions:
     Attributes:
         trials: the short trainings.
         seconds: smallest time of a measurement.
-        compiles: whether there is time to try torch.compile.
         run_seconds: time of the complete run; infinite if it has no end.
         suggested: options with their gain.
         tried: options whose gain is too small.
@@ -41,7 +40,6 @@ class SpeedOptions:
 
     trials: Trials
     seconds: float
-    compiles: bool
     run_seconds: float = math.inf
     suggested: list[str] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
@@ -115,7 +113,7 @@ class SpeedOptions:
         option = "--model.compile true"
         if model.hparams["compile"]:
             return
-        if not self.compiles:
+        if self.trials.cli.config["seconds"] < COMPILE_SECONDS:
             self.missing.append(f"{option}: it takes a minute or more, --seconds {COMPILE_SECONDS} tries it")
             return
         model.hparams["compile"] = True
