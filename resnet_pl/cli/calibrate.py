@@ -38,7 +38,7 @@ TARGET = (
 )
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `calibrate`."""
     parser.add_argument("--target_precision", type=float | None, default=None, help=TARGET)
     parser.add_argument("--reset", action="store_true", help="Remove the calibration from the checkpoint.")

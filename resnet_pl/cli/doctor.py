@@ -40,9 +40,9 @@ MEASUREMENTS = 12
 MIN_RATIO = 3
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `fit`, and its own."""
-    train.add_arguments(parser, name)
+    train.add_arguments(parser)
     parser.add_argument("--seconds", type=PositiveFloat, default=60, help=SECONDS)
     parser.add_argument("--output", type=str, default="doctor", help=OUTPUT)
 

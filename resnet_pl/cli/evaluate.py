@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 OUTPUT = "Folder to write to; the run folder of the checkpoint by default."
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `validate` and `test`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
     add_averaging_arguments(parser)

@@ -57,7 +57,7 @@ MAX_DROP = "Write no file if --int8 lowers the top-1 accuracy by more than this 
 IMAGES = "Image files, folders or glob patterns for --check, in place of the test set."
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `export`."""
     parser.add_argument("--format", type=Literal["onnx", "pt2", "safetensors"] | None, default=None, help=FORMAT)
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)

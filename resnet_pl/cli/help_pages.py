@@ -117,7 +117,7 @@ def subcommand_page(command_line: CommandLine, subcommand: ModuleType) -> str:
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="")
     add_shared_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    subcommand.add_arguments(parser, command_line.subcommand)
+    subcommand.add_arguments(parser)
     model, data_module = _named(command_line, "model", ImageClassifier), _named(command_line, "data", ImageDataModule)
     parser.add_lightning_class_args(model, "model")
     parser.add_lightning_class_args(data_module, "data")

@@ -49,7 +49,7 @@ def run(command_line: CommandLine, subcommand: ModuleType) -> int:
 
     Args:
         command_line: the command line.
-        subcommand: module of the subcommand, with `add_arguments(parser, name)` and `run(cli)`.
+        subcommand: module of the subcommand, with `add_arguments(parser)` and `run(cli)`.
 
     Raises:
         UserError: an error the user can fix.
@@ -132,7 +132,7 @@ class ProjectCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model": {"class_path": "resnet_pl.ImageClassifier"}})
         add_shared_arguments(parser)
-        self.module.add_arguments(parser, self.command_line.subcommand)
+        self.module.add_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the configuration of the checkpoint, then the files, then the options."""

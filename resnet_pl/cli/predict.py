@@ -41,7 +41,7 @@ HEATMAPS = (
 FEATURES = "Write features.npz: the features of each image before the classifier head, file names and labels."
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `predict`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
     parser.add_argument("--images", type=str, nargs="+", help=IMAGES)

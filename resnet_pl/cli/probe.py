@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds no options: those of the model and the data are enough."""
 
 

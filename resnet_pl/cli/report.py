@@ -42,7 +42,7 @@ FOLDS = (
 )
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `report`."""
     parser.add_argument("--output", type=str | None, default=None, help=OUTPUT)
     parser.add_argument("--folds", type=str | None, default=None, help=FOLDS)

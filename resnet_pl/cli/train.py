@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SPLIT = ("val_split", "test_split", "split_seed", "num_folds", "fold")
 
 
-def add_arguments(parser: LightningArgumentParser, name: str) -> None:
+def add_arguments(parser: LightningArgumentParser) -> None:
     """Adds the options of `fit`."""
     parser.add_lightning_class_args(Dashboard, "dashboard")
     parser.add_function_arguments(checkpoint_callbacks, "checkpoint", skip={"folder"})
