@@ -17,7 +17,6 @@ from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.access import gather_rows
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import evaluate_on, prepare_split
-from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.resizing import height_width
 from resnet_pl.evaluation.calibration import accepted_at, calibration_scores, choose_threshold, fit_temperature

@@ -17,7 +17,6 @@ from resnet_pl.callbacks.run_timer import RunTimer
 from resnet_pl.callbacks.timing import RangeTest
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli import train
-from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.cli.speed_options import COMPILE_SECONDS, SpeedOptions
 from resnet_pl.cli.trials import Trials
 from resnet_pl.data import ImageDataModule

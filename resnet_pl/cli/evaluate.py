@@ -11,7 +11,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from resnet_pl import checkpoint as ckpt
@@ -21,7 +20,7 @@ from resnet_pl.callbacks.access import class_names
 from resnet_pl.callbacks.misclassified import MisclassifiedWriter
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
-from resnet_pl.cli.run_loggers import LogAtStep, test_loggers
+from resnet_pl.cli.run_loggers import LogAtStep, no_loggers, test_loggers
 from resnet_pl.data import CenterCrop, ImageDataModule
 from resnet_pl.data.crops import describe_crop
 from resnet_pl.data.provenance import describe
@@ -56,7 +55,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
     """Returns the loggers of the training for `test`; else a stand-in: modules may use `self.logger` in all stages."""
     is_test = cli.command_line.subcommand == "test"
-    return (test_loggers(cli, given) if is_test else []) or [DummyLogger()]
+    return (test_loggers(cli, given) if is_test else []) or no_loggers(cli, given)
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
 
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import prepare_split
@@ -67,11 +66,6 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--images", type=str, nargs="+", help=IMAGES)
     parser.add_argument("--int8", action="store_true", help=INT8)
     parser.add_argument("--max_drop", type=UnitInterval | None, default=None, help=MAX_DROP)
-
-
-def loggers(cli: ProjectCLI, given: Any) -> list[Logger]:
-    """Returns no loggers."""
-    return []
 
 
 def callbacks(cli: ProjectCLI) -> list[Callback]:

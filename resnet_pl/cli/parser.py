@@ -49,7 +49,8 @@ def run(command_line: CommandLine, subcommand: ModuleType) -> int:
 
     Args:
         command_line: the command line.
-        subcommand: module of the subcommand, with `add_arguments(parser)` and `run(cli)`.
+        subcommand: module of the subcommand, with `add_arguments(parser)`, `callbacks(cli)`, `run(cli)`, and with
+            `loggers(cli, given)` if it has loggers.
 
     Raises:
         UserError: an error the user can fix.

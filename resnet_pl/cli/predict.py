@@ -14,7 +14,6 @@ from resnet_pl.callbacks.features_npz import FeatureWriter
 from resnet_pl.callbacks.heatmap_files import HeatmapWriter
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
 from resnet_pl.cli.evaluate import OUTPUT, prepare_split
-from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.bad_images import printable_path
 from resnet_pl.data.image_files import find_images

@@ -14,7 +14,6 @@ from resnet_pl.callbacks import GracefulStop
 from resnet_pl.callbacks.features_npz import FeatureWriter
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import checkpoint_label
-from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.data import ImageFolder
 from resnet_pl.data.restored_splits import RestoredSplits
 from resnet_pl.evaluation.frozen_features import advice, cross_validated

@@ -16,7 +16,6 @@ from resnet_pl.callbacks.collector import PredictionCollector
 from resnet_pl.callbacks.tensorboard import backbone_name
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.evaluate import calibration_results, checkpoint_label, evaluate_on, prepare_split, results_per_class
-from resnet_pl.cli.run_loggers import no_loggers as loggers  # noqa: F401 - of the subcommand
 from resnet_pl.cli.unseen_images import UnseenImages, choose_folds, full_photo, of_evaluations, of_folds
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.decode import to_pixels

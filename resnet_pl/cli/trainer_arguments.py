@@ -18,6 +18,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl.callbacks import EpochSeed, EpochSummary, ProgressBar
 from resnet_pl.callbacks.progress import shows_progress
 from resnet_pl.classifier import ImageClassifier
+from resnet_pl.cli.run_loggers import no_loggers
 from resnet_pl.cli.trainer_checks import launched_processes
 from resnet_pl.data import ImageDataModule
 from resnet_pl.utils import as_list
@@ -71,7 +72,7 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "plugins": [*as_list(config["plugins"]), ckpt.AtomicCheckpointIO()],
         "profiler": config["profiler"] or NullProfiler(),
-        "logger": cli.module.loggers(cli, config["logger"]),
+        "logger": getattr(cli.module, "loggers", no_loggers)(cli, config["logger"]),
         "callbacks": [*configured, *seeds, *cli.module.callbacks(cli)],
         **_processes(config),
     }
