@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import (
     LambdaCallback,
     LearningRateFinder,
 )
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
 from resnet_pl.callbacks import Estimate, GracefulStop, RunSummary
@@ -91,7 +90,6 @@ class Trials:
         settings |= {"callbacks": own, "default_root_dir": str(folder)}
         cli.config_init["trainer"] = Namespace(**self._given | settings)
         trainer = cli.instantiate_trainer()
-        trainer.loggers = [DummyLogger()]  # modules may use `self.logger`
         if complete and self._given["logger"] is not False:
             trainer.loggers = as_list(training_loggers(None, folder, 0))
         if isinstance(cli.model, ImageClassifier):
