@@ -91,13 +91,13 @@ class Doctor:
         loader, batch = self.trials.loader_speed(self.seconds)
         step, start = self.trials.speed(self.seconds, batch)
         print_row("speed", f"data loading alone {_rate(loader)}, network alone {_rate(step)}, together {_rate(both)}")
-        print_row("", bottleneck(loader, step, both))
+        limits, sentence = bottleneck(loader, step, both)
+        print_row("", sentence)
         options.run_seconds = self._predict(timer)
         saved = sum(path.stat().st_size for path in self.cli.run_folder.rglob("*.ckpt"))
         print_row("memory", f"{timer.memory} at its peak; checkpoints {saved / 1e6:,.0f} MB")
         self.print_batch_size(trainer, batch)
         self._learning_rate(trainer, timer.batch_seconds * trainer.accumulate_grad_batches)
-        limits = _limits(loader, step, both)
         if "loading" in limits:
             options.try_workers(both)
             options.try_cache(both, loader)
@@ -186,22 +186,21 @@ class Doctor:
             self.options.suggested.append(f"{_rate_option(cli)} {suggested * _scale(cli):.2g}{warmup}")
 
 
-def bottleneck(loader: float, step: float, both: float) -> str:
-    """Returns a sentence that names what limits the training; all arguments in images per second."""
-    limits = _limits(loader, step, both)
-    if limits == {"loading"}:
-        return f"Data loading limits the training: the network alone is {step / both:.1f} × as fast."
-    if limits == {"network"}:
-        return "The network limits the training: faster data loading would change little."
-    return "Data loading and the network share the CPU cores: a faster one of them helps the other."
+def bottleneck(loader: float, step: float, both: float) -> tuple[set[str], str]:
+    """Returns what limits the training, "loading", "network" or both of them, and a sentence about it.
 
-
-def _limits(loader: float, step: float, both: float) -> set[str]:
-    """What limits the training: "loading", "network", or both of them."""
+    Args:
+        loader: speed of the data loading alone, images per second.
+        step: speed of the network alone.
+        both: speed of the training.
+    """
     # Even one after the other, loading at ten times the speed of the network costs a tenth of the time.
     if both >= 0.9 * step or loader >= 10 * step:
-        return {"network"}
-    return {"loading"} if loader < 0.9 * step else {"loading", "network"}
+        return {"network"}, "The network limits the training: faster data loading would change little."
+    if loader < 0.9 * step:
+        return {"loading"}, f"Data loading limits the training: the network alone is {step / both:.1f} × as fast."
+    text = "Data loading and the network share the CPU cores: a faster one of them helps the other."
+    return {"loading", "network"}, text
 
 
 def _rate(speed: float) -> str:

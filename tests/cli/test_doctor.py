@@ -170,7 +170,7 @@ def test_the_largest_batch_that_fits(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_the_bottleneck(loader: float, step: float, both: float, words: str) -> None:
-    assert words in bottleneck(loader, step, both)
+    assert words in bottleneck(loader, step, both)[1]
 
 
 def test_the_rate_that_a_range_test_suggests() -> None:
