@@ -162,7 +162,7 @@ def finished(name: str) -> list[Run]:
     except UserError:
         return []
     print(*skipped, sep="\n")
-    return runs
+    return [run for run in runs if run.results]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

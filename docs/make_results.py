@@ -59,9 +59,10 @@ def record_runs(paths: Iterable[Path]) -> None:
 
 def study_record(name: str, folder: Path) -> dict[str, Any]:
     """Returns the record of all runs below a folder, aggregated over seeds, and plots them."""
-    runs, skipped = read_runs([folder])
-    for message in skipped:
+    found, skipped = read_runs([folder])
+    for message in [*skipped, *(f"Not tested: {run.path}" for run in found if not run.results)]:
         print(message)
+    runs = [run for run in found if run.results]
     groups = group_runs(runs)
     training_curves(label_groups(groups), DOCS / "images" / f"{name}_curves.png")
     plot_comparison(groups, DOCS / "images" / f"{name}_models.png")

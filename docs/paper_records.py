@@ -49,7 +49,7 @@ def lesion_table(rows: list[dict[str, str]]) -> str:
     for model, checkpoint, images in dict.fromkeys(
         (row["model"], row["checkpoint"], row["measured_on"]) for row in rows
     ):
-        run = read_run(Path(checkpoint).parent.parent, require_test=False)
+        run = read_run(Path(checkpoint).parent.parent)
         epochs = len(run.metrics["throughput/epoch_seconds"][0])
         facts.append(f"{model}: {epochs} epochs, seed {run.config['seed_everything']}, n = 1; {images}.")
     head = ["Network", "Deleted blocks", "Choices", "Mean error (%)", "Lowest", "Highest"]

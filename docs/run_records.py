@@ -22,8 +22,8 @@ OWN_OPTIONS = re.compile(r" --(?:seed_everything|name|data\.root)[= ](?:'[^']*'|
 def run_entry(run: Run) -> dict[str, Any]:
     """Returns what is recorded of a run; raises UserError if it was not tested on a test set."""
     results = run.results
-    if results["split"] != "test":
-        raise UserError(f"{run.path} was tested without a test set\nuse data with a test set")
+    if results.get("split") != "test":
+        raise UserError(f"{run.path} was not tested on a test set\nrun test, with data that has a test set")
     same = ("checkpoint", "data", "split")
     others = [other for other in results.values() if isinstance(other, dict)]
     return {

@@ -57,7 +57,7 @@ def test_a_smaller_loss_is_better(tmp_path: Path) -> None:
     run = Path("runs/digits/version_0")
     loss = read_metrics(run / "metrics.csv")["val/loss"][1]
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
-    assert best["epoch"] == loss.argmin() and read_run(run, require_test=False).val_score == loss.min()
+    assert best["epoch"] == loss.argmin() and read_run(run).val_score == loss.min()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def compare(
         notes: lines below the table, for example about runs that are not among the paths.
         chosen: the runs that a sweep has chosen, which are marked; None if it was not a sweep.
     """
-    found, skipped = read_runs(paths, require_test=False)
+    found, skipped = read_runs(paths)
     runs = [run for run in found if not run.pruned]
     if len(runs) < len(found):
         skipped.append(f"Pruned by a search: {counted(len(found) - len(runs), 'run')}")

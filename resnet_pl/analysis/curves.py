@@ -42,7 +42,7 @@ def run(settings: Namespace) -> None:
     path = Path(settings.output)
     if path.suffix != ".png":
         raise UserError(f"--output: {path} does not end in .png\ngive a PNG file, for example curves.png")
-    runs, skipped = read_runs(map(Path, settings.runs), require_test=False)
+    runs, skipped = read_runs(map(Path, settings.runs))
     drawn = [run for run in runs if {"train/top1", "val/top1"} & run.metrics.keys()]
     if drawn:  # else `training_curves` raises an error
         others = [run.path / "metrics.csv" for run in runs if run.path not in {run.path for run in drawn}]

@@ -63,7 +63,7 @@ class SweepRun:
         if (folder := self.trained()) is None:
             return f"{started[0]} was interrupted"
         try:
-            read_run(folder, require_test=False)
+            read_run(folder)
         except UserError as error:
             return str(error).splitlines()[0]
         return None

@@ -72,7 +72,7 @@ class Jobs:
         for task in tasks:
             with suppress(UserError):
                 folders = [run.trained() for run in task.runs]
-                seconds = sum(read_run(path, require_test=False).seconds for path in folders if path)
+                seconds = sum(read_run(path).seconds for path in folders if path)
                 self.seconds += [seconds] if seconds > 0 and None not in folders else []
 
     def estimate(self, left: int) -> str:

@@ -57,7 +57,7 @@ class SearchTrial(Task):
     def report(self) -> None:
         """Reports the monitored metric of each validation since the last call."""
         with suppress(UserError, KeyError):
-            run = read_run(self.folder, require_test=False)
+            run = read_run(self.folder)
             for value in run.metrics[run.monitor][1][self._reported :]:
                 self.trial.report(float(value), self._reported)
                 self._reported += 1
@@ -65,7 +65,7 @@ class SearchTrial(Task):
     def score(self) -> float:
         """Returns the mean over the seeds of the best validation; NaN if the metric was not logged."""
         folders = [run.trained() for run in self.runs]
-        return fmean(read_run(folder, require_test=False).val_score for folder in folders if folder)
+        return fmean(read_run(folder).val_score for folder in folders if folder)
 
 
 class Search:

@@ -120,7 +120,7 @@ def choose(trained: Sequence[Path]) -> tuple[list[Path], list[str]]:
     Returns:
         The folders of its runs, and a note for each tie.
     """
-    groups = group_runs(read_runs(trained, require_test=False)[0]) if trained else []
+    groups = group_runs(read_runs(trained)[0]) if trained else []
     most: dict[str, int] = {}
     for group in groups:
         most[group.data] = max(len(group.runs), most.get(group.data, 0))

@@ -37,7 +37,7 @@ def _name_and_version(path: Path) -> tuple[Path, int, str]:
     return path.parent, int(number) if number.isdecimal() else sys.maxsize, path.name
 
 
-def read_runs(paths: Iterable[Path], require_test: bool = True) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Reads all runs among and below the paths.
 
     Returns:
@@ -49,7 +49,7 @@ def read_runs(paths: Iterable[Path], require_test: bool = True) -> tuple[list[Ru
     runs, skipped = [], []
     for path in find_runs(paths):
         try:
-            runs.append(read_run(path, require_test))
+            runs.append(read_run(path))
         except UserError as error:
             skipped.append(str(error).splitlines()[0])
     if not runs:

@@ -19,7 +19,7 @@ import yaml
 from resnet_pl._renamed import RENAMED_METRICS
 from resnet_pl.reports.results import SINGLE_VIEW, read_results
 from resnet_pl.run_dir import MAP, TOP1, class_name, get_init_args, is_complete_row, metrics_reader, score_sign
-from resnet_pl.utils import UserError, prog_name
+from resnet_pl.utils import UserError
 
 # Test error (%) of residual networks with shortcut A on CIFAR-10 after 64,000 iterations, by depth (§4.2, Table 6).
 # Depth 110 is the best of five runs (6.61 ± 0.16), the others are one run each.
@@ -176,27 +176,13 @@ def _class_of(section: Any) -> str:
     return name
 
 
-def read_run(path: Path, require_test: bool = True) -> Run:
-    """Reads a run folder.
-
-    Args:
-        path: the run folder.
-        require_test: whether a run without a single-view test is an error.
-
-    Raises:
-        UserError: a file is missing or damaged, or the run was not tested.
-    """
-    config = _load(path / "config.yaml")
-    required = require_test or (path / "sessions.json").exists()
-    sessions = _load(path / "sessions.json") if required else []
-    results = find_single_view_test(path) or {}
-    if require_test and not results:
-        raise UserError(f"{path} has no single-view test result\nrun {prog_name()} test --ckpt_path {path}")
-    run = Run(path, config, results, sessions, read_metrics(path / "metrics.csv"))
+def read_run(path: Path) -> Run:
+    """Reads a run folder; raises UserError if its configuration or metrics are missing, or a file is damaged."""
+    config, file = _load(path / "config.yaml"), path / "sessions.json"
+    sessions = _load(file) if file.exists() else []
+    run = Run(path, config, find_single_view_test(path) or {}, sessions, read_metrics(path / "metrics.csv"))
     try:
         _ = run.model, run.data, run.train_top1, run.test_top1, [session["commit"] for session in sessions]
-        if require_test:
-            _ = results["protocol"], sessions[0]
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is incomplete: its files lack {error}\nfinish the run, or exclude it") from error
     return run

@@ -18,7 +18,7 @@ def seeds(folder: Path, model: str, depth: int, *top1: float, **facts: Any) -> l
 
 
 def one(folder: Path, name: str, **facts: Any) -> Run:
-    return read_run(write_run(folder / name, **facts), require_test=False)
+    return read_run(write_run(folder / name, **facts))
 
 
 def by_name(groups: list[Group]) -> dict[str, dict[str, str]]:

@@ -102,15 +102,13 @@ def test_a_run_without_a_test_set_is_tested_but_has_no_test_accuracy(tmp_path: P
 
 def test_an_untested_run(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a" / "version_0", tested=False)
-    with pytest.raises(UserError, match=r"no single-view test result\n.*test --ckpt_path"):
-        read_run(path)
-    run = read_run(path, require_test=False)
+    run = read_run(path)
     assert math.isnan(run.test_top1) and run.val_top1 == 0.7
     (path / "sessions.json").unlink()
-    assert read_run(path, require_test=False).sessions == []
+    assert read_run(path).sessions == []
     (path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json"):
-        read_run(path, require_test=False)
+        read_run(path)
 
 
 def test_runs_below_a_folder_are_found_in_order_of_their_versions(tmp_path: Path) -> None:
@@ -122,37 +120,25 @@ def test_runs_below_a_folder_are_found_in_order_of_their_versions(tmp_path: Path
 
 
 def test_each_incomplete_run_is_reported(tmp_path: Path) -> None:
-    for name in ("complete", "config.yaml", "metrics.csv", "sessions.json", "results.json"):
+    for name in ("complete", "config.yaml", "metrics.csv"):
         path = write_run(tmp_path / name / "version_0")
         if name != "complete":
             (path / name).unlink()
     (write_run(tmp_path / "truncated" / "version_0") / "results.json").write_text('{"top1": 0.')
     (write_run(tmp_path / "bad" / "version_0") / "config.yaml").write_text("model: [")
     (write_run(tmp_path / "list" / "version_0") / "config.yaml").write_text("[1]")
-    (write_run(tmp_path / "empty" / "version_0") / "sessions.json").write_text("[]")
     (write_run(tmp_path / "early" / "version_0") / "metrics.csv").write_text(NAMES)
     runs, skipped = read_runs([tmp_path])
     assert [run.path.parent.name for run in runs] == ["complete"]
-    assert len(skipped) == 9 and all(line.startswith("Skipped: ") and "\n" not in line for line in skipped)
-    for name in (
-        "config.yaml",
-        "metrics.csv",
-        "sessions.json",
-        "results.json",
-        "truncated",
-        "bad",
-        "list",
-        "empty",
-        "early",
-    ):
+    assert len(skipped) == 6 and all(line.startswith("Skipped: ") and "\n" not in line for line in skipped)
+    for name in ("config.yaml", "metrics.csv", "truncated", "bad", "list", "early"):
         assert sum(f"/{name}/version_0" in line for line in skipped) == 1, name
 
 
 def test_no_complete_run_is_an_error_with_the_reason(tmp_path: Path) -> None:
-    write_run(tmp_path / "a" / "version_0", tested=False)
-    with pytest.raises(UserError, match=r"no complete runs\n.*a/version_0 has no single-view test"):
+    (write_run(tmp_path / "a" / "version_0") / "metrics.csv").unlink()
+    with pytest.raises(UserError, match=r"no complete runs\n.*a/version_0/metrics.csv cannot be read"):
         read_runs([tmp_path])
-    assert len(read_runs([tmp_path], require_test=False)[0]) == 1
     with pytest.raises(UserError, match="no runs in"):
         find_runs([tmp_path / "a" / "version_0" / "checkpoints"])
     with pytest.raises(UserError, match=r"no runs in .*nowhere"):
