@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from typing_extensions import override
@@ -12,7 +14,7 @@ from resnet_pl.analysis.grid import is_tested
 from resnet_pl.analysis.jobs import Jobs, print_failed
 from resnet_pl.analysis.tasks import Task, TaskList, is_locked
 from resnet_pl.reports.run_finder import read_runs
-from resnet_pl.reports.run_groups import best_groups, group_runs
+from resnet_pl.reports.run_groups import group_runs
 from resnet_pl.utils import counted
 
 
@@ -115,24 +117,25 @@ def choose(trained: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Chooses the setting with the best mean validation over its seeds; one for each dataset.
 
     A setting with fewer runs than another, because some have failed or diverged, is not chosen: the other ones may be
-    the lucky ones.
+    the lucky ones. Without validation, only a setting without competitors is chosen.
 
     Returns:
         The folders of its runs, and a note for each tie.
     """
+    chosen: list[Path] = []
+    ties: list[str] = []
     groups = group_runs(read_runs(trained)[0]) if trained else []
-    most: dict[str, int] = {}
-    for group in groups:
-        most[group.data] = max(len(group.runs), most.get(group.data, 0))
-    complete = [group for group in groups if len(group.runs) == most[group.data]]
-    best = best_groups(complete)
-    ties = []
-    for group in best:
-        equal = [each for each in complete if each.data == group.data and each.val_score == group.val_score]
-        if len(equal) > 1:
-            names = ", ".join(each.name for each in equal)
+    for _, same_data in groupby(groups, lambda group: group.data):  # the best validation comes first
+        members = list(same_data)
+        most = max(len(group.runs) for group in members)
+        best, *others = [group for group in members if len(group.runs) == most]
+        if others and math.isnan(best.val_score):
+            continue
+        chosen += [run.path for run in best.runs]
+        if equal := [group.name for group in others if group.val_score == best.val_score]:
+            names = ", ".join([best.name, *equal])
             ties.append(f"Tie in the validation: {names}. The first one is chosen; more seeds may decide.")
-    return [run.path for group in best for run in group.runs], ties
+    return chosen, ties
 
 
 def _checkpoints(folder: Path) -> list[Path]:

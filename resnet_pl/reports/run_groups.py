@@ -130,16 +130,6 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return sorted(groups, key=rank)
 
 
-def best_groups(groups: Sequence[Group]) -> list[Group]:
-    """Returns the best group of each dataset, of groups in the order of `group_runs`.
-
-    Without validation there is none, except if the dataset has only one group.
-    """
-    firsts = {group.data: group for group in reversed(groups)}
-    counts = Counter(group.data for group in groups)
-    return [group for data, group in firsts.items() if counts[data] == 1 or not math.isnan(group.val_score)]
-
-
 def _settings(run: Run) -> dict[str, Any]:
     """The configuration by dotted option, without what does not change the training, and digests of the images."""
     model = run.config["model"]
