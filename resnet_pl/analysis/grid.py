@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl import run_dir as runs
-from resnet_pl.reports.run_reader import find_single_view_test, read_run
+from resnet_pl.reports.run_reader import find_single_view_test
 from resnet_pl.utils import UserError
 
 # Options that the sweep sets for each run.
@@ -55,18 +55,6 @@ class SweepRun:
     def pruned(self) -> bool:
         """Whether a search has stopped the run, because others were better at the same epoch, or its loss diverged."""
         return any(_has(path, mark) for path in self.started() for mark in ("pruned", "diverged"))
-
-    def problem(self) -> str | None:
-        """Returns why the run cannot be in the table, as text; None if it can."""
-        if not (started := self.started()):
-            return f"{self.root / self.name} has no run with these options"
-        if (folder := self.trained()) is None:
-            return f"{started[0]} was interrupted"
-        try:
-            read_run(folder)
-        except UserError as error:
-            return str(error).splitlines()[0]
-        return None
 
     def resumes(self) -> Path | None:
         """Returns the checkpoint that the run resumes from; None if it has to start."""

@@ -15,6 +15,7 @@ from resnet_pl.analysis.jobs import Jobs, print_failed
 from resnet_pl.analysis.tasks import Task, TaskList, is_locked
 from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_groups import group_runs
+from resnet_pl.reports.run_reader import Run
 from resnet_pl.utils import counted
 
 
@@ -59,32 +60,28 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     if _busy([task for task in tasks if task.name not in failed], jobs, "train"):
         return int(bool(failed))
     pruned = [task for task in tasks if any(run.pruned() for run in task.runs)]
-    lost = [
-        problem
-        for task in tasks
-        if task not in pruned and task.name not in failed
-        for run in task.runs
-        if (problem := run.problem())
-    ]
-    trained = {task: _trained(task) for task in tasks if task not in pruned}
+    trained = {task: [path for run in task.runs if (path := run.trained())] for task in tasks if task not in pruned}
     paths = [path for folders in trained.values() for path in folders]
-    chosen, ties = choose(paths)
+    # By other processes, which have failed or were interrupted.
+    lost = [task.name for task in trained if not task.done() and task.name not in failed]
+    runs, unreadable = read_runs(paths) if paths else ([], [])
+    chosen, ties = choose(runs)
     tests = [TestTask(task, [path for path in folders if test or path in chosen]) for task, folders in trained.items()]
     untested = jobs.run(TaskList(tests, jobs.logs))
     if _busy([each for each in tests if each.name not in untested], jobs, "test"):
         return int(bool(failed or untested))
-    notes = [f"Skipped: {problem}" for problem in lost]
-    notes += [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
+    notes = [f"Failed: {', '.join([*failed, *untested])}"] if failed or untested else []
+    notes += [f"Not trained: {', '.join(lost)}"] if lost else []
     notes += [f"Pruned or diverged: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
     notes += ties
     if paths:
         compare(paths, folder, [*notes, *_test_notes(paths, chosen, test, keep)], chosen)
     else:
         print(*notes, sep="\n")
-    ended = [task for task in tasks if task in pruned or trained[task]]
+    lost += unreadable
     # A diverged run would diverge again. After another missing run, another setting may be the best.
     missing = lost or untested or {*failed} - {task.name for task in pruned}
-    folders = [path for task in ended for run in task.runs for path in run.started()]
+    folders = [path for task in tasks for run in task.runs for path in run.started()]
     print(_checkpoint_sizes(folders, chosen, "missing" if keep == "best" and missing else keep))
     print_failed([*failed, *untested], len(tasks))
     return int(bool(failed or untested or lost))
@@ -108,12 +105,7 @@ def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool, keep:
     return [f"Not tested, because the checkpoints were removed: {counted(len(removed), 'run')}"] if removed else []
 
 
-def _trained(task: Task) -> list[Path]:
-    """The folders of the runs that can be compared."""
-    return [path for run in task.runs if run.problem() is None and (path := run.trained())]
-
-
-def choose(trained: Sequence[Path]) -> tuple[list[Path], list[str]]:
+def choose(runs: Sequence[Run]) -> tuple[list[Path], list[str]]:
     """Chooses the setting with the best mean validation over its seeds; one for each dataset.
 
     A setting with fewer runs than another, because some have failed or diverged, is not chosen: the other ones may be
@@ -124,8 +116,7 @@ def choose(trained: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """
     chosen: list[Path] = []
     ties: list[str] = []
-    groups = group_runs(read_runs(trained)[0]) if trained else []
-    for _, same_data in groupby(groups, lambda group: group.data):  # the best validation comes first
+    for _, same_data in groupby(group_runs(runs), lambda group: group.data):  # the best validation comes first
         members = list(same_data)
         most = max(len(group.runs) for group in members)
         best, *others = [group for group in members if len(group.runs) == most]
