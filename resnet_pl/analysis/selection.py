@@ -75,14 +75,16 @@ def finish(tasks: Sequence[Task], failed: list[str], jobs: Jobs, folder: Path, t
     notes += [f"Pruned or diverged: {counted(len(pruned), 'setting')}, not in the table"] if pruned else []
     notes += ties
     if paths:
-        compare(paths, folder, [*notes, *_test_notes(paths, chosen, test, keep)], chosen)
+        compare(paths, folder, [*notes, *_test_notes(paths, chosen, test)], chosen)
     else:
         print(*notes, sep="\n")
     lost += unreadable
-    # A diverged run would diverge again. After another missing run, another setting may be the best.
-    missing = lost or untested or {*failed} - {task.name for task in pruned}
-    folders = [path for task in tasks for run in task.runs for path in run.started()]
-    print(_checkpoint_sizes(folders, chosen, "missing" if keep == "best" and missing else keep))
+    if keep == "best" and chosen:
+        # A diverged run would diverge again. After another missing run, another setting may be the best.
+        if lost or untested or {*failed} - {task.name for task in pruned}:
+            print("No checkpoints are removed, because runs are missing.")
+        else:
+            _remove_checkpoints(path for task in tasks for run in task.runs for path in {*run.started()} - {*chosen})
     print_failed([*failed, *untested], len(tasks))
     return int(bool(failed or untested or lost))
 
@@ -95,13 +97,12 @@ def _busy(tasks: Sequence[Task], jobs: Jobs, verb: str) -> bool:
     return bool(busy)
 
 
-def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool, keep: str) -> list[str]:
+def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool) -> list[str]:
     """Why some runs are not tested."""
-    removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
     if not test and len(chosen) < len(paths):
-        reason = "Only the chosen runs are tested." if chosen else "No setting is chosen: the runs have no validation."
-        can_test = not removed and (keep == "all" or not chosen)
-        return [f"{reason} --test tests all of them." if can_test else reason]
+        reason = "Only the chosen runs are tested" if chosen else "The runs have no validation, and none is tested"
+        return [f"{reason} without --test."]
+    removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
     return [f"Not tested, because the checkpoints were removed: {counted(len(removed), 'run')}"] if removed else []
 
 
@@ -133,23 +134,9 @@ def _checkpoints(folder: Path) -> list[Path]:
     return list(folder.glob("checkpoints/*.ckpt"))
 
 
-def _checkpoint_sizes(folders: Iterable[Path], chosen: Sequence[Path], keep: str) -> str:
-    """Removes checkpoints if `keep` is `best`; returns the sizes of what stays and of what was removed, as text.
-
-    `keep` is `missing` if it would be `best`, but runs are missing.
-    """
-    sizes, others = {"stay": 0, "removed": 0}, False
-    for folder in folders:
-        other = bool(chosen) and folder not in chosen
-        remove = keep == "best" and other
-        others |= other and bool(_checkpoints(folder))
-        for path in _checkpoints(folder):
-            sizes["removed" if remove else "stay"] += path.stat().st_size
-            if remove:
-                path.unlink()
-    text = f"Checkpoints: {sizes['stay'] / 1e6:,.1f} MB"
-    if keep == "best":
-        return f"{text} of the chosen runs, {sizes['removed'] / 1e6:,.1f} MB removed"
-    if keep == "missing":
-        return f"{text}; none are removed, because runs are missing"
-    return f"{text}; --keep best removes those of other runs" if others else text
+def _remove_checkpoints(folders: Iterable[Path]) -> None:
+    size = 0
+    for path in (path for folder in folders for path in _checkpoints(folder)):
+        size += path.stat().st_size
+        path.unlink()
+    print(f"Removed the checkpoints of the runs that are not chosen: {size / 1e6:,.1f} MB")
