@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
-from typing_extensions import override
 
-from resnet_pl.analysis.grid import SweepRun, grid_values, make_run
+from resnet_pl.analysis.grid import grid_values, make_run
 from resnet_pl.analysis.jobs import Jobs, print_failed
 from resnet_pl.analysis.tasks import Task, TaskList
 from resnet_pl.callbacks.access import join_classes
@@ -32,15 +31,6 @@ from resnet_pl.types import PositiveInt
 from resnet_pl.utils import UserError, atomic_write
 
 NumFolds = restricted_number_type("NumFolds", int, (">=", 2), docstring="Integer from 2")
-
-
-class Fold(SweepRun):
-    """A run of one fold, whose last checkpoint predicts the images of the fold."""
-
-    @override
-    def trained(self) -> Path | None:
-        path = super().trained()
-        return path if path and (path / "checkpoints" / "last.ckpt").is_file() else None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -58,7 +48,7 @@ def run(settings: Namespace) -> int:
     folder = Path("runs") / settings.name
     grid = grid_values([f"data.fold={','.join(map(str, range(settings.folds)))}"], settings.options)
     options = [*settings.options, "--data.num_folds", str(settings.folds)]
-    folds = [Fold(**vars(make_run(values, settings.config, options, folder))) for values in grid]
+    folds = [make_run(values, settings.config, options, folder) for values in grid]
     for fold in folds:
         CommandLine(fold.args)  # reports a wrong command line before anything starts
     jobs = Jobs(folder / "logs", settings.jobs, settings.command_line)
@@ -66,15 +56,12 @@ def run(settings: Namespace) -> int:
     jobs.log(f"{len(folds)} folds, {len(folds) - source.left} already completed, {jobs.count} in parallel")
     failed = jobs.run(source)
     print_failed(failed, len(folds))
-    paths = [fold.trained() for fold in folds]
-    if others := [
-        fold.name for fold, path in zip(folds, paths, strict=True) if path is None and fold.name not in failed
-    ]:
+    paths = {fold.name: path for fold in folds if (path := fold.trained())}
+    if others := [fold.name for fold in folds if fold.name not in {*paths, *failed}]:
         print(f"Not trained yet: {', '.join(others)}. Rerun the same command when no other process trains them.")
-    if None in paths:
-        return int(bool(failed))
-    report([path for path in paths if path], folder)
-    return 0
+    if len(paths) == len(folds):
+        report(list(paths.values()), folder)
+    return int(bool(failed))
 
 
 def report(paths: list[Path], folder: Path) -> None:
