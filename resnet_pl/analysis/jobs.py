@@ -16,11 +16,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from resnet_pl.analysis.tasks import Source, Task
+from resnet_pl.analysis.tasks import Task, TaskList
 from resnet_pl.reports.run_reader import duration, read_run
 from resnet_pl.utils import UserError, prog_name
+
+if TYPE_CHECKING:
+    from resnet_pl.analysis.search import Search
 
 PROJECT = Path(__file__).parent.parent.parent
 POLL_SECONDS = 1.0
@@ -83,7 +86,7 @@ class Jobs:
             return f"{left} left, no time estimate yet"
         return f"{left} left, about {duration(fmean(self.seconds) * left / min(self.count, left))} remaining"
 
-    def run(self, source: Source) -> list[str]:
+    def run(self, source: TaskList | Search) -> list[str]:
         """Performs the tasks and returns the names of failed ones; stops all processes if it is interrupted."""
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         failed: list[str] = []
@@ -103,7 +106,7 @@ class Jobs:
                 signal.signal(signal.SIGTERM, before)
         return failed
 
-    def _work(self, source: Source, job: int, failed: list[str]) -> None:
+    def _work(self, source: TaskList | Search, job: int, failed: list[str]) -> None:
         """Performs tasks until there are no more."""
         while not self._stopping:
             with self._claiming:
@@ -116,7 +119,7 @@ class Jobs:
             if code and not task.pruned:
                 failed.append(task.name)
 
-    def _perform(self, task: Task, log: IO[bytes], job: int, source: Source) -> int:
+    def _perform(self, task: Task, log: IO[bytes], job: int, source: TaskList | Search) -> int:
         """Runs the commands of a task; returns the exit code of the first one that failed, else 0."""
         start, code, resumed = time.monotonic(), 0, None
         for args in task.commands():

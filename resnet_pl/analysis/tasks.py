@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from resnet_pl.analysis.grid import SweepRun, record
 from resnet_pl.utils import UserError
@@ -43,28 +43,15 @@ class Task:
         return False
 
 
-class Source(Protocol):
-    """Where tasks come from.
-
-    Attributes:
-        left: number of tasks that are not finished.
-    """
-
-    left: int
-
-    def claim(self) -> tuple[Task, IO[bytes]] | None:
-        """Returns the next task that no other process works on, and its locked log file; None if there is none."""
-
-    def finish(self, task: Task, code: int) -> None:
-        """Records that a task has ended, with the exit code of its last command."""
-
-
 class TaskList:
     """A list of tasks, in order.
 
     Args:
         tasks: the tasks.
         logs: folder of the log files.
+
+    Attributes:
+        left: number of tasks that are not finished.
     """
 
     def __init__(self, tasks: Iterable[Task], logs: Path) -> None:
@@ -83,7 +70,7 @@ class TaskList:
         return None
 
     def finish(self, task: Task, code: int) -> None:
-        """Counts the task."""
+        """Records that a task has ended, with the exit code of its last command."""
         self.left -= 1
 
 
