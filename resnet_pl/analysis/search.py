@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from resnet_pl.analysis.grid import SweepRun, make_run, record, run_name
 from resnet_pl.analysis.search_space import as_options, search_space
-from resnet_pl.analysis.tasks import Task, lock_log
+from resnet_pl.analysis.tasks import Task, is_locked, lock_log
 from resnet_pl.command_line import CommandLine
 from resnet_pl.reports.run_reader import read_run
 from resnet_pl.run_dir import TOP1, score_sign
@@ -39,11 +39,10 @@ class SearchTrial(Task):
     def __init__(self, name: str, runs: list[SweepRun], trial: Trial) -> None:
         super().__init__(name, runs)
         self.trial, self.folder, self._reported = trial, Path(), 0
-        self.pruned = any(run.pruned() for run in runs)
 
     @override
     def commands(self) -> Iterator[list[str]]:
-        if not self.pruned:
+        if not any(run.pruned() for run in self.runs):
             self.folder = self.runs[0].trained() or self.runs[0].next_folder()
             yield from super().commands()
 
@@ -64,8 +63,7 @@ class SearchTrial(Task):
 
     def score(self) -> float:
         """Returns the mean over the seeds of the best validation; NaN if the metric was not logged."""
-        folders = [run.trained() for run in self.runs]
-        return fmean(read_run(folder).val_score for folder in folders if folder)
+        return fmean(read_run(folder).val_score for run in self.runs if (folder := run.trained()))
 
 
 class Search:
@@ -84,7 +82,6 @@ class Search:
 
     Attributes:
         monitor: log key of the metric to optimize.
-        left: number of trials that are not finished.
     """
 
     def __init__(self, settings: Any, seeds: Sequence[Mapping[str, str]], folder: Path) -> None:
@@ -99,7 +96,7 @@ class Search:
             )
         example = {key: getattr(each, "choices", None) or [each.low] for key, each in self._space.items()}  # pyright: ignore[reportAttributeAccessIssue]
         line = CommandLine(self._runs({key: values[0] for key, values in example.items()})[0].args)
-        self.monitor, self.left = str(line.get("checkpoint.monitor") or TOP1), settings.trials
+        self.monitor = str(line.get("checkpoint.monitor") or TOP1)
         self._sign = score_sign(self.monitor, str(line.get("checkpoint.mode") or "auto"))
 
     # ------------------------------------------------------------------------------------ the study
@@ -122,10 +119,11 @@ class Search:
                     pruner=pruner, load_if_exists=True,
                 )  # fmt: skip
             except Exception as error:
-                where = f"--storage {settings.storage}" if settings.storage else path
-                fix = "give a URL such as sqlite:///study.db" if settings.storage else "use another --name"
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                raise UserError(f"sweep: {where} cannot be opened: {problem}\n{fix}") from error
+                problem = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise UserError(
+                    f"sweep: {settings.storage or path} cannot be opened: {problem}\n"
+                    "use another --name, or another --storage, such as sqlite:///study.db"
+                ) from error
             for trial in self._trials("COMPLETE"):
                 if not (self._logs / f"{self._name(trial)}.log").is_file():
                     raise UserError(
@@ -134,7 +132,6 @@ class Search:
                     )
             for trial in self._trials("FAIL"):
                 self._repeat(trial)
-        self._count()
 
     def _locked(self) -> IO[bytes]:
         """Locks the study for this process until the returned file is closed."""
@@ -148,9 +145,8 @@ class Search:
         lock = journal.JournalFileOpenLock(str(path))
         lock.acquire()
         try:
-            content = path.read_bytes() if path.is_file() else b""
-            if not content.endswith(b"\n") and content:
-                os.truncate(path, content.rfind(b"\n") + 1)
+            if path.is_file():
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         finally:
             lock.release()
         return self._optuna.storages.JournalStorage(journal.JournalFileBackend(str(path), lock_obj=lock))
@@ -161,8 +157,10 @@ class Search:
         repeated = {trial.user_attrs.get("repeats") for trial in trials}
         return [each for each in trials if each.number not in repeated and (each.state.name in states or not states)]
 
-    def _count(self) -> None:
-        self.left = max(0, self._settings.trials - len(self._trials("COMPLETE", "PRUNED", "FAIL")))
+    @property
+    def left(self) -> int:
+        """Number of trials that are not finished."""
+        return max(0, self._settings.trials - len(self._trials("COMPLETE", "PRUNED", "FAIL")))
 
     # ------------------------------------------------------------------------------------ settings
     def _runs(self, params: Mapping[str, Any]) -> list[SweepRun]:
@@ -173,13 +171,10 @@ class Search:
     def _name(self, trial: FrozenTrial | Trial) -> str:
         return run_name(as_options(trial.params))
 
-    def _is_drawn(self, trial: FrozenTrial) -> bool:
-        """Whether the trial has a value for each option; a killed process may have drawn only some."""
-        return trial.params.keys() == self._space.keys()
-
     def tasks(self) -> list[Task]:
         """Returns the settings of all trials so far, each once."""
-        drawn = {self._name(trial): trial for trial in self._trials() if self._is_drawn(trial)}
+        # A waiting trial has no values yet, that of a killed process perhaps only some.
+        drawn = {self._name(trial): trial for trial in self._trials() if trial.params.keys() == self._space.keys()}
         return [Task(name, self._runs(trial.params)) for name, trial in drawn.items()]
 
     # ------------------------------------------------------------------------------------ a source of tasks
@@ -208,10 +203,8 @@ class Search:
         """Repeats the running trials that have no process."""
         failed = self._optuna.trial.TrialState.FAIL
         for trial in self._trials("RUNNING"):
-            if self._is_drawn(trial):
-                if (log := lock_log(self._logs, self._name(trial))) is None:
-                    continue
-                log.close()
+            if is_locked(self._logs, self._name(trial)):
+                continue
             # Its process may have finished it since the list was read.
             if self._study.tell(trial.number, state=failed, skip_if_finished=True).state == failed:
                 self._repeat(trial)
@@ -244,7 +237,6 @@ class Search:
                     "hold out images for validation with --data.val_split, or choose a metric with --checkpoint.monitor"
                 )
             self._study.tell(task.trial, score)
-        self._count()
 
     # ------------------------------------------------------------------------------------ plots
     def plot(self) -> list[str]:
