@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
@@ -19,8 +18,8 @@ from statistics import fmean
 from typing import IO, TYPE_CHECKING
 
 from resnet_pl.analysis.tasks import Task, TaskList
-from resnet_pl.reports.run_reader import duration, read_run
-from resnet_pl.utils import UserError, prog_name
+from resnet_pl.reports.run_reader import duration
+from resnet_pl.utils import prog_name
 
 if TYPE_CHECKING:
     from resnet_pl.analysis.search import Search
@@ -70,20 +69,10 @@ class Jobs:
         logs.mkdir(parents=True, exist_ok=True)
         self.log(f"$ {command}", to_stdout=False)
 
-    def add_durations(self, tasks: Iterable[Task]) -> None:
-        """Uses the training time of finished tasks for the estimate."""
-        for task in tasks:
-            with suppress(UserError):
-                folders = [run.trained() for run in task.runs]
-                seconds = sum(read_run(path).seconds for path in folders if path)
-                self.seconds += [seconds] if seconds > 0 and None not in folders else []
-
-    def estimate(self, left: int) -> str:
-        """Returns the number of remaining tasks and the estimated time for them, as text."""
-        if not left:
-            return "0 left"
-        if not self.seconds:
-            return f"{left} left, no time estimate yet"
+    def _estimate(self, left: int) -> str:
+        """The number of remaining tasks and, after the first one, the estimated time for them, as text."""
+        if not left or not self.seconds:
+            return f"{left} left"
         return f"{left} left, about {duration(fmean(self.seconds) * left / min(self.count, left))} remaining"
 
     def run(self, source: TaskList | Search) -> list[str]:
@@ -121,11 +110,11 @@ class Jobs:
 
     def _perform(self, task: Task, log: IO[bytes], job: int, source: TaskList | Search) -> int:
         """Runs the commands of a task; returns the exit code of the first one that failed, else 0."""
-        start, code, resumed = time.monotonic(), 0, None
+        start, code, how = time.monotonic(), 0, ""
         for args in task.commands():
-            if resumed is None:
-                resumed = "--ckpt_path" in args
-                self.log(f"{task.name} {'test started' if args[0] == 'test' else 'resumed' if resumed else 'started'}")
+            if not how:
+                how = "test started" if args[0] == "test" else "resumed" if "--ckpt_path" in args else "started"
+                self.log(f"{task.name} {how}")
             if code := self._process(task, args, log, job):
                 break
         if self._stopping:
@@ -134,12 +123,12 @@ class Jobs:
         with self._claiming:
             source.finish(task, code)
         seconds = time.monotonic() - start
-        self.seconds += [] if code or resumed is not False else [seconds]
+        self.seconds += [seconds] if how == "started" and not code else []
         outcome = f"failed: {_failure(Path(log.name), code)}" if code else f"finished in {duration(seconds)}"
         if task.pruned:
             outcome = "pruned" if stopped else f"pruned, {outcome}"
-        if resumed is not None:
-            self.log(f"{task.name} {outcome}; {self.estimate(source.left)}")
+        if how:
+            self.log(f"{task.name} {outcome}; {self._estimate(source.left)}")
         return code
 
     def log(self, line: str, to_stdout: bool = True) -> None:

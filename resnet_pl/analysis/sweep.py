@@ -82,9 +82,7 @@ def run(settings: Namespace) -> int:
         tasks = search.tasks()
     source = search or TaskList(tasks, jobs.logs)
     total, noun = (settings.trials, "trial") if search else (len(tasks), "run")
-    jobs.add_durations(tasks)
-    skipped = f", {total - source.left} already completed" if source.left < total else ""
-    jobs.log(f"{counted(total, noun)}{skipped}, {jobs.count} in parallel; {jobs.estimate(source.left)}")
+    jobs.log(f"{counted(total, noun)}, {total - source.left} already completed, {jobs.count} in parallel")
     failed = jobs.run(source)
     if search is not None and search.has_failed():
         print(f"The search ends, because its first {len(failed)} trials have failed.")

@@ -61,7 +61,7 @@ def test_all_runs_are_trained_and_the_best_setting_is_tested(
     assert processes.started == [*map(fit, NAMES), *tests]
     assert processes.max_parallel == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("4 runs, 1 in parallel; 4 left")
+    assert out[0] == "4 runs, 0 already completed, 1 in parallel"
     assert out[1] == f"{NAMES[0]} started" and out[2].startswith(f"{NAMES[0]} finished in ") and "3 left" in out[2]
     assert out[8].endswith("; 0 left")
     assert sum("cifar_plain 20" in line for line in out) == 1
@@ -114,16 +114,13 @@ def test_without_validation_no_setting_is_chosen_from_the_test(
     assert [row["test_top1"] for row in comparison()] == ["0.9", "0.9"]
 
 
-def test_completed_runs_are_skipped_and_their_time_is_used_for_the_estimate(
-    processes: Processes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_completed_runs_are_skipped(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     done = [NAMES[0], NAMES[1]]
     for name in done:
         write_run(Path("runs/s") / name / "version_0", command=shlex.join(["python", "cli.py", *fit(name)]))
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert [args for args in processes.started if args[0] == "fit"] == [fit(name) for name in NAMES if name not in done]
-    # The completed runs took three minutes each.
-    assert "4 runs, 2 already completed, 1 in parallel; 2 left, about 6 minutes remaining" in capsys.readouterr().out
+    assert "4 runs, 2 already completed, 1 in parallel\n" in capsys.readouterr().out
     processes.started.clear()
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert processes.started == [] and "4 already completed" in capsys.readouterr().out
