@@ -10,21 +10,19 @@ command line: after a change inside a configuration file, use another --name.
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from resnet_pl.analysis.grid import grid_values, is_tested, make_run
+from resnet_pl.analysis.grid import grid_values, make_run
 from resnet_pl.analysis.jobs import Jobs
 from resnet_pl.analysis.search import Search
 from resnet_pl.analysis.selection import finish
 from resnet_pl.analysis.tasks import Task, TaskList
 from resnet_pl.command_line import CommandLine
 from resnet_pl.types import PositiveInt
-from resnet_pl.utils import UserError, counted, prog_name
+from resnet_pl.utils import UserError, counted, shell_command
 
 # Options that only a search has, with their defaults.
 SEARCH_OPTIONS = {"trials": 20, "sampler": "tpe", "pruner": "none", "storage": None}
@@ -57,7 +55,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--test", action="store_true", help="test all runs, not only those of the best setting")
     keep = "of which runs the checkpoints stay after the last run; results and metrics always stay"
     parser.add_argument("--keep", type=Literal["all", "best"], default="all", help=keep)
-    dry_run = "print one command line per run of a grid, or the one of a search, for a job scheduler, and exit"
+    dry_run = (
+        "print one command line per run of a grid, or the one of a search, for a job scheduler, and exit; the same "
+        "command without it then tests and compares the runs"
+    )
     parser.add_argument("--print", action="store_true", help=dry_run)
     parser.add_argument("options", nargs="*", type=str, help="after --: options of fit for every run")
 
@@ -70,24 +71,23 @@ def run(settings: Namespace) -> int:
     tasks = _grid_tasks(settings, grid, folder) if search is None else []
     if settings.print:
         # What a search tries depends on its results: each job of the scheduler starts the same command.
-        print(
-            *([settings.command_line.replace(" --print", "")] if search else _commands(tasks, settings.test)), sep="\n"
-        )
+        every = [settings.command_line.replace(" --print", "")]
+        remaining = [shell_command(run.command()) for task in tasks for run in task.runs if not run.trained()]
+        print(*(every if search else remaining), sep="\n")
         return 0
     # The URL of a database can have a password.
     command = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", settings.command_line)
     jobs = Jobs(folder / "logs", settings.jobs, command)
-    if search is not None:
+    if search:
         search.open()
-        tasks = search.tasks()
     source = search or TaskList(tasks, jobs.logs)
     total, noun = (settings.trials, "trial") if search else (len(tasks), "run")
     jobs.log(f"{counted(total, noun)}, {total - source.left} already completed, {jobs.count} in parallel")
     failed = jobs.run(source)
-    if search is not None and search.has_failed():
+    if search and search.has_failed():
         print(f"The search ends, because its first {len(failed)} trials have failed.")
     code = finish(search.tasks() if search else tasks, failed, jobs, folder, settings.test, settings.keep)
-    if search is not None and (plots := search.plot()):
+    if search and (plots := search.plot()):
         print(f"Saved {' and '.join(plots)} to {folder}")
     return code
 
@@ -102,14 +102,3 @@ def _grid_tasks(settings: Namespace, grid: list[dict[str, str]], folder: Path) -
     for each in runs:
         CommandLine(each.args)  # reports a wrong command line before anything starts
     return [Task(each.name, [each]) for each in runs]
-
-
-def _commands(tasks: list[Task], test: bool) -> Iterator[str]:
-    """Yields a command line for each run of a grid that is not finished."""
-    for each in (task.runs[0] for task in tasks):
-        folder = each.trained()
-        steps = [] if folder else [each.command()]
-        if test and not (folder and is_tested(folder)):
-            steps.append(["test", "--ckpt_path", str(folder or each.next_folder())])
-        if steps:
-            yield " && ".join(f"{prog_name()} {shlex.join(args)}" for args in steps)
