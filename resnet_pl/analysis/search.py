@@ -239,22 +239,22 @@ class Search:
             self._study.tell(task.trial, score)
 
     # ------------------------------------------------------------------------------------ plots
-    def plot(self) -> list[str]:
-        """Writes Optuna's plots, history.png and importance.png; returns the names of the files."""
+    def plot(self) -> None:
+        """Writes Optuna's plots, history.png and importance.png, if there are trials with different results."""
         import matplotlib as mpl
         from matplotlib import pyplot
 
-        values, written = {trial.value for trial in self._trials("COMPLETE")}, list[str]()
+        if len({trial.value for trial in self._trials("COMPLETE")}) < 2:
+            return
         plots = {"history": "plot_optimization_history", "importance": "plot_param_importances"}
         with warnings.catch_warnings(), mpl.rc_context():
             warnings.simplefilter("ignore")  # the functions are experimental
             mpl.use("agg")
-            for name, function in plots.items() if len(values) > 1 else ():
+            for name, function in plots.items():
                 axes = getattr(self._optuna.visualization.matplotlib, function)(self._study, target_name=self.monitor)
                 if name == "history":
                     axes.xaxis.get_major_locator().set_params(integer=True)  # trials have no fractions
-                written.append(f"{name}.png")
-                with atomic_write(self._folder / written[-1]) as partial:
+                with atomic_write(self._folder / f"{name}.png") as partial:
                     axes.figure.savefig(partial, format="png", bbox_inches="tight", dpi=120)
                 pyplot.close(axes.figure)
-        return written
+        print(f"Saved history.png and importance.png to {self._folder}")

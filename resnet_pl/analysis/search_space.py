@@ -35,14 +35,10 @@ def search_space(search: Sequence[str]) -> dict[str, BaseDistribution]:
 def _choice(text: str, key: str, values: list[str]) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution
 
-    if len({*values}) < len(values):
-        raise UserError(f"sweep: --search {text} has a value twice\nremove it")
     # A trial is found by its name.
     names = [run_name({key: value}) for value in values]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(
-            f"sweep: --search {text}: two values have the run name {twice[0]}\nremove or rename one of them"
-        )
+        raise UserError(f"sweep: --search {text}: two values have the run name {twice[0]}\nremove or rename one")
     return CategoricalDistribution(values)
 
 

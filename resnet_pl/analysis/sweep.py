@@ -87,8 +87,8 @@ def run(settings: Namespace) -> int:
     if search and search.has_failed():
         print(f"The search ends, because its first {len(failed)} trials have failed.")
     code = finish(search.tasks() if search else tasks, failed, jobs, folder, settings.test, settings.keep)
-    if search and (plots := search.plot()):
-        print(f"Saved {' and '.join(plots)} to {folder}")
+    if search:
+        search.plot()
     return code
 
 

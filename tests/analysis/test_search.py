@@ -209,7 +209,7 @@ def test_each_job_of_a_scheduler_starts_the_same_command(
         (["--search", "model.optimizer.lr=0:1e999"], "is not a range"),
         (["--search", "model.optimizer.lr=nan:1"], "neither a range nor several values"),
         (["--search", "model.optimizer.lr=a"], "neither a range nor several values"),
-        (["--search", "model.optimizer=SGD,SGD"], "has a value twice"),
+        (["--search", "model.optimizer=SGD,SGD"], "two values have the run name optimizerSGD"),
         (["--search", "data.root=a/b,a_b"], "two values have the run name roota_b"),
         (["--search", "lr=log:0.001:0.3"], "unknown option --lr"),
         (["--search", "seed_everything=0:9"], "--grid is for the seeds"),
