@@ -32,10 +32,6 @@ class TestTask(Task):
         self._folders = folders
 
     @override
-    def done(self) -> bool:
-        return not list(self.commands())
-
-    @override
     def commands(self) -> Iterator[list[str]]:
         for folder in self._folders:
             # --keep best may have removed the checkpoints.

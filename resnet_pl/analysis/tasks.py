@@ -27,7 +27,7 @@ class Task:
 
     def done(self) -> bool:
         """Whether nothing remains to do."""
-        return all(run.trained() for run in self.runs)
+        return next(self.commands(), None) is None
 
     def commands(self) -> Iterator[list[str]]:
         """Yields the arguments of each remaining command; the next one is asked for only after a success."""
