@@ -50,7 +50,7 @@ class SweepRun:
 
     def trained(self) -> Path | None:
         """Returns the folder of the run if its training has ended, else None."""
-        return next((path for path in self.started() if _has(path, "ended") or is_tested(path)), None)
+        return next((path for path in self.started() if _has(path, "ended")), None)
 
     def pruned(self) -> bool:
         """Whether a search has stopped the run, because others were better at the same epoch, or its loss diverged."""
@@ -87,7 +87,7 @@ def _has(path: Path, mark: str) -> bool:
 
 
 def is_tested(path: Path) -> bool:
-    """Whether a run has a test result. Of a run of an earlier version, this shows that its training has ended."""
+    """Whether a run has a test result."""
     with suppress(UserError):
         return find_single_view_test(path) is not None
     return False

@@ -16,6 +16,7 @@ import pytest
 
 from resnet_pl.analysis.jobs import environment
 from resnet_pl.cli.main import main
+from resnet_pl.run_dir import write_session
 from tests.analysis.processes import Processes, processes, write_started
 from tests.reports.made import write_run
 
@@ -117,7 +118,8 @@ def test_without_validation_no_setting_is_chosen_from_the_test(
 def test_completed_runs_are_skipped(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     done = [NAMES[0], NAMES[1]]
     for name in done:
-        write_run(Path("runs/s") / name / "version_0", command=shlex.join(["python", "cli.py", *fit(name)]))
+        run = write_run(Path("runs/s") / name / "version_0", command=shlex.join(["python", "cli.py", *fit(name)]))
+        write_session(run, {"ended": "now"}, new=False)
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert [args for args in processes.started if args[0] == "fit"] == [fit(name) for name in NAMES if name not in done]
     assert "4 runs, 2 already completed, 1 in parallel\n" in capsys.readouterr().out
