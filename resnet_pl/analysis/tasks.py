@@ -19,7 +19,7 @@ class Task:
         runs: the runs.
 
     Attributes:
-        pruned: whether the process was stopped because of `should_stop`.
+        pruned: whether `should_stop` has stopped the task, or its loss has diverged in a search.
     """
 
     def __init__(self, name: str, runs: list[SweepRun]) -> None:
