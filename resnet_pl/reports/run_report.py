@@ -11,28 +11,12 @@ from typing import Any
 import numpy as np
 
 from resnet_pl.reports.run_groups import flatten_config, option_text
-from resnet_pl.reports.tables import accepted_cells, number, share_with_interval, write_csv
+from resnet_pl.reports.tables import METRICS, SCORES, accepted_cells, class_cells, number, write_csv
 from resnet_pl.run_dir import UNKNOWN
 
-# Metrics in the order of the table: name and format.
-METRICS = {
-    "top1": ("top-1 accuracy", ".2%"),
-    "top5": ("top-5 accuracy", ".2%"),
-    "map": ("mAP", ".2%"),
-    "exact_match": ("exact match", ".2%"),
-    "precision_macro": ("macro precision", ".2%"),
-    "recall_macro": ("macro recall", ".2%"),
-    "f1_macro": ("macro F1", ".2%"),
-    "f1_micro": ("micro F1", ".2%"),
-    "balanced_accuracy": ("balanced accuracy", ".2%"),
-    "auroc": ("AUROC", ".2%"),
-    "loss": ("loss (cross-entropy, nats)", ".4f"),
-    "calibration_error": ("calibration error (ECE, 15 bins)", ".2%"),
-    "adaptive_calibration_error": ("calibration error (bins of equal numbers)", ".2%"),
-}
 # Settings of the Trainer that belong to the recipe.
 TRAINER_KEYS = ("max_epochs", "max_steps", "precision", "devices", "accumulate_grad_batches", "gradient_clip_val")
-SCORES, LIMITS = ("precision", "recall", "f1"), ("_low", "_high")  # columns of classes.csv
+LIMITS = ("_low", "_high")  # columns of classes.csv
 
 
 @dataclass
@@ -95,10 +79,7 @@ class RunReport:
 
     def class_rows(self) -> list[list[str]]:
         """Returns name, number of images, precision, recall and F1 of each class, as text with 95 % intervals."""
-        return [
-            [name, f"{row['images']:,}", *(share_with_interval(row[key], row[f"{key}_interval"]) for key in SCORES)]
-            for name, row in self.per_class.items()
-        ]
+        return [[name, *class_cells(row)] for name, row in self.per_class.items()]
 
     def count_rows(self) -> list[list[str]]:
         """Returns the number of images of each class in each split, as text; the last row has the sums."""

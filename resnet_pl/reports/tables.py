@@ -22,15 +22,26 @@ from resnet_pl.utils import atomic_write
 MAX_CLASSES = 25
 WORST_CLASSES = 10
 MAX_IMAGES = 20
-# Means over the classes in a results file, and their names in the table.
-AVERAGES = {
-    "precision_macro": "macro precision",
-    "recall_macro": "macro recall",
-    "f1_macro": "macro F1",
-    "f1_micro": "micro F1",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
+# Metrics in the order of the tables: name and format.
+METRICS = {
+    "top1": ("top-1 accuracy", ".2%"),
+    "top5": ("top-5 accuracy", ".2%"),
+    "map": ("mAP", ".2%"),
+    "exact_match": ("exact match", ".2%"),
+    "precision_macro": ("macro precision", ".2%"),
+    "recall_macro": ("macro recall", ".2%"),
+    "f1_macro": ("macro F1", ".2%"),
+    "f1_micro": ("micro F1", ".2%"),
+    "balanced_accuracy": ("balanced accuracy", ".2%"),
+    "auroc": ("AUROC", ".2%"),
+    "loss": ("loss (cross-entropy, nats)", ".4f"),
+    "calibration_error": ("calibration error (ECE, 15 bins)", ".2%"),
+    "adaptive_calibration_error": ("calibration error (bins of equal numbers)", ".2%"),
 }
+# Those that are means over the classes.
+AVERAGES = ("precision_macro", "recall_macro", "f1_macro", "f1_micro", "balanced_accuracy", "auroc")
+# Scores of each class.
+SCORES = ("precision", "recall", "f1")
 # Columns of a table of predictions that reach the confidence threshold.
 ACCEPTED = ["coverage", "precision of the accepted", "accepted"]
 
@@ -94,8 +105,8 @@ def results_table(results: Mapping[str, Any]) -> Group:
         cells.pop("top-5", None)
     others = results.get("metrics") or {}
     cells |= {name: number(value, ".4f") for name, value in others.items() if not isinstance(value, list)}
-    averages = {name: results.get(key) for key, name in AVERAGES.items() if isinstance(results.get(key), float)}
-    averages = {name: number(value, ".2%") for name, value in averages.items()}
+    means = [(*METRICS[key], results.get(key)) for key in AVERAGES]
+    averages = {name: number(value, form) for name, form, value in means if isinstance(value, float)}
     # Text: in a plain string rich interprets square brackets as markup.
     title = Text(" " + " · ".join(results[key] for key in ("data", "split", "protocol", "checkpoint")), style="bold")
     if "temperature" in results:
@@ -110,7 +121,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
 
 def accepted_cells(accepted: Mapping[str, Any]) -> list[str]:
     """The cells of a table of predictions that reach the confidence threshold: coverage, precision and number."""
-    scores = (share_with_interval(accepted[key], accepted[f"{key}_interval"]) for key in ("coverage", "precision"))
+    scores = (_share(accepted[key], accepted[f"{key}_interval"]) for key in ("coverage", "precision"))
     return [*scores, f"{accepted['images']:,}"]
 
 
@@ -154,12 +165,16 @@ def _classes_table(classes: Mapping[str, Mapping[str, Any]]) -> list[RenderableT
         note = f"The {len(shown)} classes with the lowest F1, of {len(classes):,}. {note}"
     table = numbers_table("class", numbers=["images", "precision", "recall", "F1"])
     for name, row in shown:
-        scores = (share_with_interval(row[key], row[f"{key}_interval"]) for key in ("precision", "recall", "f1"))
-        table.add_row(Text(name), f"{row['images']:,}", *scores)
+        table.add_row(Text(name), *class_cells(row))
     return [table, Text(f" {note}", style="dim")]
 
 
-def share_with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+def class_cells(row: Mapping[str, Any]) -> list[str]:
+    """Returns the cells of a class: number of images, precision, recall and F1."""
+    return [f"{row['images']:,}", *(_share(row[key], row[f"{key}_interval"]) for key in SCORES)]
+
+
+def _share(value: float | None, interval: Sequence[float] | None) -> str:
     """A fraction and its interval in per cent, such as `95.2% 87–98`."""
     return number(value, ".1%") + (f" {100 * interval[0]:.0f}–{100 * interval[1]:.0f}" if interval else "")
 
