@@ -182,9 +182,7 @@ class Search:
         """Returns the next trial and its locked log file; None if there are enough, or if the first ones failed."""
         with self._locked():
             self._repeat_dead()
-            while self._trials("WAITING") or len(self._trials()) < self._settings.trials:
-                if self.has_failed():
-                    break
+            while not self.has_failed() and (self._trials("WAITING") or len(self._trials()) < self._settings.trials):
                 # The values are a function of the trial's number and of the results so far, whatever process draws.
                 sampler = getattr(self._optuna.samplers, SAMPLERS[self._settings.sampler])
                 self._study.sampler = sampler(seed=len(self._study.get_trials(deepcopy=False)))
