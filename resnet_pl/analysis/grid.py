@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl import run_dir as runs
-from resnet_pl.reports.run_reader import find_single_view_test
 from resnet_pl.utils import UserError
 
 # Options that the sweep sets for each run.
@@ -83,13 +82,6 @@ def record(path: Path, mark: str) -> None:
 def _has(path: Path, mark: str) -> bool:
     with suppress(OSError, ValueError, LookupError):
         return mark in runs.read_sessions(path)[-1]
-    return False
-
-
-def is_tested(path: Path) -> bool:
-    """Whether a run has a test result."""
-    with suppress(UserError):
-        return find_single_view_test(path) is not None
     return False
 
 

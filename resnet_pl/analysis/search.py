@@ -94,8 +94,8 @@ class Search:
                 "sweep: with --search, --grid is for the seeds that each setting is trained with\n"
                 f"use --grid {SEED}=0,1,2, and --search for other options"
             )
-        example = {key: getattr(each, "choices", None) or [each.low] for key, each in self._space.items()}  # pyright: ignore[reportAttributeAccessIssue]
-        line = CommandLine(self._runs({key: values[0] for key, values in example.items()})[0].args)
+        example = {key: getattr(each, "choices", [getattr(each, "low", 0)])[0] for key, each in self._space.items()}
+        line = CommandLine(self._runs(example)[0].args)
         self.monitor = str(line.get("checkpoint.monitor") or TOP1)
         self._sign = score_sign(self.monitor, str(line.get("checkpoint.mode") or "auto"))
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
 from typing_extensions import override
 
 from resnet_pl.analysis.compare import compare
-from resnet_pl.analysis.grid import is_tested
 from resnet_pl.analysis.jobs import Jobs, print_failed
 from resnet_pl.analysis.tasks import Task, TaskList, is_locked
 from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_groups import group_runs
-from resnet_pl.reports.run_reader import Run
-from resnet_pl.utils import counted
+from resnet_pl.reports.run_reader import Run, find_single_view_test
+from resnet_pl.utils import UserError, counted
 
 
 class TestTask(Task):
@@ -35,7 +35,7 @@ class TestTask(Task):
     def commands(self) -> Iterator[list[str]]:
         for folder in self._folders:
             # --keep best may have removed the checkpoints.
-            if not is_tested(folder) and _checkpoints(folder):
+            if not _is_tested(folder) and _checkpoints(folder):
                 yield ["test", "--ckpt_path", str(folder)]
 
 
@@ -98,7 +98,7 @@ def _test_notes(paths: Sequence[Path], chosen: Sequence[Path], test: bool) -> li
     if not test and len(chosen) < len(paths):
         reason = "Only the chosen runs are tested" if chosen else "The runs have no validation, and none is tested"
         return [f"{reason} without --test."]
-    removed = [path for path in paths if not is_tested(path) and not _checkpoints(path)]
+    removed = [path for path in paths if not _is_tested(path) and not _checkpoints(path)]
     return [f"Not tested, because the checkpoints were removed: {counted(len(removed), 'run')}"] if removed else []
 
 
@@ -124,6 +124,12 @@ def choose(runs: Sequence[Run]) -> tuple[list[Path], list[str]]:
             names = ", ".join([best.name, *equal])
             ties.append(f"Tie in the validation: {names}. The first one is chosen; more seeds may decide.")
     return chosen, ties
+
+
+def _is_tested(folder: Path) -> bool:
+    with suppress(UserError):
+        return find_single_view_test(folder) is not None
+    return False
 
 
 def _checkpoints(folder: Path) -> list[Path]:
