@@ -222,18 +222,17 @@ class Search:
             record(task.folder, "pruned")
         # A run that diverges would do so again. Its last validation before that counts against its setting.
         task.pruned = task.pruned or any(run.pruned() for run in task.runs)
+        task.report()
         if task.pruned:
-            task.report()
             self._study.tell(task.trial, state=states.PRUNED)
         elif code:
             self._study.tell(task.trial, state=states.FAIL)
+        elif math.isnan(score := task.score()):
+            raise UserError(
+                f"sweep: {task.folder} has no {self.monitor}, which the search optimizes\n"
+                "hold out images for validation with --data.val_split, or choose a metric with --checkpoint.monitor"
+            )
         else:
-            task.report()
-            if math.isnan(score := task.score()):
-                raise UserError(
-                    f"sweep: {task.folder} has no {self.monitor}, which the search optimizes\n"
-                    "hold out images for validation with --data.val_split, or choose a metric with --checkpoint.monitor"
-                )
             self._study.tell(task.trial, score)
 
     # ------------------------------------------------------------------------------------ plots
