@@ -174,7 +174,7 @@ def contact_sheet(
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    font, line, width = _font(13), 17, CELL + 2 * FRAME
+    font, line, width = ImageFont.truetype(_font_file(), 13), 17, CELL + 2 * FRAME
     height = width + (2 * line + GAP // 2 if captions else 0)
     heading = _wrapped(title, font, columns * (width + GAP) - GAP)
     head = len(heading) * line
@@ -213,10 +213,6 @@ def _font_file() -> str:
     from matplotlib import get_data_path
 
     return str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file(), size)
 
 
 def plot_label(name: str, length: int = 48) -> str:
