@@ -23,8 +23,7 @@ INTERVALS = (
 
 def figures(report: RunReport) -> list[Figure]:
     """Returns the main results, for the top of the page."""
-    shown = [row for row in report.metric_rows() if row[0] in ("top-1 accuracy", "mAP", "macro F1", "exact match")]
-    shown += [row for row in report.metric_rows() if row[0].startswith("calibration error (ECE")]
+    shown = report.metric_rows("top1", "map", "exact_match", "f1_macro", "calibration_error")
     found = [Figure(name.partition(" (")[0], value, interval) for name, value, interval in shown]
     return [*found, Figure("test images", f"{len(report.files):,}", f"{len(report.classes):,} classes")]
 

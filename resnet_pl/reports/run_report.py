@@ -67,11 +67,12 @@ class RunReport:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     reliability: Sequence[Mapping[str, Any]] = ()
 
-    def metric_rows(self) -> list[tuple[str, str, str]]:
-        """Returns name, value and interval of each metric, as text."""
+    def metric_rows(self, *keys: str) -> list[tuple[str, str, str]]:
+        """Returns name, value and interval of these metrics, as text; of all by default."""
         rows = []
-        for key, (name, form) in METRICS.items():
+        for key in keys or METRICS:
             if isinstance(value := self.results.get(key), float):
+                name, form = METRICS[key]
                 low, high = self.intervals.get(key, (None, None))
                 interval = "" if low is None else f"{number(low, form)} – {number(high, form)}"
                 rows.append((name, number(value, form), interval))
