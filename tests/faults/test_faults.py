@@ -72,10 +72,11 @@ def test_failures_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(campaign.REASONS, "broke 3", "known limitation")
     rows = campaign.try_all(Section, "kills", 4, 0, tmp_path)
     page = tmp_path / "page.md"
+    page.write_text("# Reliability\n\nText.\n")
     for name in ("images", "kills", "images"):
         campaign.record(page, name, campaign.format_section(Section, name, rows, 0))
     text = page.read_text()
-    assert text.startswith("# Reliability") and text.count("## ") == 2
+    assert text.startswith("# Reliability\n\nText.\n\n## ") and text.count("## ") == 2
     assert text.index(campaign.TITLES["kills"]) < text.index(campaign.TITLES["images"])
     assert "2 of 4 trials passed." in text and "- 4 rows" in text
     assert "- 1 × `broke 1`: not fixed yet" in text and "- 1 × `broke 3`: known limitation" in text
@@ -84,7 +85,6 @@ def test_failures_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not campaign.PAGE.exists(), reason="a project without the docs")
 def test_the_recorded_page_matches_the_campaign() -> None:
     page = campaign.PAGE.read_text(encoding="utf-8")
-    assert page.startswith(campaign.HEAD)
     assert set(re.findall(r"^## (.+)$", page, re.MULTILINE)) <= set(campaign.TITLES.values())
 
 
