@@ -185,9 +185,15 @@ def _support(record: dict[str, Any]) -> tuple[int, str]:
 def _readme_row(record: dict[str, Any]) -> str:
     runs, typical = record["runs"], record["runs"][0]
     epochs = f"{typical['epochs']} epochs"
+    paper = ""
     if record["paper_error"] and typical["iterations"] < PAPER_ITERATIONS:
         epochs += f" ({typical['iterations'] / PAPER_ITERATIONS:.0%} of the paper's schedule)"
+    elif record["paper_error"]:
+        epochs += " (the paper's schedule)"
+        paper = f" (paper: {1 - record['paper_error'] / 100:.2%})"
     seconds = mean(run["seconds"] for run in runs)
     note = f" ({record['data_note'].partition(';')[0]})" if "data_note" in record else ""
     top1 = accuracy([run["top1"] for run in runs])
-    return f"| {title(record)}{note} | {epochs}, {duration(seconds)}, {device(typical)} | {top1} | {len(runs)} |\n"
+    return (
+        f"| {title(record)}{note} | {epochs}, {duration(seconds)}, {device(typical)} | {top1}{paper} | {len(runs)} |\n"
+    )
