@@ -53,7 +53,8 @@ def record_runs(paths: Iterable[Path]) -> None:
         for run in runs:
             record = add_run(record, run)
         if len(record["runs"]) == len(runs):
-            training_curves({title(record): runs}, DOCS / "images" / f"{name}_curves.png")
+            label = title(record | {"weights": None})  # short, for the legend
+            training_curves({label: runs}, DOCS / "images" / f"{name}_curves.png")
         save_record(record)
 
 
