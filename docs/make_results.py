@@ -53,17 +53,22 @@ def record_runs(paths: Iterable[Path]) -> None:
         for run in runs:
             record = add_run(record, run)
         if len(record["runs"]) == len(runs):
-            label = title(record | {"weights": None})  # short, for the legend
-            training_curves({label: runs}, DOCS / "images" / f"{name}_curves.png")
+            training_curves({title(record): runs}, DOCS / "images" / f"{name}_curves.png")
         save_record(record)
 
 
 def study_record(name: str, folder: Path) -> dict[str, Any]:
-    """Returns the record of all runs below a folder, aggregated over seeds, and plots them."""
+    """Returns the record of all tested runs below a folder, aggregated over seeds, and plots them.
+
+    Raises:
+        UserError: no run was tested.
+    """
     found, skipped = read_runs([folder])
     for message in [*skipped, *(f"Not tested: {run.path}" for run in found if not run.results)]:
         print(message)
     runs = [run for run in found if run.results]
+    if not runs:
+        raise UserError(f"{folder} has no tested runs\nadd --test to the sweep")
     groups = group_runs(runs)
     training_curves(label_groups(groups), DOCS / "images" / f"{name}_curves.png")
     plot_comparison(groups, DOCS / "images" / f"{name}_models.png")

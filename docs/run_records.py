@@ -86,9 +86,14 @@ def initial_weights(config: Mapping[str, Any]) -> str | None:
 def title(record: dict[str, Any]) -> str:
     """Returns the model and the dataset in their usual spelling, for example `ResNet-20 on CIFAR-10`."""
     model = re.sub(r"^(?:cifar_)?resnet ?(?=\d)", "ResNet-", record["model"])
+    return f"{model} on {re.sub(r'^CIFAR(?=10)', 'CIFAR-', record['data'])}"
+
+
+def full_title(record: dict[str, Any]) -> str:
+    """Returns the title and the pretrained weights, if the training started from some."""
     # Older records have no such key; their runs started from scratch.
-    weights = f", from the weights of `{record['weights']}`" if record.get("weights") else ""
-    return f"{model} on {re.sub(r'^CIFAR(?=10)', 'CIFAR-', record['data'])}{weights}"
+    weights = record.get("weights")
+    return title(record) + (f", from the weights of `{weights}`" if weights else "")
 
 
 def device(entry: dict[str, Any]) -> str:
@@ -132,7 +137,7 @@ def section(record: dict[str, Any], note: str) -> str:
     top1 = accuracy([run["top1"] for run in runs])
     places = "\n".join(dict.fromkeys(environment(run)[0].upper() + environment(run)[1:] for run in runs))
     return f"""
-## {name}: {title(record)}
+## {name}: {full_title(record)}
 
 ```bash
 {runs[0]["command"]}
@@ -179,7 +184,7 @@ def readme_rows(records: Iterable[dict[str, Any]]) -> str:
 
 
 def _support(record: dict[str, Any]) -> tuple[int, str]:
-    return -len(record["runs"]), record["name"]
+    return -len(record["runs"]), full_title(record)
 
 
 def _readme_row(record: dict[str, Any]) -> str:
@@ -194,6 +199,4 @@ def _readme_row(record: dict[str, Any]) -> str:
     seconds = mean(run["seconds"] for run in runs)
     note = f" ({record['data_note'].partition(';')[0]})" if "data_note" in record else ""
     top1 = accuracy([run["top1"] for run in runs])
-    return (
-        f"| {title(record)}{note} | {epochs}, {duration(seconds)}, {device(typical)} | {top1}{paper} | {len(runs)} |\n"
-    )
+    return f"| {full_title(record)}{note} | {epochs}, {duration(seconds)}, {device(typical)} | {top1}{paper} | {len(runs)} |\n"

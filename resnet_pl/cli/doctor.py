@@ -146,11 +146,14 @@ class Doctor:
             return
         images = len(data.split("train"))
         fits = self.trials.largest_batch(batch, images)
-        print_row("fits", f"{f'all {images:,} training' if fits >= images else f'{fits:,}'} images in a batch")
+        text = f"all {images:,} training" if fits >= images else f"{fits:,}"
+        print_row("fits", f"{text} images in a batch")
         if fits > data.batch_size and isinstance(self.cli.model, ImageClassifier):
-            change = f"must change too: --model.base_batch_size {data.batch_size} scales it"
-            change = "is scaled with it" if self.cli.model.hparams["base_batch_size"] else change
-            print_row("", f"With another --data.batch_size the learning rate {change}.")
+            if self.cli.model.hparams["base_batch_size"]:
+                text = "is scaled with it"
+            else:
+                text = f"must change too: --model.base_batch_size {data.batch_size} scales it"
+            print_row("", f"With another --data.batch_size the learning rate {text}.")
 
     # ------------------------------------------------------------------------------------ learning rate
     def _learning_rate(self, trainer: Trainer, step_seconds: float) -> None:

@@ -172,6 +172,9 @@ def test_a_study_becomes_a_record(script: ModuleType, tmp_path: Path) -> None:
     assert "Total training time 9 minutes; commit abc; CPU (a machine); torch 2." in section
     for plot in ("depth_curves.png", "depth_models.png"):
         assert f"images/{plot}" in section and (tmp_path / "docs" / "images" / plot).exists()
+    write_run(tmp_path / "untested" / "c" / "version_0", tested=False)
+    with pytest.raises(UserError, match="has no tested runs"):
+        script.main(["--study", "depth", str(tmp_path / "untested")])
     rows = json.loads((tmp_path / "docs" / "results" / "depth.json").read_text(encoding="utf-8"))["rows"]
     assert sorted(row["n"] for row in rows) == [1, 2]
     assert table(tmp_path / "README.md") == rows_before
