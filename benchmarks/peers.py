@@ -45,8 +45,9 @@ deviation of {seeds} seeds. The time is that of the entire command, with start-u
 images/s are training images in that time. Memory is the peak of all processes of the command, shared pages counted
 once. Prediction is one command for {cold:,} photos, with start-up. Lines are those of the script, or the options of the
 commands and the lines of the configuration, that a user writes; comments and empty lines do not count. The peers are
-interleaved within each round.
+interleaved within each round. timm is version {timm}; fastai is version {fastai}.
 """
+FASTAI = "2.8.12"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,13 @@ def peers(timm: Path | None) -> dict[str, Peer]:
     ours = Peer(our_command, our_prediction, our_predictions, files=(SCRIPTS / "ours.yaml",))
     known = {"resnet_pl": ours, "bare PyTorch loop": script_peer("bare.py", "weights.pth")}
     known |= {"timm, `train.py`": timm_peer(timm)} if timm else {}
-    return known | {"fastai": script_peer("fastai_script.py", "learner.pkl", ("fastai==2.8.12",))}
+    return known | {"fastai": script_peer("fastai_script.py", "learner.pkl", (f"fastai=={FASTAI}",))}
+
+
+def timm_version(clone: Path | None) -> str:
+    """Returns the version of a clone of timm."""
+    text = (clone / "timm" / "version.py").read_text(encoding="utf-8") if clone else "'not measured'"
+    return text.replace('"', "'").split("'")[1]
 
 
 @dataclass
@@ -308,8 +315,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         table_rows.append([name, *cells, spread(column["predict_seconds"], "{:.0f}"), peer.lines()])
     head = ["", "Training (min)", "Images/s", "Memory (GB)", "Test accuracy (%)", "Prediction (s)", "Lines"]
     counts = {name: len(list((work / "data" / name).rglob("*.jpg"))) for name in ("train", "test")}
-    note = NOTE.format(epochs=options.epochs, seeds=options.seeds, cold=len(list(photos.iterdir())), **counts)
+    counts |= {"cold": len(list(photos.iterdir())), "epochs": options.epochs, "seeds": options.seeds}
+    note = NOTE.format(**counts, timm=timm_version(options.timm), fastai=FASTAI)
     words = [*command(__file__, []), "--flowers", "data/flower_photos", "--work", "runs/peers"]
+    words += ["--envs", "runs/peer_envs", "--timm", "pytorch-image-models"]
     report("Compared with other tools", words, table(head, table_rows) + "\n" + note.rstrip(), options.record)
 
 
