@@ -23,7 +23,12 @@ NOT_COPIED += ("CONTRIBUTING.md",)
 # Paragraphs and lines that need what is not copied.
 REMOVED_PARAGRAPHS = {"Makefile": ("docs:", "faults:", "$(VENV)/.installed-docs:")}
 # A longer name makes lines longer; `make format` breaks those of code.
-REPLACED = {"pyproject.toml": ('ignore = ["RUF001"', 'ignore = ["E501", "RUF001"')}
+REPLACED = {
+    "pyproject.toml": {
+        'ignore = ["RUF001"': 'ignore = ["E501", "RUF001"',
+        'description = "A PyTorch Lightning template': 'description = "My own project',
+    }
+}
 REMOVED_LINES = {"Makefile": "tests/repository", ".github/workflows/ci.yml": "target: docs"}
 README = """# {name}
 
@@ -32,9 +37,10 @@ its documentation describes all options.
 Paths below `docs/` in comments and messages are pages of resnet_pl.
 
 ```bash
-make demo    # creates .venv, trains on scikit-learn's digits for a minute, tests and predicts
-make format  # sorts the imports, whose order depends on the name
-make test    # runs the tests
+make format  # creates .venv; sorts the imports, whose order depends on the name
+make test    # runs the tests, six to ten minutes on two cores
+make demo    # trains on scikit-learn's digits for a minute, tests and predicts
+.venv/bin/python -m pytest --last-failed  # runs the tests that failed
 .venv/bin/python cli.py fit --config configs/folder.yaml --data.root FOLDER_OF_PHOTOS
 .venv/bin/python cli.py test --ckpt_path best
 ```
@@ -45,8 +51,8 @@ With `VENV=PATH`, make uses another environment, such as that of resnet_pl.
 |---|---|
 | `{name}/` | the package; `classifier.py` and `data/base.py` are the LightningModule and the LightningDataModule |
 | `configs/` | one file for each task; `recipes/` are merged on top |
-| `examples/` | an own dataset, metric, loss and more |
-| `tests/` | tests of the package |
+| `examples/` | an own dataset, metric and more |
+| `tests/` | tests of the package; put yours next to them |
 """
 CHANGELOG = "# Changelog\n\n## Unreleased\n\nMade from resnet_pl {version}.\n"
 
@@ -114,11 +120,13 @@ def write(name: str, folder: Path) -> None:
         paragraphs = (folder / file).read_text(encoding="utf-8").split("\n\n")
         kept = [each for each in paragraphs if not any(line.startswith(rules) for line in each.splitlines())]
         (folder / file).write_text("\n\n".join(kept), encoding="utf-8")
-    for file, (before, after) in REPLACED.items():
+    for file, texts in REPLACED.items():
         text = (folder / file).read_text(encoding="utf-8")
-        if before not in text:
-            sys.exit(f"error: {folder / file} has no text {before}")
-        (folder / file).write_text(text.replace(before, after), encoding="utf-8")
+        for before, after in texts.items():
+            if before not in text:
+                sys.exit(f"error: {folder / file} has no text {before}")
+            text = text.replace(before, after)
+        (folder / file).write_text(text, encoding="utf-8")
     for file, part in REMOVED_LINES.items():
         lines = (folder / file).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / file).write_text("".join(line for line in lines if part not in line), encoding="utf-8")
@@ -133,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.folder.exists():
         parser.error(f"{options.folder} exists already: give another folder")
     write(options.name, options.folder)
-    commands = f"cd {options.folder}", "git init -b main", "make demo", "make format", "make test"
-    print(f"Wrote {options.folder}. Next:\n", *commands, sep="\n  ")
+    commands = ["git init -b main", "make format", "git add .", "git commit -m 'Start'", "make test"]
+    print(f"Wrote {options.folder}. Next:\n", f"cd {options.folder}", *commands, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def own(*files: Path) -> str:
     """The version of the repository in the working folder."""
-    return str(code_version(files)).rpartition(" photos of cats@")[2] or "missing"
+    return str(code_version(files)).rpartition("photos of cats@")[2] or "missing"
 
 
 def test_untracked_files_that_are_used_make_the_commit_dirty(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_run_records_both_commits(repository: Path) -> None:
     options = ["--config", "own.yaml", "--trainer.max_steps", 1, "--trainer.logger", "false"]
     run("fit", *SMALL, *options)
     (session,) = json.loads(Path("runs/a/version_0/sessions.json").read_text())
-    assert session["commit"].rpartition(" photos of cats@")[2].endswith("-dirty")
+    assert session["commit"].rpartition("photos of cats@")[2].endswith("-dirty")
 
 
 def test_a_module_of_a_folder_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ import cmarkgfm
 import pytest
 
 from resnet_pl.cli.main import main
+from resnet_pl.models.fetch_weights import FROM_SCRATCH
 from tests.repository.readme_commands import PROJECT, SITE_PAGES, Prepared, option, own_input, setting, shortened
 
 README, PAPER, TUNE = PROJECT / "README.md", PROJECT / "docs" / "paper.md", PROJECT / "docs" / "tune.md"
@@ -160,6 +161,11 @@ def test_the_badges_agree_with_the_package() -> None:
         f"license-{project['license'].replace('-', '--')}-green",
     }
     assert badges in (set(), expected)  # a README of the user may have no badges
+
+
+def test_the_advice_for_offline_use_is_that_of_the_error_message() -> None:
+    for page in (README, PROJECT / "docs" / "faq.md"):
+        assert FROM_SCRATCH in page.read_text(encoding="utf-8"), page
 
 
 def test_configs_in_the_readme_exist() -> None:
