@@ -22,7 +22,7 @@ NOT_COPIED = ("docs/", "benchmarks/", "scripts/", "tests/repository/", "requirem
 NOT_COPIED += ("CONTRIBUTING.md",)
 # Paragraphs and lines that need what is not copied.
 REMOVED_PARAGRAPHS = {"Makefile": ("docs:", "faults:", "$(VENV)/.installed-docs:")}
-# A longer name makes lines longer; `make format` breaks those of code.
+# Texts and what replaces them. A longer name makes lines longer; `make format` breaks those of code.
 REPLACED = {
     "pyproject.toml": {
         'ignore = ["RUF001"': 'ignore = ["E501", "RUF001"',
@@ -51,7 +51,7 @@ With `VENV=PATH`, make uses another environment, such as that of resnet_pl.
 |---|---|
 | `{name}/` | the package; `classifier.py` and `data/base.py` are the LightningModule and the LightningDataModule |
 | `configs/` | one file for each task; `recipes/` are merged on top |
-| `examples/` | an own dataset, metric and more |
+| `examples/` | your own dataset, metric and more |
 | `tests/` | tests of the package; put yours next to them |
 """
 CHANGELOG = "# Changelog\n\n## Unreleased\n\nMade from resnet_pl {version}.\n"
