@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import keyword
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,15 +38,16 @@ its documentation describes all options.
 Paths below `docs/` in comments and messages are pages of resnet_pl.
 
 ```bash
-make format  # creates .venv; sorts the imports, whose order depends on the name
-make test    # runs the tests, six to ten minutes on two cores
-make demo    # trains on scikit-learn's digits for a minute, tests and predicts
-.venv/bin/python -m pytest --last-failed  # runs the tests that failed
-.venv/bin/python cli.py fit --config configs/folder.yaml --data.root FOLDER_OF_PHOTOS
-.venv/bin/python cli.py test --ckpt_path best
+make format           # creates .venv; sorts the imports, whose order depends on the name
+. .venv/bin/activate
+make test             # runs the tests, six to ten minutes on two cores; those of a GPU are skipped without one
+pytest --last-failed  # runs the tests that failed
+make demo             # trains on scikit-learn's digits for a minute, tests and predicts
+python cli.py fit --config configs/folder.yaml --data.root FOLDER_OF_PHOTOS
+python cli.py test --ckpt_path best
 ```
 
-With `VENV=PATH`, make uses another environment, such as that of resnet_pl.
+To use another environment, such as that of resnet_pl: `export VENV=PATH` for make, and `. PATH/bin/activate`.
 
 | Where | What |
 |---|---|
@@ -141,8 +143,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.folder.exists():
         parser.error(f"{options.folder} exists already: give another folder")
     write(options.name, options.folder)
-    commands = ["git init -b main", "make format", "git add .", "git commit -m 'Start'", "make test"]
-    print(f"Wrote {options.folder}. Next:\n", f"cd {options.folder}", *commands, sep="\n  ")
+    commands = [f"cd {options.folder}", "git init -b main", *share()]
+    commands += ["make format", "git add .", "git commit -m 'Start'", "make test"]
+    print(f"Wrote {options.folder}. Next:\n", *commands, sep="\n  ")
+
+
+def share() -> list[str]:
+    """Returns the command by which the new project uses the environment of this one, if there is one."""
+    environment = PROJECT / ".venv"
+    if not environment.is_dir():
+        return []
+    use = f"export VENV={shlex.quote(str(environment))} && . $VENV/bin/activate"
+    return [f"{use}  # optional: without it, make installs all packages again"]
 
 
 if __name__ == "__main__":

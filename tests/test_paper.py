@@ -24,6 +24,8 @@ from resnet_pl.reports.results import read_results
 from tests.conftest import write_photos
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper"
+# `get_lr` is called outside the training loop.
+pytestmark = pytest.mark.filterwarnings("ignore:To get the last learning rate computed by the scheduler")
 # Probability of a false alarm with another seed: one in a million.
 ODDS = 1e-6
 
@@ -117,10 +119,11 @@ def check_initialization(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
             expected = math.sqrt(2 / (layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]))
-            count = layer.weight.numel()
+            weight = layer.weight.detach()
+            count = weight.numel()
             # Relative error of the standard deviation of n normal numbers: 1 / √(2n); of their mean: 1 / √n.
-            assert float(layer.weight.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * count)), name
-            assert abs(float(layer.weight.mean())) < 5 * expected / math.sqrt(count), name
+            assert float(weight.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * count)), name
+            assert abs(float(weight.mean())) < 5 * expected / math.sqrt(count), name
             assert layer.bias is None
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all() and (layer.bias == 0).all(), name

@@ -20,16 +20,17 @@ from resnet_pl.utils import rank_zero_print
 MIN_REDRAW_SECONDS = 0.5
 
 # Log keys in a line of `EpochSummary`, with the text before the number, its format and the text after it.
-COLUMNS = (
+QUALITY = (
     ("train/loss", "loss ", ".3f", ""),
     ("val/loss", "val loss ", ".3f", ""),
     ("val/top1", "val top-1 ", ".2%", ""),
+)
+SPEED = (
     ("lr", "lr ", ".3g", ""),
     ("throughput/images_per_second", "", ",.0f", " images/s"),
 )
 
-
-KNOWN_KEYS = {key for key, *_ in COLUMNS}
+KNOWN_KEYS = {key for key, *_ in (*QUALITY, *SPEED)}
 
 
 def shows_progress() -> bool:
@@ -136,7 +137,7 @@ class EpochSummary(Callback):
         shown = {key for key in (*trainer.progress_bar_metrics, monitored(trainer)[0]) if key not in KNOWN_KEYS}
         parts = [
             f"{before}{float(metrics[key]):{form}}{after}"
-            for key, before, form, after in (*COLUMNS, *((key, f"{key} ", ".4g", "") for key in sorted(shown)))
+            for key, before, form, after in (*QUALITY, *((key, f"{key} ", ".4g", "") for key in sorted(shown)), *SPEED)
             if key in metrics and (self._validated or not key.startswith("val/"))
         ]
         total = total_steps(trainer)

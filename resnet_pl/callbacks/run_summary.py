@@ -182,7 +182,7 @@ def _batch(trainer: Trainer, data: ImageDataModule) -> str:
     parts += [f"{trainer.world_size} processes"] if trainer.world_size > 1 else []
     parts += [f"{trainer.accumulate_grad_batches} accumulated"] if trainer.accumulate_grad_batches > 1 else []
     text = f"{size}" + (f" = {' × '.join(parts)}" if len(parts) > 1 else "")
-    return text if size == paper else f"{text} (paper: {paper})"
+    return text if paper in (None, size) else f"{text} (paper: {paper})"
 
 
 def _training(trainer: Trainer, pl_module: LightningModule) -> str:

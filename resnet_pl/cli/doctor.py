@@ -141,8 +141,11 @@ class Doctor:
     def print_batch_size(self, trainer: Trainer, batch: Any) -> None:
         """Prints the largest batch size that fits into the memory of a GPU."""
         data, is_gpu = self.cli.datamodule, trainer.strategy.root_device.type == "cuda"
-        if not is_gpu or not isinstance(data, ImageDataModule) or not isinstance(batch, Batch):
-            self.options.missing.append("largest batch size: it needs a GPU and a data module of this project")
+        if not is_gpu:
+            self.options.missing.append("largest batch size: it needs a GPU")
+            return
+        if not isinstance(data, ImageDataModule) or not isinstance(batch, Batch):
+            self.options.missing.append("largest batch size: it needs a data module of this project")
             return
         images = len(data.split("train"))
         fits = self.trials.largest_batch(batch, images)

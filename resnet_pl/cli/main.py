@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from io import TextIOWrapper
 
 from resnet_pl import __version__, analysis
 from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.analysis import COMMANDS
 from resnet_pl.cli.output import tolerant_output
-from resnet_pl.command_line import CommandLine
 from resnet_pl.utils import UserError, expand_words, gc_paused, import_from_working_folder, prog_name, similar
 
 SUBCOMMANDS = {
@@ -35,6 +35,9 @@ OTHER_SUBCOMMANDS = {
     **dict.fromkeys(["eval", "evaluate", "val", "evaluation"], "test (test set) or validate (validation set)"),
     **dict.fromkeys(["infer", "inference", "classify"], "predict"),
 }
+ACTIVATE = "activate the environment that has the packages, such as: . .venv/bin/activate (make install creates it)"
+# Packages whose absence is reported before they are imported.
+REQUIRED = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse")
 
 
 def _listed(commands: Mapping[str, str]) -> str:
@@ -107,6 +110,9 @@ def _exit_code(args: list[str], debug: bool) -> int:
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
+        if isinstance(error, ImportError) and (missing := [name for name in REQUIRED if find_spec(name) is None]):
+            print(f"error: {sys.executable} has no package {', '.join(missing)}\n{ACTIVATE}", file=sys.stderr)
+            return 2
         from resnet_pl.cli.errors import format_unexpected_error
 
         print(f"error: {format_unexpected_error(error)}", file=sys.stderr)
@@ -130,6 +136,8 @@ def _dispatch(args: list[str]) -> int:
         return analysis.run(args)
     if args[0] not in SUBCOMMANDS:
         raise UserError(_unknown_subcommand(args[0]))
+    from resnet_pl.command_line import CommandLine  # imports yaml
+
     command_line = CommandLine(args)
     with gc_paused():
         from resnet_pl.cli import help_pages, parser

@@ -160,7 +160,7 @@ def _report(cli: ProjectCLI) -> None:
     if best.exists() or last.exists():
         print(f"Evaluate: {prog_name()} test --ckpt_path {shlex.quote(str(best if best.exists() else last))}")
     for folder in {logger.save_dir for logger in cli.trainer.loggers if isinstance(logger, TensorBoardLogger)}:
-        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder))} (http://localhost:6006)")
+        print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder))}, then open http://localhost:6006")
 
 
 def _requeue() -> None:

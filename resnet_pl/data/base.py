@@ -65,8 +65,8 @@ class ImageDataModule(LightningDataModule):
     # Defaults of arguments that are None: a class, or `partial(CLASS, argument=value)`, or a list of these. The command
     # line writes them to config.yaml, and `+` appends to them.
     defaults: ClassVar[dict[str, Any]] = {}
-    # The paper's batch size for this kind of data, printed at the start of a run.
-    paper_batch_size: ClassVar[int] = 256
+    # The paper's batch size on this data set, printed at the start of a run; None if the paper does not use it.
+    paper_batch_size: ClassVar[int | None] = None
     # Whether an image can have several labels, or none; its label is then `(K,)` float, 1 for each of its classes.
     multi_label = False
     # Whether a checkpoint is evaluated on other data than that of its training.

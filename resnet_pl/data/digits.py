@@ -27,7 +27,6 @@ class Digits(TensorDataModule):
     """
 
     defaults = {"batch_transforms": [partial(PadCrop, padding=2)]}
-    paper_batch_size = 128
 
     def __init__(
         self,

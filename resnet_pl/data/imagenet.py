@@ -22,6 +22,8 @@ class ImageNet(ImageFolder):
         batch_size: training batch size per process; the paper's 256 is the total over all its GPUs.
     """
 
+    paper_batch_size = 256
+
     def __init__(
         self, root: str = "data/imagenet", batch_size: PositiveInt = 256, **kwargs: Unpack[ImageFolderArgs]
     ) -> None:

@@ -39,7 +39,7 @@ def test_all_lines(capsys):
         "model": f"ResNet, {parameters:,} parameters",
         "data": "Tiny: 40 train + 20 val + 20 test images, 4 classes",
         "classes": "class 0, class 1, class 2, class 3",
-        "batch": "10 (paper: 256)",
+        "batch": "10",
         "training": "SGD, learning rate 0.05, cosine after 1 epoch of warm-up, 2 epochs, 6 iterations",
     }
 
@@ -47,15 +47,16 @@ def test_all_lines(capsys):
 def test_the_factors_of_the_batch_size_and_the_scaled_learning_rate(capsys):
     module = classifier(base_batch_size=20, optimizer=optimizer(lr=0.1))
     lines = summary(capsys, module=module, accumulate_grad_batches=4)
-    assert lines["batch"] == "40 = 10 images × 4 accumulated (paper: 256)"
+    assert lines["batch"] == "40 = 10 images × 4 accumulated"
     assert "learning rate 0.2," in lines["training"]
 
 
 def test_the_batch_size_of_the_paper(capsys):
     class Paper(Tiny):
-        paper_batch_size = 10
+        paper_batch_size = 20
 
-    assert summary(capsys, data=Paper())["batch"] == "10"
+    assert summary(capsys, data=Paper())["batch"] == "10 (paper: 20)"
+    assert summary(capsys, data=Paper(), accumulate_grad_batches=2)["batch"] == "20 = 10 images × 2 accumulated"
 
 
 class Stop(Callback):

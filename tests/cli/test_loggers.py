@@ -77,6 +77,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[Any]]]:
     return lambda kind: [[call[1:] for call in calls if call[0] == kind] for calls in Recorder.server.values()]
 
 
+@pytest.mark.filterwarnings("ignore:Recorder")
 def test_loggers_of_a_run_in_fit_test_and_resume(place: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("loggers.yaml")
     recorder = {"class_path": "tests.cli.test_loggers.Recorder"}

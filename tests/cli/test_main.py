@@ -69,6 +69,17 @@ def test_needs_no_torch(argv: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("argv", [["fit"], ["check-data", "photos"]])
+def test_a_python_without_the_packages(argv: list[str]) -> None:
+    command = [sys.executable, "-S", str(PROJECT / "cli.py"), *argv, "--config", "configs/digits.yaml"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert sys.executable in first and "torch" in first and "activate" in second
+
+
 def test_an_unexpected_error_has_two_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     linear = ["--model.backbone=torch.nn.Linear", "--model.backbone.in_features=3", "--model.backbone.out_features=10"]
     argv = ["fit", *BARE, *linear, "--trainer.default_root_dir", str(tmp_path), "--dashboard.graph", "false"]

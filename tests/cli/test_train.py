@@ -70,7 +70,7 @@ def test_a_run_records_versions_machine_and_data(trained: Path) -> None:
 def test_the_start_is_printed_once(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     run("fit", *SMALL, "--trainer.accumulate_grad_batches", 3)
     out = capsys.readouterr().out
-    batch = "192 = 64 images × 3 accumulated (paper: 128)"
+    batch = "192 = 64 images × 3 accumulated"
     images = "1,257 train + 180 val + 360 test"
     end = ["Best validation top-1: ", "Evaluate: ", "TensorBoard: "]
     for words in (batch, images, "SGD", "learning rate 0.1", "precision 32-true", "1 × cpu", *end):

@@ -97,6 +97,11 @@ def test_an_existing_folder_is_not_changed(script: ModuleType, tmp_path: Path) -
 @pytest.mark.timeout(3600)
 def test_a_clone_of_the_new_project_passes_its_tests(project: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
+    page = (PROJECT / "docs" / "extend.md").read_text(encoding="utf-8")
+    for name, place in (("own_metric.py", "flower_net"), ("test_own_metric.py", "tests")):  # own code, as in the docs
+        code = page.partition(f"```python\n# {name}\n")[2].partition("```")[0].replace("petal", "flower_net")
+        assert code, name
+        (project / place / name).write_text(code, encoding="utf-8")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com"]
     for words in (["init", "-b", "main"], ["add", "."], ["commit", "-m", "Start"], ["clone", ".", str(clone)]):
         subprocess.run([*git, *words], cwd=project, check=True, capture_output=True)
