@@ -25,10 +25,12 @@ from tests.cli.commands import PROJECT, SMALL, printed, refused, run
 CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
 COMPLETE += ["tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2", "imagenet-rsb-a3"]
-COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96", "recipes/flowers-88"]
+COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-94-muon"]
+COMPLETE += ["recipes/cifar10-96", "recipes/flowers-88"]
 # Like another config of the list, or run by tests/repository/test_readme.py too.
 RARE = ["cifar100", "flowers", "imagenet", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
-RARE += ["recipes/flowers-88", "tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2", "paper/cifar10", "cifar10"]
+RARE += ["recipes/cifar10-94-muon", "recipes/flowers-88", "tutorial", "imagenet-torchvision-v2"]
+RARE += ["imagenet-rsb-a2", "paper/cifar10", "cifar10"]
 # Recipes have no data: each is merged on top of a complete config.
 RECIPES = ["adamw", "cutmix", "early-stopping", "ema", "head-only", "mixup", "muon", "one-cycle", "random-erasing"]
 RECIPES += ["trivial-augment"]
@@ -107,7 +109,8 @@ def overrides(name: str, data: Path) -> list[str]:
         small[kind] += ["--trainer.precision", "32-true"]
     # Images and the graph of the network take as long as the rest; one config is enough for them.
     dashboard = [] if name == "digits" else ["--dashboard.images", "0", "--dashboard.graph", "false"]
-    narrow = ["--model.backbone.width", str(FEW_CHANNELS)] if network.startswith("resnet") else []
+    narrow = ["--model.backbone.width", str(FEW_CHANNELS)] if network.lower().startswith("resnet") else []
+    narrow += ["--model.compile", "false"] if "compile" in config["model"] else []
     return [*small.get(kind, photos), *narrow, "--data.num_workers", "0", *FEW, *dashboard]
 
 
