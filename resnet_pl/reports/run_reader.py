@@ -64,9 +64,9 @@ class Run:
 
     @property
     def model(self) -> str:
-        """Class, depth and unusual width of the model, for example `cifar_resnet 56` or `resnet18 (width 32)`."""
+        """Class, depth or blocks and unusual width: `cifar_resnet 56`, `ResNet [1, 2, 2]` or `resnet18 (width 32)`."""
         name, args = self._backbone
-        depth = f" {args['depth']}" if "depth" in args else ""
+        depth = "".join(f" {args[key]}" for key in ("depth", "layers") if key in args)
         width = f" (width {args['width']})" if args.get("width", 64) != 64 else ""
         return name + depth + width
 

@@ -25,11 +25,15 @@ def test_a_run_has_the_values_of_its_files(tmp_path: Path) -> None:
     assert run.paper_error == 6.97
 
 
-def test_an_unusual_width_is_part_of_the_model(tmp_path: Path) -> None:
+def test_blocks_and_an_unusual_width_are_part_of_the_model(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a" / "version_0") / "config.yaml"
     config = yaml.safe_load(path.read_text())
-    for width, model in ((32, "resnet18 (width 32)"), (64, "resnet18")):
-        config["model"]["backbone"] = {"class_path": "resnet18", "init_args": {"width": width}}
+    for name, arguments, model in (
+        ("resnet18", {"width": 32}, "resnet18 (width 32)"),
+        ("resnet18", {"width": 64}, "resnet18"),
+        ("resnet_pl.models.ResNet", {"layers": [1, 2, 2]}, "ResNet [1, 2, 2]"),
+    ):
+        config["model"]["backbone"] = {"class_path": name, "init_args": arguments}
         path.write_text(yaml.safe_dump(config))
         assert read_run(path.parent).model == model
 
