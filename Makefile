@@ -37,7 +37,6 @@ $(VENV)/.installed-dev: $(INSTALLED) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-# Everything for development.
 install: $(VENV)/.installed-dev  ## install everything for development
 
 demo: $(INSTALLED)  ## train, test and predict on scikit-learn's digits
@@ -57,7 +56,6 @@ test: $(VENV)/.installed-dev  ## run the tests
 test-slow: $(VENV)/.installed-dev  ## run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-# Those with other versions of Lightning and jsonargparse.
 compat: $(VENV)/.installed-dev  ## run the tests with other versions of Lightning and jsonargparse
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/compat
 
@@ -82,7 +80,6 @@ package: $(VENV)/.installed-dev  ## build the source distribution and the wheel
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m pytest -m slow tests/test_package.py
 
-# Sorts the imports and formats the code, as `lint` wants it.
 format: $(VENV)/.installed-dev  ## sort the imports and format the code
 	$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
 

@@ -134,6 +134,15 @@ def write(name: str, folder: Path) -> None:
         (folder / file).write_text("".join(line for line in lines if part not in line), encoding="utf-8")
 
 
+def sharing_command() -> list[str]:
+    """Returns the command by which the new project uses the environment of this one, if there is one."""
+    environment = PROJECT / ".venv"
+    if not environment.is_dir():
+        return []
+    use = f"export VENV={shlex.quote(str(environment))} && . $VENV/bin/activate"
+    return [f"{use}  # optional: without it, make installs all packages again"]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,18 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.folder.exists():
         parser.error(f"{options.folder} exists already: give another folder")
     write(options.name, options.folder)
-    commands = [f"cd {options.folder}", "git init -b main", *share()]
+    commands = [f"cd {options.folder}", "git init -b main", *sharing_command()]
     commands += ["make format", "git add .", "git commit -m 'Start'", "make test"]
     print(f"Wrote {options.folder}. Next:\n", *commands, sep="\n  ")
-
-
-def share() -> list[str]:
-    """Returns the command by which the new project uses the environment of this one, if there is one."""
-    environment = PROJECT / ".venv"
-    if not environment.is_dir():
-        return []
-    use = f"export VENV={shlex.quote(str(environment))} && . $VENV/bin/activate"
-    return [f"{use}  # optional: without it, make installs all packages again"]
 
 
 if __name__ == "__main__":
