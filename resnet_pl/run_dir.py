@@ -78,9 +78,12 @@ def newest_checkpoint(root: Path, name: str | None, which: str) -> Path:
         )
     if (checkpoint := _newest(root, name, which)) is None:
         pattern = root / (name or "NAME") / "version_N" / "checkpoints" / f"{which}.ckpt"
-        raise UserError(
-            f"checkpoint not found: {pattern}\ntrain first, or give the path of a checkpoint: --ckpt_path PATH"
-        )
+        # Runs of `sweep` and `cross-validate` are in folders of their own.
+        inside = sorted((root / name).glob(f"*/version_*/checkpoints/{which}.ckpt")) if name else []
+        hint = "train first, or give the path of a checkpoint: --ckpt_path PATH"
+        if inside:
+            hint = f"it has several runs: give the path of one, such as --ckpt_path {inside[0]}"
+        raise UserError(f"checkpoint not found: {pattern}\n{hint}")
     return checkpoint
 
 

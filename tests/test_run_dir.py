@@ -96,6 +96,12 @@ def test_no_runs(tmp_path):
         runs.newest_checkpoint(tmp_path / "runs", None, "last")
 
 
+def test_the_message_names_a_run_of_a_sweep(tmp_path):
+    path = checkpoint(tmp_path / "lr" / "lr0.1-seed0" / "version_0", "best")
+    with pytest.raises(UserError, match=f"--ckpt_path {path}$"):
+        runs.newest_checkpoint(tmp_path, "lr", "best")
+
+
 def test_the_run_folder_of_a_checkpoint(tmp_path, monkeypatch):
     path = checkpoint(tmp_path / "a" / "version_0", "best")
     assert runs.run_dir_of(path) == tmp_path / "a" / "version_0"

@@ -87,6 +87,8 @@ class Doctor:
         if timer.batch_seconds is None:
             raise UserError("doctor: the run has too few batches to measure\nraise --trainer.max_epochs")
         print_description(trainer, self.cli.model)
+        if (count := trainer.accelerator.auto_device_count()) > 1:
+            print_row("", f"doctor measures one of {count} devices; fit uses all of them by default")
         both = timer.images_per_second
         loader, batch = self.trials.loader_speed(self.seconds)
         step, start = self.trials.speed(self.seconds, batch)

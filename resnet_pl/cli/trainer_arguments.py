@@ -74,7 +74,7 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
         "profiler": config["profiler"] or NullProfiler(),
         "logger": getattr(cli.module, "loggers", no_loggers)(cli, config["logger"]),
         "callbacks": [*configured, *seeds, *cli.module.callbacks(cli)],
-        **_processes(config),
+        **_processes(config, cli.command_line.subcommand),
     }
     if config["enable_progress_bar"] is not False:
         has_bar = any(isinstance(callback, LightningProgressBar) for callback in arguments["callbacks"])
@@ -88,11 +88,14 @@ def trainer_arguments(cli: ProjectCLI) -> dict[str, Any]:
     return arguments
 
 
-def _processes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The devices and nodes of the processes that torchrun or srun has started, where the configuration leaves it open.
+def _processes(config: Mapping[str, Any], subcommand: str) -> dict[str, int]:
+    """The number of devices and nodes, where the configuration leaves it open and Lightning's choice does not fit.
 
-    Lightning would use one device, and each process would train a model of its own.
+    Of the processes that torchrun or srun has started, Lightning would let each train a model of its own on one device.
+    `doctor` measures one process.
     """
     started, per_node = launched_processes() or (1, 1)
     found = {"devices": per_node, "num_nodes": started // per_node} if started > 1 else {}
+    if subcommand == "doctor":
+        found = {"devices": 1}
     return {name: number for name, number in found.items() if config[name] == OPEN[name]}

@@ -25,11 +25,11 @@ from tests.cli.commands import PROJECT, SMALL, printed, refused, run
 CONFIGS = PROJECT / "configs"
 COMPLETE = ["digits", "folder", "flowers", "flowers-scratch", "cifar10", "cifar100", "imagenet"]
 COMPLETE += ["tutorial", "imagenet-torchvision-v2", "imagenet-rsb-a2", "imagenet-rsb-a3"]
-COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-94-muon"]
+COMPLETE += ["paper/cifar10", "paper/imagenet", "recipes/cifar10-94-muon"]
 COMPLETE += ["recipes/cifar10-96", "recipes/flowers-88"]
 # Like another config of the list, or run by tests/repository/test_readme.py too.
-RARE = ["cifar100", "flowers", "imagenet", "paper/imagenet", "recipes/cifar10-94", "recipes/cifar10-96"]
-RARE += ["recipes/cifar10-94-muon", "recipes/flowers-88", "tutorial", "imagenet-torchvision-v2"]
+RARE = ["cifar100", "flowers", "imagenet", "paper/imagenet", "recipes/cifar10-94-muon", "recipes/cifar10-96"]
+RARE += ["recipes/flowers-88", "tutorial", "imagenet-torchvision-v2"]
 RARE += ["imagenet-rsb-a2", "paper/cifar10", "cifar10"]
 # Recipes have no data: each is merged on top of a complete config.
 RECIPES = ["adamw", "cutmix", "early-stopping", "ema", "head-only", "mixup", "muon", "one-cycle", "random-erasing"]

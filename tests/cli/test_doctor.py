@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.accelerators import CPUAccelerator
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -135,6 +136,13 @@ def test_the_suggested_rate_of_a_convex_problem_is_stable(capsys: pytest.Capture
 def test_an_error_has_the_message_of_fit(words: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "doctor", *words) == refused(capsys, "fit", *words)
     assert not any(path.is_dir() for path in Path().iterdir())
+
+
+def test_one_of_several_devices_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CPUAccelerator, "auto_device_count", staticmethod(lambda: 2))
+    assert "one of 2 devices" in printed(capsys, "doctor", *SMALL, *FAST)
 
 
 def test_what_doctor_does_not_measure(capsys: pytest.CaptureFixture[str]) -> None:
