@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 REDUCTIONS = (8, 4, 2)  # libjpeg-turbo has fast inverse DCTs for these; other fractions are hardly faster than 1
 # Axes of `(3, H, W)` to flip for each EXIF orientation; from 5 on, height and width are swapped first.
 _FLIPS = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not the restart markers, which are in the data of a scan
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a segment; the others have no data of their own
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -40,17 +41,23 @@ class JpegHeader(NamedTuple):
         return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields the marker of each segment of a JPEG, and the position of its length; finds them as libjpeg does."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and (marker := _MARKER.search(data, at)) and marker[0] != b"\xff\xd9":
+        yield marker[0][1], marker.end()
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+
+
 def read_header(data: bytes) -> JpegHeader | None:
     """Returns the header of an 8-bit JPEG; None for any other data."""
-    at, orientation = 2, 1
-    while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
-        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if kind == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _read_orientation(data[at + 4 : at + 2 + length])
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            precision, height, width, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+    orientation = 1
+    for kind, at in _segments(data):
+        if kind == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
+            orientation = _read_orientation(data[at + 2 : at + int.from_bytes(data[at : at + 2])])
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC) and at + 8 <= len(data):
+            precision, height, width, channels = struct.unpack(">BHHB", data[at + 2 : at + 8])
             return JpegHeader(height, width, channels, orientation) if precision == 8 else None
-        at += 2 + length
     return None
 
 
@@ -59,11 +66,7 @@ def count_scans(data: bytes) -> int:
 
     A decoder needs a fraction of a second for each scan of a large progressive JPEG, whose scans can be of a few bytes.
     """
-    at, scans = 2, 0
-    while data[:2] == b"\xff\xd8" and (marker := _MARKER.search(data, at)) and marker[0] != b"\xff\xd9":
-        scans += marker[0] == b"\xff\xda"
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return scans
+    return sum(kind == 0xDA for kind, _ in _segments(data))
 
 
 def _read_orientation(block: bytes) -> int:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from resnet_pl.data import decode
 from resnet_pl.data.bad_images import BadImage
-from resnet_pl.data.decode import read_image, verify_image
+from resnet_pl.data.decode import EncodedImage, read_image, verify_image
 from resnet_pl.data.image_files import list_images
-from resnet_pl.data.jpeg import read_header
+from resnet_pl.data.jpeg import count_scans, read_header
 from resnet_pl.data.workers import BatchReader
 from resnet_pl.utils import UserError
 
@@ -110,6 +110,20 @@ def test_jpeg_header() -> None:
     twelve_bits = data[: frame + 4] + b"\x0c" + data[frame + 5 :]
     for other in (b"", b"\xff\xd8", data[: frame + 8], data[2:], twelve_bits, encoded(noise(), "PNG")):
         assert read_header(other) is None
+
+
+@pytest.mark.parametrize("between", [b"\xff", b"\xff\x01", b"\xff\xd0"], ids=bytes.hex)
+def test_markers_without_data_hide_no_segment_of_a_jpeg(between: bytes) -> None:
+    """libjpeg skips them. A reader that takes the next two bytes for their length finds the size in this segment."""
+    segment = bytearray(between + b"\xff\xe1\xff\xf0" + bytes(0xFFEE))
+    wrong = 2 + int.from_bytes(segment[2:4])
+    segment[wrong : wrong + 10] = b"\xff\xc0\0\x11\x08\0\x10\0\x10\x03"
+    data = encoded(noise(), "JPEG", progressive=True)
+    crafted = data[:2] + segment + data[2:].replace(b"\xff\xda", between + b"\xff\xda")
+    crafted_pixels, pixels = (EncodedImage(Path("image.jpg"), data=each).decode() for each in (crafted, data))
+    assert torch.equal(crafted_pixels, pixels)
+    assert read_header(crafted) == read_header(data)
+    assert count_scans(crafted) == count_scans(data) > 1
 
 
 def test_a_jpeg_header_with_too_many_pixels(tmp_path: Path) -> None:
