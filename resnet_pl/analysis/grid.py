@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl import run_dir as runs
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, expand_words
 
 # Options that the sweep sets for each run.
 RESERVED_OPTIONS = ("--name", "--trainer.default_root_dir", "--ckpt_path", "--config", "-c")
@@ -100,7 +100,8 @@ def make_run(values: Mapping[str, str], configs: Sequence[str], options: Sequenc
     files = [word for path in configs for word in ("--config", path)]
     words = [word for key, value in ordered for word in (f"--{key}", value)]
     own = ["--name", name, "--trainer.default_root_dir", str(folder)]
-    return SweepRun(name, ["fit", *files, *options, *words, *own], folder)
+    # The run records the words as the command line expands them.
+    return SweepRun(name, expand_words(["fit", *files, *options, *words, *own]), folder)
 
 
 def grid_values(grid: Sequence[str], options: Sequence[str]) -> list[dict[str, str]]:

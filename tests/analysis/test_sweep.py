@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from resnet_pl.analysis.grid import make_run
 from resnet_pl.analysis.jobs import environment
 from resnet_pl.cli.main import main
+from resnet_pl.command_line import CommandLine
 from resnet_pl.run_dir import write_session
 from tests.analysis.processes import Processes, processes, write_started
 from tests.reports.made import write_run
@@ -126,6 +128,13 @@ def test_completed_runs_are_skipped(processes: Processes, capsys: pytest.Capture
     processes.started.clear()
     assert main(["sweep", *GRID, "--name", "s"]) == 0
     assert processes.started == [] and "4 already completed" in capsys.readouterr().out
+
+
+def test_a_run_with_the_home_folder_in_a_value_is_recognized() -> None:
+    """A run records its command line as `CommandLine` has expanded it."""
+    run = make_run({"data.root": "~/a"}, ["folder"], ["--data.cache=~/b"], Path("runs/s"))
+    assert CommandLine(run.args).args == run.args
+    assert str(Path.home() / "a") in run.args
 
 
 def test_other_options_start_new_runs(processes: Processes) -> None:
