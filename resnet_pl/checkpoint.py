@@ -211,7 +211,7 @@ def store_calibration(path: Path, calibration: dict[str, Any] | None) -> None:
     So do its mode and its times, because `best` stands for the newest file of several runs. A link stays a link.
     """
     path = path.resolve()
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = _load(path)
     adopt_checkpoint(checkpoint)
     checkpoint[METADATA_KEY].pop("calibration", None)
     if calibration is not None:

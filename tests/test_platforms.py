@@ -66,3 +66,18 @@ def test_a_checkpoint_can_be_replaced_while_it_is_in_use(
     checkpoint = ckpt.read(path)
     assert (str(path) in Path("/proc/self/maps").read_text()) is mapped
     assert checkpoint["state_dict"]["weight"].sum() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the list of mapped files")
+def test_a_calibrated_checkpoint_is_not_mapped_when_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, save, mapped = Path("model.ckpt").absolute(), torch.save, []
+    save({"state_dict": {"weight": torch.zeros(100_000)}, ckpt.METADATA_KEY: {}}, path)
+    monkeypatch.setattr(sys, "platform", "win32")
+
+    def watch(value: object, file: object) -> None:
+        mapped.append(str(path) in Path("/proc/self/maps").read_text())
+        save(value, file)
+
+    monkeypatch.setattr(torch, "save", watch)
+    ckpt.store_calibration(path, {"temperature": 2.0})
+    assert mapped == [False]
