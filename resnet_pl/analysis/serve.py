@@ -63,9 +63,9 @@ def run(settings: Namespace) -> None:
         if model.preprocessing.image_size is None or model.preprocessing.eval_crop is None:
             raise UserError(f"serve: {file} was trained on data or with a crop of your own\n{OWN}")
         facts, worker = describe(model, file) | {"limits": limits}, Worker(model, limits["pixels"])
-        is_local = _is_local(settings.host)
-        server = create_server(create_app(worker, facts, LOCAL_HOSTS if is_local else ["*"]))
-        if not is_local:
+        hosts = allowed_hosts(settings.host)
+        server = create_server(create_app(worker, facts, hosts))
+        if "*" in hosts:
             print(WARNING, file=sys.stderr)
         print(f"Serving {file} at {_address(listener)} (Ctrl-C stops it)", flush=True)
         server.run(sockets=[listener])
@@ -109,12 +109,13 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _is_local(host: str) -> bool:
-    """Whether only this computer can reach an address."""
+def allowed_hosts(host: str) -> list[str]:
+    """Returns the values of the header Host that are answered; `*`, all, if other computers can reach the address."""
     try:
-        return ip_address(host).is_loopback
+        is_local = ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        is_local = host == "localhost"
+    return [*LOCAL_HOSTS, host] if is_local else ["*"]
 
 
 def _address(listener: socket.socket) -> str:

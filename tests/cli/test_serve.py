@@ -27,7 +27,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 
-from resnet_pl.analysis.serve import LOCAL_HOSTS, describe
+from resnet_pl.analysis.serve import LOCAL_HOSTS, allowed_hosts, describe
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.cli.main import main
 from resnet_pl.evaluation.classify import Preprocessing
@@ -302,6 +302,14 @@ def test_the_command_serves_until_ctrl_c(
     assert answers[0]["predictions"][0]["class"] in "0123456789"
     printed = capsys.readouterr()
     assert f"best.ckpt at http://127.0.0.1:{port}" in printed.out and "warning" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [("localhost", {*LOCAL_HOSTS}), ("127.0.0.2", {*LOCAL_HOSTS, "127.0.0.2"}), ("0.0.0.0", {"*"}), ("pc", {"*"})],
+)
+def test_which_host_names_a_server_answers_to(host: str, allowed: set[str]) -> None:
+    assert set(allowed_hosts(host)) == allowed
 
 
 def test_a_missing_package_and_wrong_options_are_named(
