@@ -220,7 +220,7 @@ class ImageFolder(ImageDataModule):
             if "test" in listings:
                 return listings
             # Results on data that is published with train/ and val/ only are reported on val/.
-            self.split_sources, self.split_labels = {"test": "val/ (no test/ found)"}, {"test": NO_TEST_SET}
+            self._label_val_as_test()
             return listings | {"test": listings["val"]}
         training = listings.get("train") or listings["all"]
         names = list(training)
@@ -232,6 +232,10 @@ class ImageFolder(ImageDataModule):
         splits = {split: {names[i]: training[names[i]] for i in chosen} for split, chosen in indices.items()}
         return splits | {"test": listings["test"]} if "test" in listings else splits
 
+    def _label_val_as_test(self) -> None:
+        """Labels the test split as the validation images, if the data has no test set."""
+        self.split_sources["test"], self.split_labels["test"] = "val/ (no test/ found)", NO_TEST_SET
+
     def _restore_splits(self, listings: dict[str, Listing], restored: Provenance) -> dict[str, Listing]:
         """Returns the checkpoint's splits if this is the data it was trained on; otherwise only images to test on."""
         finder = RestoredSplits(restored, self.root, self.source, self._stage, self.on_bad_image == "skip")
@@ -241,6 +245,8 @@ class ImageFolder(ImageDataModule):
         elif found := finder.find(images):
             splits = found
             self.split_sources = {split: f"the {split} split stored in the checkpoint" for split in splits}
+            if splits.get("test") and splits["test"] == splits.get("val"):
+                self._label_val_as_test()
         else:
             # If the folder has a test split, only that one: the network may have been trained on the others.
             split = next((split for split in ("test", "val") if split in listings), None)

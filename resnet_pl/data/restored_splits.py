@@ -73,11 +73,15 @@ class RestoredSplits:
         stored = self.restored.splits or {}
         if 2 * sum(map(len, missing.values())) >= sum(map(len, stored.values())):
             return False
-        split = "test" if stored.get("test") else "val"
-        known = [name for name in stored.get(split, ()) if name in images]
-        if self.restored.digests is None:  # an earlier version stored only the total size
+        digests = self.restored.digests
+        if digests is None:  # an earlier version stored only the total size
+            split = "test" if stored.get("test") else "val"
+            known = [name for name in stored.get(split, ()) if name in images]
             return bool(missing.get(split)) or self.restored.test_bytes in (None, total_bytes(self.root, known))
-        before = dict(zip(stored.get(split, ()), split_fingerprints(self.restored.digests[split]), strict=True))
+        # Without a test set, test is val and has no digests of its own.
+        split = next(split for split in ("test", "val", "train") if digests.get(split))
+        known = [name for name in stored.get(split, ()) if name in images]
+        before = dict(zip(stored.get(split, ()), split_fingerprints(digests[split]), strict=True))
         now = split_fingerprints(fingerprints([self.root / name for name in known]))
         return 2 * sum(before[name] == each for name, each in zip(known, now, strict=True)) >= len(known)
 

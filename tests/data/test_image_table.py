@@ -227,6 +227,24 @@ def test_fit_and_test(tmp_path: Path, photos: list[str], capsys: pytest.CaptureF
     assert "test: 1 image," in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_without_a_test_set_a_test_is_labeled_as_validation(tmp_path: Path, photos: list[str], moved: bool) -> None:
+    splits = ["train" if split == "train" else "val" for split in SPLITS]
+    path = write(tmp_path / "labels.csv", ["path", "label", "split"], zip(photos, LABELS, splits, strict=True))
+    trained = table(path)
+    trained.setup("fit")
+    if moved:
+        (tmp_path / "moved").mkdir()
+        path = path.rename(tmp_path / "moved/labels.csv")
+        (tmp_path / "images").rename(tmp_path / "moved/images")
+    tested = table(path)
+    tested.use_provenance(trained.provenance())
+    tested.setup("test")
+    assert tested.splits["test"].names == trained.splits["val"].names
+    assert tested.split_labels == trained.split_labels == {"test": "val (no test set)"}
+    assert not tested.is_other_data and tested.describe_source("test") == trained.describe_source("test")
+
+
 # ------------------------------------------------------------------------------------ several labels
 def multi_label(data: ImageTable) -> dict[str, tuple[str, ...]]:
     data.splits = data.find_splits()
