@@ -93,11 +93,11 @@ def describe_copies(root: Path, names: Mapping[str, Sequence[str]], found: Mappi
         for name, fingerprint in zip(images, split_fingerprints(found[split]), strict=True):
             other_split, other = first.setdefault(fingerprint, (split, name))
             if other_split != split and fingerprint != _UNREADABLE:
-                copies.append((root / other, root / name))
-    copies = [(one, other) for one, other in copies if content_digest(one) == content_digest(other)]
+                copies.append((other, name))
+    copies = [(one, other) for one, other in copies if content_digest(root / one) == content_digest(root / other)]
     if not copies:
         return None
-    example = " = ".join(printable_path(path.relative_to(root)) for path in copies[0])
+    example = " = ".join(map(printable_path, copies[0]))
     return (
         f"{counted(len(copies), 'image')} in several splits, such as {example}; `{prog_name()} check-data` lists them"
     )

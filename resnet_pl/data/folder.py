@@ -310,5 +310,8 @@ class ImageFolder(ImageDataModule):
         for error in bad:
             rank_zero_print(f"skipped: {error}")
             run_on_rank_zero(log_bad_image, self.bad_images_dir, error)
-            for listing in listings.values():
-                listing.pop(Path(error.path).relative_to(self.root).as_posix(), None)
+        bad_paths = {error.path for error in bad}
+        for listing in listings.values() if bad else ():
+            # Joined as above: a table can name absolute paths, also of files outside the root.
+            for name in [name for name in listing if self.root / name in bad_paths]:
+                del listing[name]

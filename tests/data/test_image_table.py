@@ -245,6 +245,21 @@ def test_without_a_test_set_a_test_is_labeled_as_validation(tmp_path: Path, phot
     assert not tested.is_other_data and tested.describe_source("test") == trained.describe_source("test")
 
 
+@pytest.mark.parametrize("root", [".", "elsewhere"])
+def test_copies_and_bad_files_with_absolute_paths(
+    tmp_path: Path, photos: list[str], root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(tmp_path / name) for name in photos]
+    Path(names[6]).write_bytes(Path(names[0]).read_bytes())
+    Path(names[29]).write_bytes(b"no image")
+    path = write(tmp_path / "labels.csv", ["path", "label", "split"], zip(names, LABELS, SPLITS, strict=True))
+    (tmp_path / root).mkdir(exist_ok=True)
+    data = table(path, root=str(tmp_path / root), verify_images=True, on_bad_image="skip")
+    data.setup("fit")
+    assert f"{names[0]} = {names[6]}" in capsys.readouterr().out
+    assert len(data.splits["test"]) == 5 and names[29] not in data.splits["test"].names
+
+
 # ------------------------------------------------------------------------------------ several labels
 def multi_label(data: ImageTable) -> dict[str, tuple[str, ...]]:
     data.splits = data.find_splits()
