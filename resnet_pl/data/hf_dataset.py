@@ -103,7 +103,14 @@ class HFDataset(ImageTable):
             raise UserError(f"data.dataset: {self.dataset} cannot be loaded: {reason}\n{fix}") from error
         if not isinstance(found, Mapping):
             found = {"train": found}
-        known = {split: images for name, images in found.items() if (split := split_name(name))}
+        names: dict[str, str] = {}
+        for name in found:
+            if (split := split_name(name)) and names.setdefault(split, name) != name:
+                raise UserError(
+                    f"data.dataset: {self.dataset} has two {split} splits: {names[split]} and {name}\n"
+                    "join them with concatenate_datasets, and pass the folder of save_to_disk"
+                )
+        known = {split: found[name] for split, name in names.items()}
         if unknown := [name for name in found if not split_name(name)]:
             rank_zero_print(f"note: splits of {self.dataset} that are not used: {', '.join(unknown)}")
         if "train" not in known:
@@ -137,7 +144,8 @@ class HFDataset(ImageTable):
             path = f"{split}/{index:07d}{_extension(data)}"
             (self.root / path).write_bytes(data)
             text = feature.int2str(label) if hasattr(feature, "int2str") else str(label)
-            yield path, text, split, str(row[self.names["group"]]) if self.names["group"] else ""
+            group = row[self.names["group"]] if self.names["group"] else None
+            yield path, text, split, "" if group is None else str(group)
         if unlabeled:
             rank_zero_print(f"note: {unlabeled:,} {split} images of {self.dataset} without a label are not used")
 

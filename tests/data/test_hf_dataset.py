@@ -30,7 +30,7 @@ def saved(tmp_path: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     columns = {
         "image": [{"bytes": path.read_bytes(), "path": None} for path in paths],
         "animal": [path.parent.name for path in paths],
-        "patient": [number // 2 for number in range(len(paths))],
+        "patient": [number // 2 for number in range(28)] + [None, None],
     }
     columns["animal"][0] = None
     images = datasets.Dataset.from_dict(columns, features=features)
@@ -52,7 +52,8 @@ def test_splits_labels_and_images(
         path = paths[2 * index + 1]
         assert torch.equal(read_image(data.root / name), read_image(path))
         assert data.classes[data.splits["val"].labels[index]] == path.parent.name
-    assert data.split_note and "14 of 15 groups are in several splits" in data.split_note
+    assert data.split_note and "13 of 14 groups are in several splits" in data.split_note
+    assert data.groups(data.splits["val"].names)[-2:] == ["13", ""]
     out = capsys.readouterr().out
     assert "1 train images" in out and "not used: extra" in out
     hf_data(saved, label_column="animal", group_column="patient").prepare_data()
@@ -69,6 +70,15 @@ def test_splits_labels_and_images(
 def test_wrong_columns_are_named(saved: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         hf_data(saved, **options).prepare_data()
+
+
+def test_two_splits_of_one_kind_are_refused(saved: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    images = datasets.load_from_disk(str(saved))
+    folder = saved.with_name("twice")
+    datasets.DatasetDict({"train_1": images["train"], "train_2": images["extra"]}).save_to_disk(folder)
+    with pytest.raises(UserError, match="two train splits: train_1 and train_2"):
+        hf_data(folder, label_column="animal").prepare_data()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
