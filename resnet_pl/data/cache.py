@@ -64,7 +64,7 @@ class DecodedImageCache:
 
 
 def open_cache(
-    root: Path, names: Sequence[str], side: int | None = None, folder: str | None = None
+    root: Path, names: Sequence[str], side: int | None = None, folder: str | None = None, source: Path | None = None
 ) -> DecodedImageCache:
     """Opens the cache of a folder's images; decodes them first if the cache is missing or outdated.
 
@@ -75,12 +75,15 @@ def open_cache(
         names: path of each image relative to `root`.
         side: maximum shorter side, pixels; larger images are downscaled. None stores the full size.
         folder: folder of the caches; `default_folder()` by default.
+        source: what lists the names, such as a table; `root` by default. Each source has one cache of a root: a new one
+            replaces it, but not those of other tables, which another run may use.
 
     Raises:
         UserError: the folder cannot be written to, or has too little free space.
     """
     caches = Path(folder) if folder else default_folder()
-    root_caches = caches / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side)}"
+    table = [] if source is None or source == root else [str(source.resolve())]
+    root_caches = caches / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side, *table)}"
     key = short_hash(torchvision.__version__, *((name, stat_key(root / name)) for name in names))
     pixels, index = root_caches / f"{key}.pixels", root_caches / f"{key}.npy"
     try:

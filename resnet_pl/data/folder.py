@@ -138,7 +138,7 @@ class ImageFolder(ImageDataModule):
         # All images of the folder, so that runs with other splits find the same cache, and missing ones too.
         listings = [*self.list_splits().values(), *(images.names for images in self.splits.values())]
         names = sorted({name for listing in listings for name in listing})
-        images = open_cache(self.root, names, self.cache_side, self.cache_dir)
+        images = open_cache(self.root, names, self.cache_side, self.cache_dir, self.source)
         position = {name: index for index, name in enumerate(names)}
         # Evaluation uses the cache only if every pixel stays the same.
         center_crop = isinstance(self.eval_crop, ResizeCenterCrop) and isinstance(self.image_size, int)

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from resnet_pl.cli.main import main
-from resnet_pl.data import ImageFolder, download
+from resnet_pl.data import ImageFolder, ImageTable, download
 from resnet_pl.data import cache as module
 from resnet_pl.data.cache import default_folder, estimate, open_cache, resize_shorter_side
 from resnet_pl.data.crops import RandomResizedCrop, ResizeCenterCrop
@@ -177,6 +177,25 @@ def test_each_side_and_folder_has_its_own_cache(
     assert len(decodings) == 60
     open_all(root, cache_dir)
     assert len(decodings) == 60
+
+
+def test_two_tables_of_a_folder_keep_their_caches(
+    root: Path, cache_dir: Path, tmp_path: Path, decodings: list[Path]
+) -> None:
+    def opened(table: Path, names: list[str]) -> ImageTable:
+        table.write_text("\n".join(["path,label", *(f"{name},{Path(name).parent}" for name in names)]))
+        images = ImageTable(str(table), str(root), cache=True, cache_dir=str(cache_dir), val_split=0, test_split=0)
+        images.setup("fit")
+        return images
+
+    first = opened(tmp_path / "one.csv", names(root)).splits["train"].cache
+    opened(tmp_path / "two.csv", names(root)[5:15])
+    assert len(decodings) == 30
+    assert torch.equal(pickle.loads(pickle.dumps(first))[0], first[0]), "a worker process opens the file again"
+    opened(tmp_path / "one.csv", names(root))
+    assert len(decodings) == 30
+    opened(tmp_path / "one.csv", names(root)[:15])
+    assert sum(1 for _ in cache_dir.glob("*/*")) == 4, "the outdated cache is deleted"
 
 
 def test_an_interrupted_cache_is_rebuilt(root: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
