@@ -110,11 +110,11 @@ class ImageFileLoader(ResumableLoader):
 
     @override
     def read(self, plan: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor | list[View], Tensor, Tensor]]:
-        bad: list[BadImage] = []
+        bad: dict[str, BadImage] = {}  # by path: with `sampler: balanced`, an image is repeated
         keys = [[(epoch, index) for index in batch.tolist()] for batch in plan]
         for images, labels, indices, bad_in_batch in self._timed(keys):
-            bad += [self._report(error) for error in bad_in_batch]
-            check_bad_fraction(bad, len(self.sampler))
+            bad |= {str(error.path): error for error in map(self._report, bad_in_batch)}
+            check_bad_fraction([*bad.values()], len(self.sampler))
             # Training needs all its batches: Lightning counts them to validate, and all processes run the same number.
             yield (
                 self._replacement_batch(epoch)

@@ -168,10 +168,19 @@ def test_no_readable_file(dataset: ImageFileDataset, shuffle: bool) -> None:
 def test_too_many_bad_files_are_refused(dataset: ImageFileDataset, workers: int) -> None:
     # 12 of 120 images may be bad, in each epoch.
     dataset.names, dataset.labels = (dataset.names * 10)[:120], (dataset.labels * 10)[:120]
-    damage(dataset, 3)
-    dataset.names[10:13] = ["gone.png"] * 3
+    dataset.names[:12] = [f"gone{number}.png" for number in range(12)]
     loader = make_loader(dataset, workers, shuffle=False, on_bad_image="skip")
-    assert [sum(map(len, indices(loader))) for _ in range(2)] == [108, 108] and len(loader.skipped) == 2
-    dataset.names[0] = "gone.png"
+    assert [sum(map(len, indices(loader))) for _ in range(2)] == [108, 108] and len(loader.skipped) == 12
+    dataset.names[12] = "gone12.png"
     with pytest.raises(UserError, match=r"13 of 120 images .*\n.*check-data"):
         list(make_loader(dataset, workers, shuffle=False, on_bad_image="skip"))
+
+
+def test_repeats_of_a_bad_image_count_once(dataset: ImageFileDataset) -> None:
+    damage(dataset, 1)
+    labels = [0] * 64 + [1, 1]
+    dataset = ImageFileDataset(dataset.root, [dataset.names[0]] * 64 + dataset.names[1:3], labels, 16)
+    sampler = ShardedEpochSampler(len(labels), shuffle=True, labels=torch.tensor(labels))
+    loader = ImageFileLoader(dataset, sampler, 4, on_bad_image="skip")
+    assert sum(len(batch.images) for batch in loader) < 64 - 10
+    assert list(loader.skipped) == [str(dataset.root / dataset.names[64])]
