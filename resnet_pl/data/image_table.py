@@ -37,7 +37,8 @@ class ImageTable(ImageFolder):
         split_column: column with train, val or test; null: split, subset or partition if there is one, empty: none.
             Without it, images are held out as for a folder.
         group_column: column that identifies the patient, video or burst; null: group, patient, subject or a similar
-            name if there is one, empty: none. Images of a group are never held out from each other.
+            name if there is one and no `group_pattern`, empty: none. Images of a group are never held out from each
+            other.
         label_separator: text between the labels in a cell, such as `|`, for images with several labels. The labels of
             several rows with the same path are merged.
         label_columns: columns with 1 or 0 for each class, for images with several labels; `all` uses all columns
@@ -64,6 +65,8 @@ class ImageTable(ImageFolder):
         **kwargs: Unpack[ImageFolderArgs],
     ) -> None:
         super().__init__(root=root or str(Path(labels).parent), batch_size=batch_size, **kwargs)
+        if group_column is None and self.group_pattern is not None:
+            group_column = ""  # a column that is only guessed does not override the pattern
         self.labels = Path(expand_path(labels))
         self.columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
         self.label_separator, self.label_columns = label_separator, label_columns

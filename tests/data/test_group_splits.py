@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.data import ImageFolder
+from resnet_pl.data import ImageFolder, ImageTable
 from resnet_pl.data.splits import Split, make_split
 from resnet_pl.utils import UserError
 from tests.cli.commands import run
@@ -168,3 +168,13 @@ def test_a_wrong_group_pattern_is_named(photo_folder: Path, pattern: str, messag
     with pytest.raises(UserError) as error:
         ImageFolder(str(photo_folder), group_pattern=pattern).find_splits()
     assert str(error.value).startswith(f"data.group_pattern: {message}")
+
+
+def test_a_pattern_is_not_replaced_by_a_usual_column(tmp_path: Path) -> None:
+    for name in ("a_0.jpg", "a_1.jpg"):
+        (tmp_path / name).touch()
+    path = tmp_path / "labels.csv"
+    path.write_text("path,label,subject\na_0.jpg,ant,7\na_1.jpg,bee,8")
+    for pattern, column, groups in ((None, None, "78"), ("a_(.)", None, "01"), ("a_(.)", "subject", "78")):
+        data = ImageTable(str(path), group_pattern=pattern, group_column=column)
+        assert data.groups(["a_0.jpg", "a_1.jpg"]) == list(groups)
