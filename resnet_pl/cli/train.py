@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
 
 # A resumed run must use the split of its checkpoint. Otherwise it would be validated on images it was trained on.
-SPLIT = ("val_split", "test_split", "split_seed", "num_folds", "fold")
+SPLIT = ("val_split", "test_split", "split_seed", "num_folds", "fold", "group_pattern", "group_column")
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -206,9 +206,9 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     before = checkpoint[ckpt.METADATA_KEY].get("config") or {}
     model, model_now = get_init_args(before.get("model")), get_init_args(config.get("model"))
     data, data_now = before.get("data") or {}, config.get("data") or {}
-    pairs: list[tuple[str, Any, Any]] = [
-        (f"model.{key}", model.get(key), model_now.get(key)) for key in ("decay_norm_and_bias", "lr_scheduler_interval")
-    ]
+    # The checkpoint holds the class weights.
+    fixed = ("decay_norm_and_bias", "lr_scheduler_interval", "class_weights")
+    pairs: list[tuple[str, Any, Any]] = [(f"model.{key}", model.get(key), model_now.get(key)) for key in fixed]
     # The state of a scheduler holds its arguments and the learning rate; that of `Schedule` does not.
     scheduler, free = model.get("lr_scheduler"), {"lr"} if model.get("lr_scheduler") is None else set()
     pairs += _differences("model.lr_scheduler", scheduler, model_now.get("lr_scheduler"))

@@ -358,6 +358,25 @@ def test_configurations_that_cannot_be_compared_are_accepted() -> None:
         check_resume(checkpoint(config("A", 0.2, momentum=0.5)), now)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "class_weights", [9.0, 1.0]),
+        ("model", "class_weights", "balanced"),
+        ("data", "group_pattern", r"(g\d)_"),
+        ("data", "group_column", "patient"),
+    ],
+)
+def test_options_that_a_resume_would_ignore_are_refused(section: str, key: str, value: Any) -> None:
+    arguments = {"model": {"backbone": "A"}, "data": {}}
+    before = {name: {"class_path": name, "init_args": given} for name, given in arguments.items()}
+    now = before | {section: {"class_path": section, "init_args": arguments[section] | {key: value}}}
+    checkpoint = {"optimizer_states": [{}], "resnet_pl": {"config": before}}
+    check_resume(checkpoint, before)
+    with pytest.raises(UserError, match=rf"{section}\.{key}: "):
+        check_resume(checkpoint, now)
+
+
 def test_a_checkpoint_without_optimizer_state_cannot_be_resumed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = runs / "digits/version_0/checkpoints/last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
