@@ -16,7 +16,9 @@ from resnet_pl.utils import UserError
 
 TABLE_HEAD = "| Model and dataset | Training | Test accuracy (top-1) | n |\n|---|---|---|---|\n"
 # What differs between the seeds of one training, with its value.
-OWN_OPTIONS = re.compile(r" --(?:seed_everything|name|data\.root)[= ](?:'[^']*'|\S+)")
+OWN_OPTIONS = re.compile(r" --(?:seed_everything|name)[= ](?:'[^']*'|\S+)")
+# Folders of one machine.
+FOLDERS = re.compile(r" --(?:data\.root|trainer\.default_root_dir)[= ](?:'[^']*'|\S+)")
 
 
 def run_entry(run: Run) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def run_entry(run: Run) -> dict[str, Any]:
             other["protocol"]: other["top1"] for other in others if all(other.get(key) == results[key] for key in same)
         },
         "checkpoint": f"{results['checkpoint']} of epoch {results['epoch'] + 1}",
-        **{key: run.sessions[0][key] for key in ("command", "commit", "machine", "device", "versions")},
+        "command": FOLDERS.sub("", run.sessions[0]["command"]),
+        **{key: run.sessions[0][key] for key in ("commit", "machine", "device", "versions")},
         "config": config_digest(run.config),
     }
 
