@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from typing_extensions import override
 
 from resnet_pl._compat import begin_next_epoch
 from resnet_pl.callbacks.access import is_logging_step, is_multi_label, is_optimizer_step
+from resnet_pl.checkpoint import read
 from resnet_pl.run_dir import MAP, TOP1, score_sign
 from resnet_pl.types import PositiveFloat, PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
@@ -81,9 +83,13 @@ class BestCheckpoint(Checkpoint):
         return {"score": self.score, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score if its checkpoint is in the folder and the metric is the same; else starts again."""
-        same = self.path.is_file() and state_dict.get("monitor", TOP1) == self.monitor
-        self.score = state_dict["score"] if same else None
+        """Restores the score of best.ckpt in the folder if its metric is the same; else starts again."""
+        # Not the score in `state_dict`: the validation that chose best.ckpt can be later than last.ckpt.
+        best: dict[str, Any] = {}
+        if self.path.is_file():
+            with suppress(UserError):
+                best = (read(self.path).get("callbacks") or {}).get(self.state_key, {})
+        self.score = best.get("score") if best.get("monitor", TOP1) == self.monitor else None
 
 
 class LastCheckpoint(Checkpoint):

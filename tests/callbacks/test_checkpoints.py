@@ -112,6 +112,14 @@ def test_a_resumed_run_restores_the_best_score(tmp_path):
     assert epoch(tmp_path / "best.ckpt") == 3
 
 
+def test_a_resumed_run_keeps_the_best_of_a_validation_that_ended_the_run_within_an_epoch(tmp_path):
+    settings: dict[str, Any] = {"limit_train_batches": 4, "max_epochs": -1}
+    fit(tmp_path, [0.1, 0.9], max_steps=6, **settings)
+    fit(tmp_path, [0, 0.5], tmp_path / "last.ckpt", max_steps=8, **settings)
+    at = {name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("best", "last")}
+    assert at == {"best": 6, "last": 8}
+
+
 def test_a_resumed_run_in_a_renamed_folder_restores_the_best_score(tmp_path):
     fit(tmp_path / "old", [0.9, 0.2])
     (tmp_path / "old").rename(tmp_path / "new")
