@@ -205,17 +205,17 @@ def _check_complete(lacking: Collection[str], path: Path, subcommand: str, given
             )
 
 
-def store_calibration(path: Path, calibration: dict[str, Any] | None) -> None:
-    """Writes a calibration into a checkpoint, or removes it; everything else in the file stays the same.
+def update_metadata(path: Path, key: str, value: Any) -> None:
+    """Writes a value into the metadata of a checkpoint; None removes it. Everything else in the file stays the same.
 
     So do its mode and its times, because `best` stands for the newest file of several runs. A link stays a link.
     """
     path = path.resolve()
     checkpoint = _load(path)
     adopt_checkpoint(checkpoint)
-    checkpoint[METADATA_KEY].pop("calibration", None)
-    if calibration is not None:
-        checkpoint[METADATA_KEY]["calibration"] = calibration
+    checkpoint[METADATA_KEY].pop(key, None)
+    if value is not None:
+        checkpoint[METADATA_KEY][key] = value
     with atomic_write(path) as partial:
         torch.save(checkpoint, partial)
         _load(partial)  # an error leaves the file as it was

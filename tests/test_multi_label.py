@@ -15,6 +15,7 @@ from torch import Tensor
 from resnet_pl import load_run
 from resnet_pl.analysis import cross_validate
 from resnet_pl.analysis.ensemble import Ensemble
+from resnet_pl.callbacks.checkpoints import checkpoint_callbacks
 from resnet_pl.classifier import ImageClassifier
 from resnet_pl.data import MixUp, TensorDataModule
 from resnet_pl.data.tensors import TensorImageDataset
@@ -193,6 +194,15 @@ def test_a_resumed_run_keeps_its_thresholds_and_its_loss(tmp_path: Path) -> None
     loaded = ImageClassifier.load_from_checkpoint(next(tmp_path.rglob("*.ckpt")), map_location="cpu", weights_only=True)
     assert loaded.hparams["multi_label"] is True and loaded.thresholds is not None and model.thresholds is not None
     assert torch.equal(loaded.thresholds, model.thresholds) and loaded.thresholds.tolist() != [0.5] * 3
+
+
+def test_a_run_that_ends_within_an_epoch_saves_the_thresholds_of_its_last_validation(tmp_path: Path) -> None:
+    model = classifier()
+    settings = {"max_steps": 2, "max_epochs": -1, "enable_checkpointing": True}
+    trainer(callbacks=checkpoint_callbacks(tmp_path), **settings).fit(model, datamodule=Several())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2 and model.thresholds is not None
+    assert saved["resnet_pl"]["thresholds"] == model.thresholds.tolist() != [0.5] * 3
 
 
 def test_cross_validation_does_not_choose_thresholds_on_the_images_it_predicts() -> None:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from resnet_pl._compat import begin_next_epoch
 from resnet_pl.callbacks.access import is_logging_step, is_multi_label, is_optimizer_step
-from resnet_pl.checkpoint import read
+from resnet_pl.checkpoint import read, update_metadata
 from resnet_pl.run_dir import MAP, TOP1, score_sign
 from resnet_pl.types import PositiveFloat, PositiveInt
 from resnet_pl.utils import UserError, rank_zero_print
@@ -159,6 +159,9 @@ class LastCheckpoint(Checkpoint):
         if not ends_within_epoch(trainer):
             trainer.save_checkpoint(self.path)
         elif trainer.is_global_zero:
+            # The thresholds fit the weights only since the validation; training does not depend on them.
+            if (thresholds := getattr(trainer.lightning_module, "thresholds", None)) is not None:
+                update_metadata(self.final, "thresholds", thresholds.tolist())
             self.final.replace(self.path)
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
@@ -226,8 +229,8 @@ def saves_after_validation(trainer: Trainer) -> bool:
 def ends_within_epoch(trainer: Trainer) -> bool:
     """Whether the run ends within an epoch, because of `max_steps` or of a callback such as `Timer`.
 
-    The run is validated there, and last.ckpt holds the state from before that validation: a run that is resumed with a
-    larger limit equals one that never stopped.
+    The run is validated there, and last.ckpt holds the state from before that validation, with its thresholds: a run
+    that is resumed with a larger limit equals one that never stopped.
     """
     ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and _may_stop(trainer))
     return ends and not trainer.is_last_batch

@@ -96,7 +96,7 @@ def run(cli: ProjectCLI) -> None:
     if path is None:
         raise UserError("calibrate: published weights have no checkpoint to store the temperature in\ngive --ckpt_path")
     if cli.config["reset"]:
-        run_on_rank_zero(ckpt.store_calibration, path, None)
+        run_on_rank_zero(ckpt.update_metadata, path, "calibration", None)
         rank_zero_print(f"Removed the calibration from {path}{_exported_before(path)}")
         return
     _check(cli.model, target)
@@ -180,7 +180,7 @@ def _exported_before(checkpoint: Path) -> str:
 
 def _report(path: Path, calibration: dict[str, Any]) -> None:
     """Stores the calibration and prints it."""
-    ckpt.store_calibration(path, calibration)
+    ckpt.update_metadata(path, "calibration", calibration)
     print_report(calibration_table(calibration))
     if "test" not in calibration:
         print("note: no test set; the scores are those of the images that the calibration was fitted to")
