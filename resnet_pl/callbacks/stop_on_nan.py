@@ -33,7 +33,7 @@ class StopOnNaN(Callback):
 
     def __init__(self) -> None:
         # Loss, step, learning rate and batch since the last logging step; the losses stay on the device.
-        self.history: deque[tuple[Tensor, int, float, Batch]] = deque(maxlen=HISTORY)
+        self.history: deque[tuple[Tensor, int, float, Batch | None]] = deque(maxlen=HISTORY)
         self.folder, self.lr = Path(), math.nan
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,7 +50,7 @@ class StopOnNaN(Callback):
         """Stores the loss, and checks all stored losses at a logging step."""
         step = trainer.global_step - is_optimizer_step(trainer, batch_idx)
         # Without images and labels, which take memory.
-        small = batch._replace(images=None, labels=None) if isinstance(batch, Batch) else batch
+        small = batch._replace(images=None, labels=None) if isinstance(batch, Batch) else None
         if isinstance(outputs, dict) and "loss" in outputs:
             self.history.append((outputs["loss"].detach(), step, self.lr, small))
         if is_optimizer_step(trainer, batch_idx) and is_logging_step(trainer):
@@ -81,7 +81,7 @@ class StopOnNaN(Callback):
             return
         raise DivergenceError(self._message(trainer, pl_module, bad))
 
-    def _first_bad(self) -> tuple[Tensor, int, float, Batch] | None:
+    def _first_bad(self) -> tuple[Tensor, int, float, Batch | None] | None:
         """Returns the first stored loss that is not finite, with its step, learning rate and batch."""
         finite = torch.stack([loss for loss, *_ in self.history]).isfinite().tolist() if self.history else []
         return None if all(finite) else self.history[finite.index(False)]

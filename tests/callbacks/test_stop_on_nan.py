@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+import weakref
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader
 
 from resnet_pl.callbacks import BestCheckpoint, LastCheckpoint
 from resnet_pl.classifier import ImageClassifier
@@ -91,6 +93,24 @@ def test_the_message_names_the_first_step_and_its_images(tmp_path: Path) -> None
 def test_infinite_weights_are_not_saved(tmp_path: Path) -> None:
     text = message(tmp_path, Tiny(), InfiniteWeights(4), log_every_n_steps=100, limit_val_batches=0)
     assert "weights are not finite" in text and not (tmp_path / "last.ckpt").exists()
+
+
+def test_batches_of_other_data_are_not_kept_in_memory() -> None:
+    batches: list[weakref.ref[torch.Tensor]] = []
+    in_memory: list[int] = []
+
+    def collate(labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.rand(len(labels), 3, 8, 8)
+        batches.append(weakref.ref(images))
+        return images, torch.tensor(labels)
+
+    class Count(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            in_memory.append(sum(batch() is not None for batch in batches))
+
+    loader = DataLoader([0, 1, 2, 3] * 5, batch_size=2, collate_fn=collate)
+    trainer(callbacks=[Count()], limit_val_batches=0, log_every_n_steps=100).fit(classifier(), loader)
+    assert len(in_memory) == 10 and max(in_memory) < 5
 
 
 class Overflow(Callback):
