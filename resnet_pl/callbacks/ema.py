@@ -36,6 +36,7 @@ class EMA(WeightAveraging):
     def __init__(self, decay: UnitInterval = 0.999, log_raw: bool = True) -> None:
         super().__init__(multi_avg_fn=self._average)
         self.decay, self.log_raw = decay, log_raw
+        self._initial = self.state_dict()
         self._raw: dict[str, Tensor] = {}  # the weights that are being trained, during a validation
         self._metrics: ClassificationMetrics | MultiLabelMetrics | None = None  # of these weights
 
@@ -43,6 +44,13 @@ class EMA(WeightAveraging):
         """Updates averaged tensors in place; `count` is the number of updates so far."""
         n = int(count)
         get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(averaged, current, count)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts again at the first step: the object can be from an earlier `fit`."""
+        if stage == "fit":
+            self.load_state_dict(self._initial)
+        super().setup(trainer, pl_module, stage)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from resnet_pl.callbacks.access import is_optimizer_step
 from resnet_pl.types import PositiveFloat, PositiveInt, UnitInterval
@@ -37,6 +38,12 @@ class ErrorWarmup(Callback):
         self.error, self.factor, self.max_iterations = error, factor, max_iterations
         self.errors: list[float] | None = []
         self._counts: Tensor | None = None  # incorrect images and images since the last step
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts the warm-up of a new run: the object can be from an earlier `fit`."""
+        if stage == "fit":
+            self.errors, self._counts = [], None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the errors so far; None after the warm-up."""

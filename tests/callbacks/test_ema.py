@@ -37,6 +37,14 @@ def test_the_decay_grows_with_the_number_of_steps_up_to_its_limit() -> None:
     torch.testing.assert_close(module.backbone.fc.weight.detach(), average)
 
 
+def test_an_object_that_is_used_again_starts_a_new_average() -> None:
+    ema, modules = EMA(0.4), [classifier(optimizer=optimizer(lr=0.1)) for _ in range(2)]
+    for module in modules:
+        trainer(callbacks=[ema], limit_val_batches=0).fit(module, datamodule=Tiny())
+    first, second = (module.backbone.fc.weight for module in modules)
+    assert torch.equal(first, second)
+
+
 def test_a_short_run_validates_the_average_and_the_weights_that_are_trained() -> None:
     run("fit", *SMALL, "--name", "plain")
     run("fit", *SMALL, *RECIPE, "--name", "ema")

@@ -78,3 +78,11 @@ def test_an_iteration_is_an_optimizer_step(accumulate):
     assert callback.errors == pytest.approx([1 - value for value in logger.values("train/top1").values()])
     assert len(callback.errors) == {1: 8, 3: 4}[accumulate]
     assert logger.values("lr") == pytest.approx(dict.fromkeys(range(8 // (1 if accumulate == 1 else 2)), 1e-4))
+
+
+def test_an_object_that_is_used_again_starts_a_new_warm_up():
+    callback, errors = ErrorWarmup(), []
+    for _ in range(2):
+        trainer(limit_val_batches=0, callbacks=[callback]).fit(classifier(), datamodule=Tiny())
+        errors.append(callback.errors)
+    assert len(errors[0]) == 4 and errors[0] == errors[1]
