@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from resnet_pl.callbacks.access import is_optimizer_step
+from resnet_pl.data.batch import Batch
 from resnet_pl.types import PositiveFloat, PositiveInt, UnitInterval
 from resnet_pl.utils import UserError, counted
 
@@ -21,7 +22,7 @@ ERROR_WINDOW = 100
 class ErrorWarmup(Callback):
     """Multiplies the learning rate by `factor` until the training error over 100 iterations is below `error`.
 
-    The milestones of the schedule do not change.
+    The milestones of the schedule do not change. Images have one class each.
 
     Args:
         error: training error, 0 to 1, below which the warm-up ends.
@@ -30,6 +31,9 @@ class ErrorWarmup(Callback):
 
     Attributes:
         errors: training errors of the last iterations; None after the warm-up.
+
+    Raises:
+        UserError: the module has an `lr_scheduler`, its training step returns no logits, or the warm-up does not end.
     """
 
     def __init__(
@@ -42,6 +46,9 @@ class ErrorWarmup(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the warm-up of a new run: the object can be from an earlier `fit`."""
+        # These schedulers compute a rate from the one before, so that the factor would act again in every step.
+        if stage == "fit" and getattr(pl_module, "lr_scheduler", None) is not None:
+            raise UserError("ErrorWarmup: not with model.lr_scheduler\nuse model.schedule, or remove the callback")
         if stage == "fit":
             self.errors, self._counts = [], None
 
@@ -73,7 +80,13 @@ class ErrorWarmup(Callback):
         """Adds the training error of the step over all processes, and ends the warm-up if the mean is low enough."""
         if self.errors is None:
             return
-        labels = batch.labels.argmax(1) if batch.labels.ndim > 1 else batch.labels
+        if not isinstance(outputs, dict) or "logits" not in outputs:
+            raise UserError(
+                "ErrorWarmup: needs one class per image, and `logits` in the output of training_step\n"
+                "remove the callback"
+            )
+        labels = Batch.of(batch).labels
+        labels = labels.argmax(1) if labels.ndim > 1 else labels
         incorrect = (outputs["logits"].argmax(1) != labels).sum(dtype=torch.float32)
         counts = torch.stack([incorrect, incorrect.new_full((), len(labels))])
         self._counts = counts if self._counts is None else self._counts + counts

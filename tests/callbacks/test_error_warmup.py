@@ -11,7 +11,9 @@ import torch
 from resnet_pl.callbacks import ErrorWarmup
 from resnet_pl.optim import Schedule, ScheduledLR
 from resnet_pl.utils import UserError
+from tests.own import PlainData
 from tests.test_classifier import MemoryLogger
+from tests.test_multi_label import Several
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 
@@ -25,7 +27,7 @@ def warmed(errors: list[float], callback: ErrorWarmup, start: int = 0, total: in
     for error in errors:
         logits, labels = torch.eye(2)[[0] * 100], torch.zeros(100, dtype=torch.long)
         labels[: round(100 * error)] = 1
-        batch = SimpleNamespace(labels=labels)
+        batch = [torch.zeros(100, 3, 1, 1), labels]
         callback.on_train_batch_start(run, None, batch, 0)
         callback.on_before_optimizer_step(run, None, optimizer)
         rates.append(optimizer.param_groups[0]["lr"])
@@ -86,3 +88,22 @@ def test_an_object_that_is_used_again_starts_a_new_warm_up():
         trainer(limit_val_batches=0, callbacks=[callback]).fit(classifier(), datamodule=Tiny())
         errors.append(callback.errors)
     assert len(errors[0]) == 4 and errors[0] == errors[1]
+
+
+def test_other_data():
+    callback = ErrorWarmup()
+    trainer(limit_val_batches=0, callbacks=[callback]).fit(classifier(), datamodule=PlainData())
+    assert callback.errors and all(0 <= error <= 1 for error in callback.errors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "message"),
+    [
+        ({"lr_scheduler": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9)}, Tiny, "lr_scheduler"),
+        ({}, Several, "one class per image"),
+    ],
+)
+def test_it_is_refused_where_it_cannot_work(settings, data, message):
+    run = trainer(limit_val_batches=0, callbacks=[ErrorWarmup()])
+    with pytest.raises(UserError, match=message):
+        run.fit(classifier(**settings), datamodule=data())
