@@ -53,6 +53,15 @@ class EMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
     @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the averaged weights into the module, which keeps the thresholds of the last validation."""
+        thresholds = getattr(pl_module, "thresholds", None)
+        chosen = None if thresholds is None else thresholds.clone()
+        super().on_train_end(trainer, pl_module)
+        if thresholds is not None:
+            thresholds.copy_(chosen)
+
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stores the weights that are being trained, and puts the averaged ones into the module."""
         metrics = getattr(pl_module, "metrics", None)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from resnet_pl.callbacks import EMA
+from resnet_pl.callbacks import EMA, LastCheckpoint
 from tests.cli.commands import PROJECT, SMALL, rows, run
+from tests.test_multi_label import Several
 from tests.tiny import Tiny, classifier, optimizer, trainer
 
 RECIPE = ["--config", PROJECT / "configs/recipes/ema.yaml"]
@@ -43,6 +44,15 @@ def test_an_object_that_is_used_again_starts_a_new_average() -> None:
         trainer(callbacks=[ema], limit_val_batches=0).fit(module, datamodule=Tiny())
     first, second = (module.backbone.fc.weight for module in modules)
     assert torch.equal(first, second)
+
+
+def test_the_module_has_the_thresholds_of_the_last_validation(tmp_path: Path) -> None:
+    module = classifier()
+    callbacks = [EMA(), LastCheckpoint(tmp_path)]
+    trainer(callbacks=callbacks, enable_checkpointing=True).fit(module, datamodule=Several())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["resnet_pl"]["thresholds"]
+    assert module.thresholds is not None and module.thresholds.tolist() == pytest.approx(saved)
+    assert saved != [0.5] * 3
 
 
 def test_a_short_run_validates_the_average_and_the_weights_that_are_trained() -> None:
