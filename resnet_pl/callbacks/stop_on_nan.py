@@ -61,9 +61,13 @@ class StopOnNaN(Callback):
         self.check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Raises `DivergenceError` if the checkpoint holds a NaN or infinite value."""
+        """Raises `DivergenceError` if a weight, a BatchNorm statistic or the optimizer's state is NaN or infinite."""
         if trainer.training or trainer.validating:
-            self.check(trainer, pl_module, saved=[checkpoint["state_dict"], checkpoint.get("optimizer_states")])
+            # Other buffers can be infinite on purpose, such as a mask of an attention.
+            statistics = ("running_mean", "running_var")
+            others = {name for name, _ in pl_module.named_buffers() if not name.endswith(statistics)}
+            weights = [value for name, value in checkpoint["state_dict"].items() if name not in others]
+            self.check(trainer, pl_module, saved=[weights, checkpoint.get("optimizer_states")])
 
     def check(self, trainer: Trainer, pl_module: LightningModule, saved: Any = ()) -> None:
         """Raises `DivergenceError` on all ranks if a loss or a tensor is not finite on one of them.
@@ -98,7 +102,9 @@ class StopOnNaN(Callback):
             images = self._record(trainer, float(loss), step, lr, batch)
             what = f"the training loss is {float(loss):g} at step {step}, learning rate {lr:.3g}{images}"
         else:
-            what = "a training loss of another rank is not finite" if finite_weights else "the weights are not finite"
+            alone = trainer.world_size == 1
+            other = "a BatchNorm statistic or the optimizer's state" if alone else "a training loss of another rank"
+            what = f"{other} is not finite" if finite_weights else "the weights are not finite"
             what = "the gradients overflow float16 at every step" if overflow else what
             what += f" at step {trainer.global_step}, learning rate {current_lr(trainer):.3g}"
         return f"{what}\n{fix}; {_last_good(trainer)}"

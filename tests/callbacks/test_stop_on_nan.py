@@ -95,6 +95,23 @@ def test_infinite_weights_are_not_saved(tmp_path: Path) -> None:
     assert "weights are not finite" in text and not (tmp_path / "last.ckpt").exists()
 
 
+class InfiniteVariance(Callback):
+    """Sets a statistic of BatchNorm to infinity after a step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        pl_module.backbone.bn1.running_var.fill_(math.inf)
+
+
+def test_a_mask_with_infinite_values_is_saved_but_no_infinite_statistics(tmp_path: Path) -> None:
+    module = classifier()
+    module.backbone.register_buffer("mask", torch.tensor([0, -math.inf]))
+    settings = {"limit_train_batches": 1, "limit_val_batches": 0, "enable_checkpointing": True}
+    trainer(callbacks=[LastCheckpoint(tmp_path)], **settings).fit(module, datamodule=Tiny())
+    assert (tmp_path / "last.ckpt").exists()
+    text = message(tmp_path / "other", Tiny(), InfiniteVariance(), log_every_n_steps=100, limit_val_batches=0)
+    assert "BatchNorm statistic" in text and not (tmp_path / "other" / "last.ckpt").exists()
+
+
 def test_batches_of_other_data_are_not_kept_in_memory() -> None:
     batches: list[weakref.ref[torch.Tensor]] = []
     in_memory: list[int] = []
