@@ -57,7 +57,8 @@ collection while it imports.
 
 What is not measured needs a GPU: `python benchmarks/gpu.py --record`, and for the last three rows
 `python benchmarks/accuracy.py --config FILE --seeds 10 --tta flip --record`, where FILE is
-`configs/recipes/cifar10-94-muon.yaml`, `configs/recipes/cifar10-96.yaml`, or (without `--tta`) `configs/paper/cifar10.yaml`.
+`configs/recipes/cifar10-94-muon.yaml`, `configs/recipes/cifar10-96.yaml`, or (without `--tta`)
+`configs/paper/cifar10.yaml`.
 """
 
 
