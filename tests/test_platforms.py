@@ -79,5 +79,5 @@ def test_a_calibrated_checkpoint_is_not_mapped_when_it_is_replaced(monkeypatch: 
         save(value, file)
 
     monkeypatch.setattr(torch, "save", watch)
-    ckpt.store_calibration(path, {"temperature": 2.0})
+    ckpt.update_metadata(path, "calibration", {"temperature": 2.0})
     assert mapped == [False]
