@@ -105,12 +105,11 @@ def overrides(name: str, data: Path) -> list[str]:
     photos = ["--data.root", str(data / "photos"), "--data.image_size", "32", "--data.batch_size", "4"]
     if name.startswith("recipes/"):
         small["CIFAR10"] += ["--data.batch_size", "32"]
-    if "precision" in config["trainer"]:
-        small[kind] += ["--trainer.precision", "32-true"]
     # Images and the graph of the network take as long as the rest; one config is enough for them.
     dashboard = [] if name == "digits" else ["--dashboard.images", "0", "--dashboard.graph", "false"]
     narrow = ["--model.backbone.width", str(FEW_CHANNELS)] if network.lower().startswith("resnet") else []
     narrow += ["--model.compile", "false"] if "compile" in config["model"] else []
+    narrow += ["--trainer.precision", "32-true"] if "precision" in config["trainer"] else []
     return [*small.get(kind, photos), *narrow, "--data.num_workers", "0", *FEW, *dashboard]
 
 
