@@ -17,7 +17,7 @@ from resnet_pl.utils import UserError
 TABLE_HEAD = "| Model and dataset | Training | Test accuracy (top-1) | n |\n|---|---|---|---|\n"
 # What differs between the seeds of one training, with its value.
 OWN_OPTIONS = re.compile(r" --(?:seed_everything|name)[= ](?:'[^']*'|\S+)")
-# Folders of one machine.
+# Options that name folders of one machine; they do not change the training.
 FOLDERS = re.compile(r" --(?:data\.root|trainer\.default_root_dir)[= ](?:'[^']*'|\S+)")
 
 

@@ -110,7 +110,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """Returns the values of the header Host that are answered; `*`, all, if other computers can reach the address."""
+    """Returns the Host headers that the server accepts: all (`*`) if other computers can reach the address."""
     try:
         is_local = ip_address(host).is_loopback
     except ValueError:

@@ -46,11 +46,14 @@ class ErrorWarmup(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the warm-up of a new run: the object can be from an earlier `fit`."""
+        if stage != "fit":
+            return
         # These schedulers compute a rate from the one before, so that the factor would act again in every step.
-        if stage == "fit" and getattr(pl_module, "lr_scheduler", None) is not None:
-            raise UserError("ErrorWarmup: not with model.lr_scheduler\nuse model.schedule, or remove the callback")
-        if stage == "fit":
-            self.errors, self._counts = [], None
+        if getattr(pl_module, "lr_scheduler", None) is not None:
+            raise UserError(
+                "ErrorWarmup does not work with model.lr_scheduler\nuse model.schedule, or remove the callback"
+            )
+        self.errors, self._counts = [], None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the errors so far; None after the warm-up."""
