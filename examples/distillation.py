@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_pl import ImageClassifier, load_run
+from resnet_pl import ImageClassifier, load_model
 
 
 class Distilled(ImageClassifier):
@@ -35,7 +35,7 @@ class Distilled(ImageClassifier):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        teacher, _ = load_run(self.teacher_path)  # in evaluation mode
+        teacher = load_model(self.teacher_path)  # in evaluation mode
         if teacher.class_names != self.class_names:
             raise ValueError(f"the teacher {self.teacher_path} has other classes than the data")
         self.teacher = [teacher.to(self.device)]

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_pl.api import fit, load_run, test
+    from resnet_pl.api import fit, load_model, load_run, test
     from resnet_pl.classifier import ImageClassifier
     from resnet_pl.data import (
         CIFAR10,
@@ -37,6 +37,7 @@ __all__ = [
     "__version__",
     "cifar_resnet",
     "fit",
+    "load_model",
     "load_run",
     "resnet18",
     "resnet34",
@@ -47,7 +48,8 @@ __all__ = [
 ]
 
 # Modules of the public names. Classes that are not listed are in `data`, functions in `models`.
-_MODULES = {"ImageClassifier": "classifier", "UserError": "utils", "fit": "api", "load_run": "api", "test": "api"}
+_MODULES = {"ImageClassifier": "classifier", "UserError": "utils"}
+_MODULES |= dict.fromkeys(["fit", "load_model", "load_run", "test"], "api")
 
 if not TYPE_CHECKING:
 

@@ -108,6 +108,23 @@ def test(
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - pytest would collect it where it is imported
 
 
+def load_model(path: str | Path) -> Any:
+    """Loads the model of a checkpoint, in evaluation mode, without its data: to use it where the images are not.
+
+    Args:
+        path: checkpoint, run folder, `best` or `last`.
+
+    Returns:
+        An `ImageClassifier`, unless the run had a module of another class.
+
+    Raises:
+        UserError: the checkpoint was not found, or its model was built in Python.
+    """
+    from resnet_pl import load
+
+    return load.load_model(path)
+
+
 def load_run(
     path: str | Path,
     data: Any = None,

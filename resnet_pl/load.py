@@ -131,22 +131,13 @@ def load_run(
         return _load(checkpoint, config, options, file, given, files)
 
 
-def load_model(file: Path, what: str) -> ImageClassifier:
-    """Loads the model of a checkpoint in evaluation mode, without its data.
-
-    Args:
-        file: the checkpoint.
-        what: the command that needs the model, for messages.
-
-    Raises:
-        UserError: the checkpoint has another kind of model, or cannot be loaded.
-    """
+def load_model(path: str | Path) -> Any:
+    """Loads the model of a checkpoint, see `api.load_model`."""
+    file = find_checkpoint(path)
     checkpoint = ckpt.read(file)
     config = ckpt.config_of(checkpoint, file, "test", given=["data"])
     with isolate_rng():
         model, _ = build(config, checkpoint=file, skip=["data"])
-    if not isinstance(model, ImageClassifier):
-        raise UserError(f"{what}: {file} has a {type(model).__name__}\nderive it from ImageClassifier")
     restore(model, checkpoint)
     return model
 

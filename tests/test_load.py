@@ -9,7 +9,7 @@ import torch
 
 from resnet_pl import ImageClassifier
 from resnet_pl.cli.main import main
-from resnet_pl.load import build, load_run
+from resnet_pl.load import build, load_model, load_run
 from resnet_pl.utils import UserError
 
 CONFIG = str(Path(__file__).parent.parent / "configs/digits.yaml")
@@ -65,6 +65,8 @@ def test_moved_photos(photo_folder: Path, tmp_path: Path) -> None:
     moved = photo_folder.rename(tmp_path / "moved, 'here'")
     with pytest.raises(UserError, match="photos"):
         load_run(run)
+    model = load_model(run)
+    assert not model.training and len(model.predict(moved)) == len(list(moved.rglob("*.*")))
     assert load_run(run, {"root": str(moved)})[1].split("test").names == names
     assert load_run(run, options=[f"--data.root={moved}"])[1].split("test").names == names
 

@@ -87,7 +87,9 @@ def describe(model: ImageClassifier, file: Path) -> dict[str, Any]:
 
 
 def _load(file: Path, device: str | None) -> ImageClassifier:
-    model = load_model(file, "serve")
+    model = load_model(file)
+    if not isinstance(model, ImageClassifier):
+        raise UserError(f"serve: {file} has a {type(model).__name__}\nderive it from ImageClassifier")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

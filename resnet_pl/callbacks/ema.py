@@ -25,8 +25,8 @@ class EMA(WeightAveraging):
     covers about the last tenth of a short run, and of a long one the last 1 / (1 - decay) steps. The initial weights
     have no influence on it.
 
-    `best.ckpt` is chosen by the averaged weights. The same metric of the weights that are being trained is logged as
-    `val/top1_raw`; for this, each validation classifies its images twice.
+    `best.ckpt` is chosen by the averaged weights. The same metric of the weights that are being trained is logged
+    with `_raw` after its name, such as `val/top1_raw`; for this, each validation classifies its images twice.
 
     Args:
         decay: largest decay of the average per optimizer step.

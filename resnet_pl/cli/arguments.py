@@ -39,7 +39,8 @@ TEXTS = {
     " be repeated: later files override earlier ones, and options override all files.",
     "--print_config": "Print the resolved configuration as YAML and exit. Flags: skip_default, skip_unset.",
     "--seed_everything": "Seed of all random numbers. True chooses one at random.",
-    "--data": "Data module: CIFAR10, CIFAR100, Digits, Flowers, ImageFolder, ImageNet, or package.module.Class.",
+    "--data": "Data module: ImageFolder, ImageTable, HFDataset, CIFAR10, CIFAR100, Digits, Flowers, ImageNet, or"
+    " package.module.Class.",
     "--model": "Model class, ImageClassifier by default, or package.module.Class.",
     "--trainer.default_root_dir": "Folder of all runs. A run is written to ROOT/NAME/version_N.",
     "--trainer.logger": "Logger or list of loggers that replace TensorBoard. Add one with --trainer.logger+=NAME. False"

@@ -18,6 +18,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms.v2 import Transform
 
 from resnet_pl import ImageClassifier, ImageDataModule, data, models
@@ -30,6 +31,8 @@ from resnet_pl.cli.arguments import (
     plain_sentence,
 )
 from resnet_pl.command_line import CommandLine
+from resnet_pl.losses import AsymmetricLoss, FocalLoss
+from resnet_pl.lr_schedulers import LRSequence
 from resnet_pl.utils import UserError, plain_page, similar
 
 DESCRIPTIONS = {
@@ -39,9 +42,9 @@ DESCRIPTIONS = {
     " of the learning rate, on a GPU the largest batch size, the speed of data loading and network, time and memory of"
     " the run, and options that were faster. Writes doctor/learning_rate.png, and no run folder.",
     "validate": "Evaluates a checkpoint on the validation set. Model, data, splits, classes and normalization are"
-    " restored from the checkpoint; options override them. Writes results-val.json and confusion-val.png.",
+    " restored from the checkpoint; options override them. Writes results-val.json, figures and the mistakes.",
     "test": "Evaluates a checkpoint on the test set. Model, data, splits, classes and normalization are restored from"
-    " the checkpoint; options override them. Writes results.json and confusion.png.",
+    " the checkpoint; options override them. Writes results.json, figures and the mistakes.",
     "predict": "Classifies images with a checkpoint: those given with --images, or else the test set. Writes"
     " predictions.csv and contact_sheet.png: the most confident mistakes first, else the least confident predictions.",
     "probe": "Computes the features of the training and validation images with a pretrained network that is not trained"
@@ -52,7 +55,7 @@ DESCRIPTIONS = {
     " reports loss and calibration error before and after, on validation and test images.",
     "export": "Writes a checkpoint as one file for programs without this project: an ONNX file or a graph of"
     " torch.export, which take images as decoded from a file and return probabilities, or the weights alone. Needs no"
-    " images, except with --check.",
+    " images, except with --check and --int8.",
     "report": "Evaluates a checkpoint on the test set and explains its results. Writes the folder report/ with"
     " index.html, one file with all images in it: metrics with 95 % intervals, confused classes, the most confident"
     " mistakes with heat maps, probable label errors, data and recipe. Also writes the tables as CSV files, and"
@@ -74,7 +77,8 @@ CHOICES: dict[str, tuple[list[Any], str]] = {
     "data.transforms": ([], "torchvision.transforms.v2"),
     "model": ([ImageClassifier], ""),
     "model.backbone": ([getattr(models, name) for name in models.NETWORKS], "torchvision.models"),
-    "model.loss": ([], "torch.nn"),
+    "model.loss": ([AsymmetricLoss, FocalLoss], "torch.nn"),
+    "model.lr_scheduler": ([LRSequence], "torch.optim.lr_scheduler"),
     "model.optimizer": ([], "torch.optim"),
     "trainer.callbacks": ([EMA, ErrorWarmup, Freeze, WhiteningInit], "lightning.pytorch.callbacks"),
     "trainer.logger": ([], "lightning.pytorch.loggers"),
@@ -87,6 +91,7 @@ CHOICES: dict[str, tuple[list[Any], str]] = {
 BASES: dict[str, type] = {
     "data.transforms": Transform,
     "model.loss": nn.Module,
+    "model.lr_scheduler": LRScheduler,
     "model.optimizer": Optimizer,
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
@@ -167,7 +172,7 @@ def class_page(command_line: CommandLine, key: str, name: str) -> str:
     kwargs |= {"usage": f"--{key} {_as_given(key, found, name)} [--{key}.OPTION VALUE ...]"}
     kwargs |= {"formatter_class": ClassHelpFormatter, "description": _first_paragraph(found)}
     parser = LightningArgumentParser(add_help=False, **kwargs)
-    skip: set[str | int] = {1} if key == "model.optimizer" else set()
+    skip: set[str | int] = {1} if key in ("model.optimizer", "model.lr_scheduler") else set()
     if isinstance(found, type):
         parser.add_class_arguments(found, key, fail_untyped=False, skip=skip)
     else:

@@ -57,7 +57,7 @@ def check_bad_fraction(bad: Sequence[BadImage], total: int) -> None:
         raise UserError(
             f"{len(bad)} of {total} images cannot be read, "
             f"the last is {printable_path(bad[-1].path)}: {bad[-1].reason}\n"
-            f"these are too many to skip; `{prog_name()} check-data FOLDER` lists them all"
+            f"these are too many to skip; `{prog_name()} check-data FOLDER --decode` lists them all"
         )
 
 

@@ -42,7 +42,7 @@ class ImageFolder(ImageDataModule):
     Args:
         root: folder of the class folders.
         group_pattern: regular expression on the path of an image relative to `root`; its first group identifies the
-            patient, video or burst, such as `(patient\\d+)_`. Images of a group are never in two splits.
+            patient, video or burst, such as `(patient\\d+)_`. Images of a group are never held out from each other.
         train_image_size: size of the training crops in pixels; `image_size` by default. Smaller crops train faster, and
             the accuracy is often higher (arXiv:1906.06423). For networks that take any size, as the ResNets do.
         crop: training crop; the paper's scale augmentation (`ScaleCrop`) by default. `Letterbox` keeps the entire
@@ -58,9 +58,9 @@ class ImageFolder(ImageDataModule):
             the cache always decode in full.
         verify_images: whether all files are checked quickly before the first step.
         cache: whether images are decoded once, before training, into a file that later epochs and runs share.
-        cache_side: maximum shorter side of cached images, pixels; larger images are downscaled. With null, images have
-            their full size, and training is the same as without a cache and `scaled_decoding`. Evaluation uses
-            image_size × 256 / 224.
+        cache_side: maximum shorter side of cached images, pixels; larger images are downscaled. With null, images keep
+            their full size: training is the same as with `cache: false` and `scaled_decoding: false`. The evaluation
+            reads the cache if this is null or image_size × 256 / 224, else the files.
         cache_dir: folder of the caches; null uses $XDG_CACHE_HOME/resnet_pl or ~/.cache/resnet_pl.
         in_channels: channels of the images: 3 reads all files as RGB, 1 as gray; another number is that of the files.
         max_value: white in gray files with more than 8 bits, such as 4095 for a 12-bit camera; null uses the range of

@@ -87,9 +87,9 @@ def _use(report: RunReport) -> str:
 ```
 
 ```python
-from resnet_pl import load_run
+from resnet_pl import load_model
 
-model, data = load_run("best.ckpt")
+model = load_model("best.ckpt")
 print(model.predict("photo.jpg"))
 ```
 """

@@ -22,7 +22,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from resnet_pl import ImageClassifier, cifar_resnet, load_run
+from resnet_pl import ImageClassifier, cifar_resnet, load_model, load_run
 from resnet_pl.cli.export import inference_model
 from resnet_pl.cli.main import main
 from resnet_pl.data import CenterCrop, Letterbox, ResizeCenterCrop
@@ -303,7 +303,7 @@ def test_weights_load_into_torchvision(resnet: Path, capsys: pytest.CaptureFixtu
     assert (words["arch"], words["classes"], words["image_size"]) == ("resnet18", ["ant", "bee", "cat"], 32)
     network = getattr(torchvision.models, words["arch"])(num_classes=len(words["classes"])).eval()
     network.load_state_dict(safetensors.load_file(path))
-    model, _ = load_run(resnet, data=[None])  # without the images of the training
+    model = load_model(resnet)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(words[name])[:, None, None] for name in ("mean", "std"))
     with torch.no_grad():

@@ -81,7 +81,7 @@ def request(port: int, method: str, path: str, body: Any = None, **headers: str)
 def served(trained: Path) -> Iterator[Server]:
     """A server for the checkpoint of a small training."""
     file = trained / "checkpoints/best.ckpt"
-    model = load_model(file, "serve")
+    model = load_model(file)
     server = Server(model, describe(model, file) | {"limits": LIMITS})
     yield server
     server.stop()
