@@ -122,7 +122,7 @@ def _export(cli: ProjectCLI) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Removes the temporary files of killed exports; an export that is running has changed its own in the last hour."""
-    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+    for left in path.parent.glob(f".{path.name[:60]}.{'[0-9a-f]' * 8}"):
         if time.time() - left.stat().st_mtime > 3600:
             left.unlink(missing_ok=True)
 
@@ -183,7 +183,7 @@ def _check(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, form:
     else:
         images = data.split("test")
     run = load_pt2(path) if form == "pt2" else load_onnx(path)[0]
-    comparison = compare(network, run, images, known.function())
+    comparison = compare(network, run, images, known.function(), data.on_bad_image == "skip")
     print_report(comparison.table())
     if problem := comparison.problem():
         raise UserError(f"--check: the file differs from the checkpoint: {problem}\nno file is written")
@@ -196,9 +196,9 @@ def _quantize(cli: ProjectCLI, network: InferenceModel, known: Preprocessing, pa
         raise UserError("--int8 is for networks with one label per image\nremove it")
     if "val" not in data.splits:
         raise UserError("--int8 needs validation images for the ranges of the activations; the data has none")
-    prepare, size = known.function(), path.stat().st_size
-    quantize(path, network, data.split("val"), prepare)
-    comparison = compare(network, load_onnx(path)[0], data.split("test"), prepare)
+    prepare, size, skip_bad = known.function(), path.stat().st_size, data.on_bad_image == "skip"
+    quantize(path, network, data.split("val"), prepare, skip_bad)
+    comparison = compare(network, load_onnx(path)[0], data.split("test"), prepare, skip_bad)
     print_report(accuracy_table(comparison, (size, path.stat().st_size)))
     check_drop(comparison, cli.config["max_drop"])
 

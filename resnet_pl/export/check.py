@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from resnet_pl.data.bad_images import BadImage
 from resnet_pl.data.decode import read_image
 from resnet_pl.export.exported import Runner
 from resnet_pl.export.inference import InferenceModel
@@ -90,7 +91,9 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(network: InferenceModel, run: Runner, images: Any, prepare: Callable[[Tensor], Tensor]) -> Comparison:
+def compare(
+    network: InferenceModel, run: Runner, images: Any, prepare: Callable[[Tensor], Tensor], skip_bad: bool = False
+) -> Comparison:
     """Classifies images with a checkpoint and with an exported network.
 
     Args:
@@ -98,19 +101,21 @@ def compare(network: InferenceModel, run: Runner, images: Any, prepare: Callable
         run: runs the exported file.
         images: the images, a split of an `ImageDataModule`.
         prepare: preprocessing of the checkpoint: converts an image `(3, H, W)` uint8 to an input of the network.
+        skip_bad: whether files that cannot be read are skipped.
 
     Raises:
         UserError: a file is not an image.
     """
-    expected, actual = [], []
+    expected, actual, compared = [], [], []
     with progress("comparing", len(images)) as advance:
-        for index in range(len(images)):
-            pixels = read_pixels(images, index)
+        for index, pixels in read_images(images, range(len(images)), skip_bad):
+            compared.append(index)
             expected.append(network.model.to_probabilities(network.model(prepare(pixels)[None])))
             # A checkpoint is compared with the file as others run it, from the decoded pixels.
             actual.append(run(as_input(network, pixels, prepare)))
             advance(1)
-    labels = torch.as_tensor(images.labels) if network.model.thresholds is None else torch.full((len(images),), -1)
+    several = network.model.thresholds is not None
+    labels = torch.full((len(compared),), -1) if several else torch.as_tensor(images.labels)[compared]
     return Comparison(torch.cat(expected), torch.cat(actual), labels, network.model.thresholds)
 
 
@@ -120,8 +125,24 @@ def as_input(network: InferenceModel, pixels: Tensor, prepare: Callable[[Tensor]
     return given.contiguous()
 
 
-def read_pixels(images: Any, index: int) -> Tensor:
-    """Returns an uncropped image, `(3, H, W)` uint8. Unlike `load_full_image`, it raises if the file is unreadable."""
-    if hasattr(images, "root"):
-        return read_image(images.root / images.names[index], images.pixel_format)
-    return images.load_full_image(index)
+def read_images(images: Any, indices: Iterable[int], skip_bad: bool) -> Iterator[tuple[int, Tensor]]:
+    """Yields index and pixels of uncropped images, `(3, H, W)` uint8.
+
+    Args:
+        images: the images, a split of an `ImageDataModule`.
+        indices: which of them.
+        skip_bad: whether files that cannot be read are skipped.
+
+    Raises:
+        UserError: a file is not an image.
+    """
+    for index in indices:
+        if not hasattr(images, "root"):
+            yield index, images.load_full_image(index)
+            continue
+        try:
+            # Unlike `load_full_image`, it raises if the file is unreadable.
+            yield index, read_image(images.root / images.names[index], images.pixel_format)
+        except BadImage:
+            if not skip_bad:
+                raise

@@ -66,13 +66,15 @@ def exporting(model: ImageClassifier) -> Iterator[None]:
     """Reports an error of torch's exporters in two lines; suppresses their messages, which are about their internals.
 
     Raises:
-        UserError: the block raises an exception of any type.
+        UserError: the block raises an exception, except one about a file or the memory, which is unchanged.
     """
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
+    except (UserError, OSError, MemoryError):
+        raise
     except Exception as error:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__

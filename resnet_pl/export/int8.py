@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
-from resnet_pl.export.check import Comparison, as_input, read_pixels
+from resnet_pl.export.check import Comparison, as_input, read_images
 from resnet_pl.export.inference import InferenceModel, exporting
 from resnet_pl.reports.tables import numbers_table
 from resnet_pl.utils import UserError, progress, require
@@ -22,7 +22,9 @@ LAYERS = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "Relu"]
 MAX_IMAGES = 256
 
 
-def quantize(path: Path, network: InferenceModel, images: Any, prepare: Callable[[Tensor], Tensor]) -> None:
+def quantize(
+    path: Path, network: InferenceModel, images: Any, prepare: Callable[[Tensor], Tensor], skip_bad: bool = False
+) -> None:
     """Replaces an ONNX file by one with int8 weights and activations (static quantization, QDQ format).
 
     The range of each activation is that on the given images, at most `MAX_IMAGES` of them, evenly distributed.
@@ -32,6 +34,7 @@ def quantize(path: Path, network: InferenceModel, images: Any, prepare: Callable
         network: the network in it.
         images: the images, a split of an `ImageDataModule`; not those of the test.
         prepare: preprocessing of the checkpoint, see `compare`.
+        skip_bad: whether files that cannot be read are skipped.
 
     Raises:
         UserError: a package is missing, a file is not an image, or the network cannot be quantized.
@@ -44,13 +47,13 @@ def quantize(path: Path, network: InferenceModel, images: Any, prepare: Callable
 
         class Reader(quantization.CalibrationDataReader):
             def __init__(self) -> None:
-                self.remaining = iter(chosen)
+                self.remaining = read_images(images, chosen, skip_bad)
 
             def get_next(self) -> dict[str, Any] | None:
-                if (index := next(self.remaining, None)) is None:
+                if (found := next(self.remaining, None)) is None:
                     return None
                 advance(1)
-                return {"images": as_input(network, read_pixels(images, index), prepare).numpy()}
+                return {"images": as_input(network, found[1], prepare).numpy()}
 
         before, after = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         shutil.copy(path, before)

@@ -38,7 +38,9 @@ def _resize_buffers(module: Normalize, state_dict: dict[str, Tensor], prefix: st
     """Gives the buffers the shapes of the state dict before it is loaded: per channel or per pixel."""
     for name in ("mean", "std"):
         if (value := state_dict.get(prefix + name)) is not None:
-            setattr(module, name, torch.empty_like(value, device=getattr(module, name).device))
+            # In the precision of the module: the other weights are converted to it too.
+            own = getattr(module, name)
+            setattr(module, name, own.new_empty(value.shape))
 
 
 def _resize(statistic: Tensor, size: torch.Size) -> Tensor:

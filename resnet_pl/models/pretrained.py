@@ -152,6 +152,8 @@ def _without_prefix(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], body: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns the part of a file that is the network, such as `encoder.` of a network trained without labels."""
+    if not body:  # a network of a head only
+        return dict(state)
     first = next(iter(body))
     prefixes = ["", *(key.removesuffix(first) for key in state if key.endswith(f".{first}"))]
     parts = [{key.removeprefix(each): state[key] for key in state if key.startswith(each)} for each in prefixes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from typing_extensions import override
 
 from resnet_pl.data.bad_images import BadImage, LargeImage
 from resnet_pl.server.uploads import read_photos
@@ -37,6 +39,14 @@ MAX_IN_MEMORY = 8
 MAX_CONNECTIONS = 256  # others are answered with 503
 
 
+class _Json(JSONResponse):
+    """JSON in ASCII: the name of a class can be a lone surrogate, from a folder whose name is not UTF-8."""
+
+    @override
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
+
+
 def create_app(worker: Worker, facts: Mapping[str, Any], hosts: Sequence[str]) -> Starlette:
     """Returns the application.
 
@@ -54,7 +64,7 @@ def create_app(worker: Worker, facts: Mapping[str, Any], hosts: Sequence[str]) -
             raise HTTPException(400, "top_k must be a positive whole number")
         async with in_memory:
             photos = await read_photos(request, max_bytes)
-            return JSONResponse({"predictions": await worker.run(worker.classify, photos, int(top_k))})
+            return _Json({"predictions": await worker.run(worker.classify, photos, int(top_k))})
 
     async def heatmap(request: Request) -> Response:
         async with in_memory:
@@ -65,10 +75,10 @@ def create_app(worker: Worker, facts: Mapping[str, Any], hosts: Sequence[str]) -
             return Response(png, media_type="image/png")
 
     async def model(request: Request) -> Response:
-        return JSONResponse(facts)
+        return _Json(facts)
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return _Json({"status": "ok"})
 
     routes = [
         Route("/predict", predict, methods=["POST"]),
@@ -102,7 +112,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None, **more: str) -> Response:
-    return JSONResponse({"error": message, **more}, status, headers)
+    return _Json({"error": message, **more}, status, headers)
 
 
 def create_server(app: Starlette) -> uvicorn.Server:

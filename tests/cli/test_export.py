@@ -30,9 +30,9 @@ from resnet_pl.data.crops import Crop
 from resnet_pl.data.decode import PixelFormat
 from resnet_pl.data.resizing import Size
 from resnet_pl.evaluation.classify import Preprocessing
-from resnet_pl.export.check import Comparison
+from resnet_pl.export.check import Comparison, read_images
 from resnet_pl.export.formats import WRITERS
-from resnet_pl.export.inference import InferenceModel
+from resnet_pl.export.inference import InferenceModel, exporting
 from resnet_pl.utils import UserError
 from tests.cli.commands import PROJECT, printed, refused, run
 from tests.conftest import MakePhotos, write_photos
@@ -320,7 +320,11 @@ def test_the_client_of_the_page_needs_no_package_of_this_project(exported: Path,
     rotated = Image.Exif()
     rotated[0x0112] = 6  # turned by 90 degrees
     Image.fromarray(pixels(60, 90)).save("turned.jpg", exif=rotated)
-    paths = ["turned.jpg", *map(str, sorted(photos.rglob("*.png")))]
+    Image.fromarray(pixels(60, 90)).convert("RGBA").save("clear.png")
+    clear = Image.open("clear.png")
+    clear.putalpha(Image.fromarray(pixels(60, 90)[:, :, 1]))
+    clear.save("clear.png")
+    paths = ["turned.jpg", "clear.png", *map(str, sorted(photos.rglob("*.png")))]
     words = [sys.executable, "client.py", str(exported / "model.onnx"), *paths]
     found = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     model, _ = load_run(exported)
@@ -361,11 +365,33 @@ class Branching(nn.Module):
         return self.fc(images.mean((2, 3))) * (2 if images.sum() > 0 else 1)
 
 
+class FewFiles:
+    """Three image files; the second one is damaged."""
+
+    names = ("0.png", "1.png", "2.png")
+    pixel_format = PixelFormat()
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in self.names:
+            Image.fromarray(pixels(20, 30)).save(root / name)
+        (root / "1.png").write_bytes((root / "1.png").read_bytes()[:200])
+
+
 def test_an_unsupported_operation_is_named() -> None:
     model = ImageClassifier(Branching(), num_classes=10, channels_last=False).eval()
     model.configure_model()
     with pytest.raises(UserError, match=r"Branching cannot be exported: .*\n.*--format safetensors"):
         InferenceModel(model, 16, ResizeCenterCrop()).trace()
+
+
+def test_an_unreadable_image_is_named_or_skipped(tmp_path: Path) -> None:
+    images, network = FewFiles(tmp_path), InferenceModel(ImageClassifier(cifar_resnet(8)), 16, ResizeCenterCrop())
+    with pytest.raises(UserError, match=r"1\.png"), exporting(network.model):
+        list(read_images(images, range(3), skip_bad=False))
+    assert [index for index, _ in read_images(images, range(3), skip_bad=True)] == [0, 2]
+    with pytest.raises(OSError, match="full"), exporting(network.model):
+        raise OSError(28, "the disk is full")
 
 
 def test_images_with_other_channels_need_no_preprocessing() -> None:

@@ -198,6 +198,13 @@ def test_pages_whose_name_was_rebound_to_this_computer_are_refused(served: Serve
     assert [served.request("GET", "/model", Host=host)[0] for host in ("localhost", "[::1]:8000")] == [200] * 2
 
 
+def test_a_class_whose_name_is_not_utf_8(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["Bl\udcfcte", *served.model.class_names[1:]]
+    monkeypatch.setitem(served.model.hparams, "class_names", names)
+    status, answer = served.predict(photo(), "/predict?top_k=10")
+    assert status == 200 and {row["class"] for row in answer["predictions"][0]["probabilities"]} == set(names)
+
+
 def test_an_internal_error_is_not_shown_to_the_client(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise RuntimeError("secret")

@@ -21,3 +21,10 @@ def test_uint8_images_are_scaled() -> None:
     normalize = Normalize()
     normalize.set(torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25))
     assert torch.equal(normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)), torch.full((1, 3, 2, 2), 2.0))
+
+
+def test_statistics_take_the_precision_of_the_model() -> None:
+    trained, loaded = Normalize().to(torch.bfloat16), Normalize()
+    trained.set(torch.full((3, 4, 4), 0.5), torch.full((3, 1, 1), 0.25))
+    loaded.load_state_dict(trained.state_dict())
+    assert loaded.mean.shape == (3, 4, 4) and loaded(torch.zeros(1, 3, 4, 4)).dtype == torch.float32

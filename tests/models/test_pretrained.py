@@ -445,3 +445,10 @@ def test_class_names_of_safetensors(tmp_path):
     save_weights(source, tmp_path / "x.safetensors", {"classes": '["ant", "bee"]'})
     load_pretrained(target, str(tmp_path / "x.safetensors"), no_download, ["bee", "ant"])
     assert torch.equal(target.fc.weight[[1, 0]], source.fc.weight)
+
+
+def test_a_network_of_a_head_only(tmp_path):
+    networks = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)) for _ in range(2)]
+    torch.save(networks[0].state_dict(), tmp_path / "linear.pth")
+    load_pretrained(networks[1], str(tmp_path / "linear.pth"), no_download)
+    assert equal_states(networks[0].state_dict(), networks[1].state_dict())
