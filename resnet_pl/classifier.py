@@ -75,7 +75,8 @@ class ImageClassifier(LightningModule):
             `multi_label`. Evaluation always reports these.
         label_smoothing: label smoothing factor (arXiv:1512.00567); for the default loss only.
         class_weights: weight of each class in the training loss, or `balanced`: inversely proportional to its number of
-            training images. The loss of the evaluation has no weights.
+            training images. The loss of the evaluation has no weights. With MixUp and CutMix, weights with a mean
+            over the images that is not 1 also scale the loss.
         metrics: further metrics of the evaluation by name, such as torchmetrics.classification.MulticlassF1Score. Each
             is created with the number of classes, and updated with probabilities `(N, K)` and labels `(N,)`.
         channels_last: whether to use the channels_last memory format, which makes convolutions faster.
@@ -383,6 +384,14 @@ class ImageClassifier(LightningModule):
         with collect_features(self) as features:
             self.predict(images, **options)
         return torch.cat(features)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()  # an evaluation that an error ended has left its counts
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.metrics.reset()
 
     @override
     def on_validation_epoch_end(self) -> None:

@@ -54,6 +54,13 @@ class LossRecorder(Callback):
         self.counts.append(len(batch.indices))
 
 
+class Interrupted(Callback):
+    """Raises an error after the first validation batch."""
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        raise KeyError
+
+
 def fitted(module: ImageClassifier, data: Tiny | None = None, **kwargs: Any) -> ImageClassifier:
     kwargs = {"limit_train_batches": 2, "limit_val_batches": 0} | kwargs
     trainer(**kwargs).fit(module, datamodule=data or Tiny())
@@ -416,3 +423,11 @@ def test_predict_returns_probabilities_and_labels_of_every_image():
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == data.splits["test"].labels.tolist()
     total = torch.cat([batch["probabilities"] for batch in batches]).sum(1)
     assert torch.allclose(total, torch.ones(20))
+
+
+def test_an_interrupted_validation_does_not_count_in_the_next() -> None:
+    module, data = fitted(classifier()), Tiny()
+    with pytest.raises(KeyError):
+        trainer(callbacks=[Interrupted()]).validate(module, datamodule=data)
+    trainer().validate(module, datamodule=data)
+    assert module.results["images"] == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,9 @@ def test_a_metric_chooses_the_best_checkpoint(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert main(["compare", str(run)]) == 0
     assert f"{metrics['f1']:.4f}" in capsys.readouterr().out
+    shutil.copytree(run, "copy")
+    assert main(["test", "--ensemble", str(run), "copy", "--output", "both"]) == 0
+    assert json.loads(Path("both/results.json").read_text())["metrics"]["f1"] == metrics["f1"]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class Ensemble(LightningModule):
                 "their probabilities have different meanings: give models of one kind"
             )
         self.members = nn.ModuleList(members)
-        self.metrics = type(members[0].metrics)(len(members[0].class_names))
+        self.metrics = type(members[0].metrics)(len(members[0].class_names), members[0].own_metrics)
         if isinstance(self.metrics, MultiLabelMetrics):
             self.metrics.thresholds = torch.stack([each for m in members if (each := m.thresholds) is not None]).mean(0)
         self.results: dict[str, Any] = {}
@@ -77,6 +77,12 @@ class Ensemble(LightningModule):
 
     validation_step = test_step
 
+    def on_test_epoch_start(self) -> None:
+        """Begins to count."""
+        self.metrics.reset()
+
+    on_validation_epoch_start = on_test_epoch_start
+
     def on_test_epoch_end(self) -> None:
         """Computes `results`."""
         self.results = self.metrics.compute()
@@ -95,6 +101,9 @@ class EnsembleData(LightningDataModule):
     def __init__(self, members: Sequence[ImageDataModule]) -> None:
         super().__init__()
         self.members = members
+        size = min(member.eval_batch_size for member in members)
+        for member in members:
+            member.eval_batch_size = size
 
     def val_dataloader(self) -> JointLoader:
         """Returns the validation images."""

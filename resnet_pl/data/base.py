@@ -232,11 +232,11 @@ class ImageDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the position; Lightning calls `train_dataloader` later, or before with a strategy that shards."""
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # Lightning also restores the state for an evaluation, which does not continue an epoch
         self._resume_position = dict(state_dict)
         before = self._resume_position.pop("step_images", None)
-        # Only a training continues an epoch; Lightning also restores the state for an evaluation.
-        training = self.trainer is not None and self.trainer.state.fn == "fit"
-        if training and before not in (None, self._step_images):
+        if self.trainer is not None and before not in (None, self._step_images):
             rank_zero_print(
                 f"note: the run had {before} images per step, now it has {self._step_images}: an epoch in progress "
                 "skips or repeats images\nto avoid it, change --data.batch_size with the number of processes"

@@ -38,7 +38,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _write(results: Mapping[str, Any], path: Path) -> None:
-    new = {**dict.fromkeys(IDENTITY), **_plain(results)}
+    new = {**dict.fromkeys(IDENTITY), **as_json(results)}
     try:
         stored = read_results(path) if path.exists() else {}
     except UserError as error:
@@ -65,7 +65,7 @@ def _write(results: Mapping[str, Any], path: Path) -> None:
 def read_results(path: Path) -> dict[str, Any]:
     """Returns the contents of a results file; raises UserError if it is missing, unreadable or damaged."""
     try:
-        stored = _plain(json.loads(path.read_bytes()))
+        stored = as_json(json.loads(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. It is written by `test`.") from error
     except ValueError as error:
@@ -75,14 +75,14 @@ def read_results(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _plain(value: Any) -> Any:
-    """The value with JSON types only."""
+def as_json(value: Any) -> Any:
+    """Returns a value with JSON types only; NaN and infinity become None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from resnet_pl import ImageClassifier
+from resnet_pl.analysis.ensemble import EnsembleData
 from resnet_pl.cli.main import main
 from resnet_pl.data import Digits
 from resnet_pl.load import load_run
 from resnet_pl.models import cifar_resnet
 from resnet_pl.reports.results import read_results
-from tests.cli.commands import SMALL, refused, rows, run
+from tests.cli.commands import SMALL, printed, refused, rows, run
 from tests.cli.test_calibrate import change
 
 QUICK = [*SMALL, "--trainer.max_epochs", "1", "--trainer.logger", "false"]
@@ -318,6 +319,15 @@ def test_precise_bn_is_for_one_test_unless_it_is_saved(copies: list[Path], place
     assert "accepted" in results and "accepted" not in saved
 
 
+def test_precise_bn_after_the_first_epoch_uses_all_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", *SMALL, "--trainer.max_epochs", 1)
+    out = printed(capsys, "test", "--ckpt_path", "last", "--precise_bn", "all")
+    data = load_run("last")[1]
+    count = len(data.split("train"))
+    count -= count % data.batch_size  # training drops the last batch
+    assert f"recomputed on {count:,} training images" in out
+
+
 def test_published_weights_are_tested_without_a_checkpoint(place: Path) -> None:
     torch.manual_seed(3)
     model = cifar_resnet(8).eval()
@@ -366,6 +376,12 @@ def test_an_ensemble_averages_the_probabilities_of_its_members(
     assert results["top1"] == top1(together, labels)
     assert results["loss"] == pytest.approx(-together.gather(1, labels[:, None]).log().mean().item(), rel=1e-5)
     assert results["protocol"].startswith("single view, ensemble with") and str(copies[1]) in results["protocol"]
+
+
+def test_members_with_other_batch_sizes_get_the_same_images(pair: list[Path]) -> None:
+    data = [load_run(path, {"batch_size": size})[1] for path, size in zip(pair, (64, 48), strict=True)]
+    labels = [[batch.labels for batch in batches] for batches in EnsembleData(data).test_dataloader()]
+    assert all(torch.equal(first, second) for first, second in labels) and len(labels) == 8
 
 
 def test_members_with_other_splits_are_rejected(
