@@ -55,13 +55,14 @@ def configure_lr_scheduler(
             "model.lr_scheduler: ChainedScheduler takes schedulers, which YAML cannot give\n"
             "write a function that returns it: def chained(optimizer: Optimizer) -> LRScheduler"
         )
+    length = _length(factory, interval, trainer)
     try:
-        scheduler = factory(optimizer, **_length(factory, interval, trainer))
+        scheduler = factory(optimizer, **length)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.lr_scheduler: {error}") from error
     if not isinstance(scheduler, LRScheduler):
         raise UserError(f"model.lr_scheduler: the function returned {scheduler!r}, not an LRScheduler")
-    per_step = hasattr(scheduler, "total_steps") or isinstance(scheduler, CyclicLR)
+    per_step = bool(length) or hasattr(scheduler, "total_steps") or isinstance(scheduler, CyclicLR)
     config = {"scheduler": scheduler, "interval": interval or ("step" if per_step else "epoch")}
     if isinstance(scheduler, ReduceLROnPlateau):
         check_validation("model.lr_scheduler: ReduceLROnPlateau", trainer)

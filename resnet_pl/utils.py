@@ -113,7 +113,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UserError: `path` cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}")  # file systems limit the length of a name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

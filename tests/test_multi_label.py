@@ -24,7 +24,7 @@ from resnet_pl.losses import AsymmetricLoss, FocalLoss, MultiLabelLoss
 from resnet_pl.reports.results import read_results
 from resnet_pl.reports.run_reader import read_run
 from resnet_pl.utils import UserError
-from tests.cli.commands import refused, rows, run
+from tests.cli.commands import BARE, refused, rows, run
 from tests.tiny import Tiny, classifier, trainer
 
 
@@ -233,6 +233,11 @@ def test_a_loss_from_python() -> None:
     model = classifier(loss=AsymmetricLoss())
     trainer(limit_train_batches=1, limit_val_batches=1).fit(model, datamodule=Several())
     assert isinstance(model.criterion, AsymmetricLoss)
+
+
+def test_a_monitor_that_only_a_test_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*BARE, "--data", f"{__name__}.Several", "--checkpoint.monitor", "val/exact_match"]
+    assert "val/exact_match is not logged" in refused(capsys, "fit", *options)
 
 
 def test_an_ensemble_of_both_kinds_is_refused() -> None:

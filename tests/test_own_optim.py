@@ -140,7 +140,7 @@ def test_a_scheduler_is_updated_per_step_or_epoch() -> None:
         one_cycle.step()
     # Its length is that of the run, as it is that of the argument `total_steps` of a function.
     assert learning_rates(partial(OneCycleLR, max_lr=0.5)) == pytest.approx(expected)
-    assert learning_rates(make_scheduler) == [1] * 4 + [pytest.approx(7 / 8)] * 4
+    assert learning_rates(make_scheduler) == pytest.approx([1 - step / 8 for step in range(8)])
     assert learning_rates(make_scheduler, "epoch") == [1] * 4 + [0.5] * 4
     halving = partial(Halving, every=2)
     assert learning_rates(halving) == [1] * 8

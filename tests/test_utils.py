@@ -110,6 +110,13 @@ def test_folders_are_created(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "content"
 
 
+def test_a_long_name(tmp_path: Path) -> None:
+    path = tmp_path / ("写" * 80 + ".png")  # 244 of at most 255 bytes
+    with atomic_write(path) as partial:
+        partial.touch()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_two_writers_use_separate_temporary_files(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.txt") as one, atomic_write(tmp_path / "a.txt") as two:
         one.write_text("one")

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from resnet_pl.analysis.layers import LoadedRun, Measured, add_checkpoint_arguments, measure_models, plot_gradients
 from resnet_pl.data import ImageDataModule
+from resnet_pl.models.heads import training_loss
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import counted, progress, rank_zero_print
 
@@ -68,7 +69,7 @@ def gradient_norms(
     The model runs in training mode. Its running statistics, modes and gradients are not changed.
 
     Args:
-        model: maps images to logits.
+        model: maps images to logits, in training mode also to those of auxiliary heads.
         batches: pairs of images and labels.
         loss: function of logits and labels.
 
@@ -85,8 +86,9 @@ def gradient_norms(
         for images, labels in batches:
             # BatchNorm updates these copies of its running statistics.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            logits = functional_call(model, buffers | weights, (images,))
-            gradients = torch.autograd.grad(loss(logits, labels), list(weights.values()), materialize_grads=True)
+            outputs = functional_call(model, buffers | weights, (images,))
+            value, _ = training_loss(loss, outputs, labels)
+            gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
             norms.append(torch.stack([gradient.double().norm() for gradient in gradients]))
     finally:
         for module, mode in modes.items():

@@ -66,7 +66,7 @@ def load(checkpoint: str | Path, options: Sequence[str] = ()) -> LoadedRun:
             seed_everything(seed, workers=True, verbose=False)
         model, _ = build(config, options, file)
         model.configure_model()
-        model.normalize = trained.normalize
+        model.normalize, model.criterion = trained.normalize, trained.criterion  # with the class weights of the run
         return model
 
     return LoadedRun(Run(file, config), stored["global_step"], trained, data, initial)

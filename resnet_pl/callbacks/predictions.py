@@ -99,7 +99,8 @@ class PredictionWriter(Callback):
         if self.outputs:
             with atomic_write(self.folder / "predictions.pt") as partial:
                 torch.save(self.outputs, partial)
-        number = max((max(row[2]) for row in gathered), default=0) + 1
+        labels = [label for _, label, *_ in gathered if isinstance(label, int)]
+        number = max([*labels, *(index for row in gathered for index in row[2])], default=0) + 1
         images, names = _images(trainer), class_names(pl_module, number)
         self.rows = [
             {

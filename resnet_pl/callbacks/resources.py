@@ -47,7 +47,10 @@ class Estimate(BatchTimer):
 def run_seconds(trainer: Trainer, batch_seconds: float) -> tuple[float, float]:
     """Returns the time of an epoch and of the remaining run, without validations; infinite if it has no end."""
     steps = (total_steps(trainer) or math.inf) - trainer.global_step
-    return batch_seconds * trainer.num_training_batches, batch_seconds * steps * trainer.accumulate_grad_batches
+    batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    # The last step of an epoch can have fewer batches.
+    per_step = accumulated if math.isinf(batches) else batches / -(-batches // accumulated)
+    return batch_seconds * batches, batch_seconds * steps * per_step
 
 
 def format_time(seconds: float) -> str:

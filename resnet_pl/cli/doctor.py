@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from resnet_pl.callbacks.finders import LEARNING_RATES
@@ -133,7 +133,10 @@ class Doctor:
 
     def _val_batches(self) -> int:
         """Returns the number of batches of a validation; 0 if it is not known."""
-        loader, limit = self.cli.datamodule.val_dataloader(), self.cli.trainer.limit_val_batches
+        data, limit = self.cli.datamodule, self.cli.trainer.limit_val_batches
+        if type(data).val_dataloader is LightningDataModule.val_dataloader:
+            return 0
+        loader = data.val_dataloader()
         try:
             count = len(loader)
         except TypeError:  # data without a length

@@ -140,7 +140,9 @@ def check_monitor(cli: ProjectCLI) -> None:
     if type(cli.model) is not ImageClassifier or cli.config_init["trainer"]["callbacks"]:
         return
     several = getattr(cli.datamodule, "multi_label", None) or cli.model.hparams["multi_label"]
-    names = [f"val/{name}" for name in (*(MULTI_LABEL_LOGGED if several else LOGGED), *cli.model.own_metrics)]
+    # The thresholds of `exact_match` are chosen on the images of the validation: only a test has it.
+    logged = [name for name in MULTI_LABEL_LOGGED if name != "exact_match"] if several else LOGGED
+    names = [f"val/{name}" for name in (*logged, *cli.model.own_metrics)]
     monitor = cli.config_init["checkpoint"]["monitor"]
     if monitor not in names and not (several and monitor == TOP1):
         raise UserError(f"checkpoint.monitor: {monitor} is not logged in the validation\nuse one of {', '.join(names)}")

@@ -76,8 +76,8 @@ class HFDataset(ImageTable):
 
     @override
     def prepare_data(self) -> None:
-        """Loads the dataset and writes its images, if this was not done before."""
-        if self.labels.is_file():
+        """Loads the dataset and writes its images, if this was not done before, unless other files are predicted."""
+        if self.predict_paths is not None or self.labels.is_file():
             return
         with lock(self.root.with_name(f"{self.root.name}.lock"), f"the images of {self.dataset}", "writes"):
             if not self.labels.is_file():

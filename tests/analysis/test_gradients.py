@@ -66,3 +66,21 @@ def test_the_gradient_of_an_unused_layer_is_zero() -> None:
     model[1].register_module("spare", nn.Linear(2, 2))
     norms = gradient_norms(model, BATCHES, LOSS)
     assert norms["1.spare"] == 0 and norms["1"] > 0
+
+
+class TwoHeads(nn.Module):
+    """In training, also returns the logits of an auxiliary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.other = nn.Linear(192, 4), nn.Linear(192, 4)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.main(images.flatten(1)), self.other(images.flatten(1))
+
+
+def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
+    model = TwoHeads()
+    model.other.load_state_dict(model.main.state_dict())
+    norms = gradient_norms(model, BATCHES, LOSS)
+    assert norms["other"] == pytest.approx(0.4 * norms["main"], rel=1e-5)

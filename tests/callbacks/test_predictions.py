@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ def read(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write(writer: PredictionWriter, batches: list[list[int]]) -> None:
-    """Passes batches of image indices to a writer: the prediction of image i is class i % 3, its label is class 0.
+def write(writer: PredictionWriter, batches: list[list[int]], known: int = 0, **module: Any) -> None:
+    """Passes batches of image indices to a writer: the prediction of image i is class i % 3, its label `known`.
 
     Images from 6 on have no label.
     """
@@ -30,12 +31,12 @@ def write(writer: PredictionWriter, batches: list[list[int]]) -> None:
         torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9), [f"{i}.png" for i in range(9)]
     )
     run = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=SimpleNamespace(predict_images=images))
-    module = SimpleNamespace(class_names=NAMES)
+    module = SimpleNamespace(**{"class_names": NAMES} | module)
     writer.on_predict_start(run, module)
     for batch in batches:
         indices = torch.tensor(batch)
         probabilities = 0.1 + 0.7 * torch.nn.functional.one_hot(indices % 3, 3)
-        labels = torch.where(indices < 6, 0, -1)
+        labels = torch.where(indices < 6, known, -1)
         outputs = {"probabilities": probabilities, "labels": labels, "indices": indices}
         writer.on_predict_batch_end(run, module, outputs, None, 0)
     writer.on_predict_end(run, module)
@@ -48,6 +49,11 @@ def test_rows_are_in_the_order_of_the_images(tmp_path):
         ("0.png", "ant", "ant"), ("1.png", "ant", "bee"), ("4.png", "ant", "bee"), ("7.png", "", "bee"),
         ("8.png", "", "cat"),
     ]  # fmt: skip
+
+
+def test_a_label_of_a_module_without_class_names(tmp_path):
+    write(PredictionWriter(tmp_path, top_k=1), [[0, 1]], known=2, class_names=())
+    assert [row["truth"] for row in read(tmp_path)] == ["2", "2"]
 
 
 def test_top_k_is_limited_by_the_number_of_classes(tmp_path):

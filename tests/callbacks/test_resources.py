@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor, nn
 
 from resnet_pl.callbacks import OutOfMemory, resources
+from resnet_pl.callbacks.resources import run_seconds
 from tests.cli.commands import BARE, refused, run
 from tests.tiny import Tiny, classifier, trainer
 
@@ -80,3 +82,19 @@ def test_a_long_epoch_is_estimated(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     run("fit", *LINE, "--model.backbone.limit", 64, "--trainer.max_epochs", 3)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("estimate")]
     assert len(lines) == 1 and all(word in lines[0] for word in (" per epoch, ", " for the run", " GB of memory"))
+
+
+class Predicted(Callback):
+    """Records the predicted batches of an epoch and of the run."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.batches = run_seconds(trainer, 1)
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_the_predicted_batches_are_those_of_the_run(accumulated: int) -> None:
+    predicted, counted = Predicted(), []
+    counter = LambdaCallback(on_train_batch_end=lambda *_: counted.append(1))
+    limits = {"limit_train_batches": 5, "limit_val_batches": 0, "max_epochs": 2, "accumulate_grad_batches": accumulated}
+    trainer(callbacks=[predicted, counter], **limits).fit(classifier(), datamodule=Tiny(count=100))
+    assert predicted.batches == (5, len(counted)) and len(counted) == 10

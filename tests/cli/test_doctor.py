@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from resnet_pl.callbacks.timing import BatchTimer
@@ -68,6 +69,13 @@ class Quadratic(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
+
+
+class TrainingOnly(LightningDataModule):
+    """Images for the training alone."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.rand(60, 3, 8, 8)), batch_size=10)
 
 
 def rows(text: str) -> dict[str, str]:
@@ -189,3 +197,8 @@ def test_the_rate_that_a_range_test_suggests() -> None:
     assert suggest_rate(rates, losses) == pytest.approx((0.09, 0.4), rel=0.3)
     assert suggest_rate(rates, [*losses[:70], *[np.nan] * 30]) is not None
     assert suggest_rate(rates, 2.3 + noise) is None and suggest_rate(rates[:3], [2.3, 2.2, 2.1]) is None
+
+
+def test_data_without_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", f"{__name__}.Quadratic", "--data", f"{__name__}.TrainingOnly", "--trainer.max_epochs", 3]
+    assert "run" in rows(printed(capsys, "doctor", *words, *FAST))

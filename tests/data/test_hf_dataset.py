@@ -60,6 +60,14 @@ def test_splits_labels_and_images(
     assert "writing" not in capsys.readouterr().out
 
 
+def test_the_dataset_is_not_loaded_to_predict_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = hf_data(tmp_path / "nowhere")
+    data.set_predict_files([tmp_path / "photo.jpg"])
+    data.prepare_data()
+    assert not data.root.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
