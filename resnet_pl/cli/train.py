@@ -211,7 +211,8 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     fixed = ("decay_norm_and_bias", "lr_scheduler_interval", "class_weights")
     pairs: list[tuple[str, Any, Any]] = [(f"model.{key}", model.get(key), model_now.get(key)) for key in fixed]
     # The checkpoint holds the class weights, also those of a loss.
-    pairs += [("model.loss.weight", *(get_init_args(each.get("loss")).get("weight") for each in (model, model_now)))]
+    loss, loss_now = (get_init_args(each.get("loss")) for each in (model, model_now))
+    pairs.append(("model.loss.weight", loss.get("weight"), loss_now.get("weight")))
     # The state of a scheduler holds its arguments and the learning rate; that of `Schedule` does not.
     scheduler, free = model.get("lr_scheduler"), {"lr"} if model.get("lr_scheduler") is None else set()
     pairs += _differences("model.lr_scheduler", scheduler, model_now.get("lr_scheduler"))
