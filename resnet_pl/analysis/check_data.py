@@ -138,6 +138,7 @@ def _open(settings: Namespace) -> ImageFolder:
     path, options = Path(settings.folder), vars(settings.data)
     if path.is_file():
         data = ImageTable(str(path), **options)
+        data.keeps_missing = True  # they are listed with the other unreadable files
     else:
         data = ImageFolder(str(path))
         if given := [name for name in TABLE_OPTIONS if options[name]]:

@@ -12,6 +12,7 @@ from PIL import Image
 from resnet_pl.data.bad_images import BadImage
 from resnet_pl.data.decode import EncodedImage
 from resnet_pl.data.jpeg import REDUCTIONS
+from resnet_pl.utils import progress
 
 # Of 64 bits. In 3,670 photos of flowers, all 22 pairs up to 6 show the same photo or scene, of the next 8 pairs 6 do.
 MAX_DISTANCE = 6
@@ -58,13 +59,15 @@ def find_near_duplicates(
     digest = np.unique(np.array(digests)[known], return_inverse=True)[1]
     pairs = []
     rows = max(1, _BLOCK // len(known))
-    for start in range(0, len(known), rows):
-        later = slice(start, start + rows)
-        near = bits[later] @ bits.T >= 64 - 2 * MAX_DISTANCE
-        near &= np.arange(len(known))[later, None] > np.arange(len(known))
-        near &= digest[later, None] != digest
-        if split.any():
-            near &= split[later, None] != split
-        found = near.any(axis=1)
-        pairs += [(int(known[near[row].argmax()]), int(known[start + row])) for row in np.flatnonzero(found)]
+    with progress("comparing images", len(known)) as advance:
+        for start in range(0, len(known), rows):
+            later, earlier = slice(start, start + rows), slice(start + rows)
+            near = bits[later] @ bits[earlier].T >= 64 - 2 * MAX_DISTANCE
+            near &= np.arange(len(known))[later, None] > np.arange(len(known))[earlier]
+            near &= digest[later, None] != digest[earlier]
+            if split.any():
+                near &= split[later, None] != split[earlier]
+            found = near.any(axis=1)
+            pairs += [(int(known[near[row].argmax()]), int(known[start + row])) for row in np.flatnonzero(found)]
+            advance(len(near))
     return pairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -38,8 +39,12 @@ class DecodedImageCache:
 
     def __init__(self, path: Path, index: np.ndarray) -> None:
         self.path, self.index = path, index
-        # Copy-on-write, because torch takes only arrays that can be written to. The file never changes.
-        self._pixels = np.memmap(path, mode="c") if path.stat().st_size else np.empty(0, np.uint8)
+        self._pixels = torch.empty(0, dtype=torch.uint8)
+        if path.stat().st_size:
+            # Read-only: Linux refuses a private mapping that is larger than the memory. torch warns that nothing must
+            # be written to it.
+            with warnings.catch_warnings(action="ignore"):
+                self._pixels = torch.from_numpy(np.memmap(path, mode="r"))
 
     def __reduce__(self) -> tuple[type[DecodedImageCache], tuple[Path, np.ndarray]]:
         return type(self), (self.path, self.index)
@@ -51,12 +56,12 @@ class DecodedImageCache:
         return None if pixels is None else pixels.clone()
 
     def view(self, position: int) -> Tensor | None:
-        """Returns an image as above, in the memory of the cache: for code that only reads a part of it."""
+        """Returns an image as above, in the memory of the cache, which must not be written to."""
         start, height, width = self.index[position].tolist()
         if not height:
             return None
         pixels = self._pixels[start : start + 3 * height * width]
-        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
+        return pixels.view(height, width, 3).permute(2, 0, 1)
 
     def select(self, positions: Sequence[int]) -> DecodedImageCache:
         """Returns a cache of the images at these positions, in the same file."""

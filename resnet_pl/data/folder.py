@@ -301,7 +301,7 @@ class ImageFolder(ImageDataModule):
         return [index[label] if isinstance(label, str) else tuple(index[name] for name in label) for label in labels]
 
     def _verify_images(self, listings: dict[str, Listing]) -> None:
-        """Checks all files quickly; raises UserError for bad files, or removes them from the listings."""
+        """Checks all files quickly; raises UserError for bad files, or removes them from the listings of a new run."""
         names = {name for listing in listings.values() for name in listing}
         bad = verify_images([self.root / name for name in sorted(names)])
         if bad and self.on_bad_image == "error":
@@ -310,6 +310,8 @@ class ImageFolder(ImageDataModule):
         for error in bad:
             rank_zero_print(f"skipped: {error}")
             run_on_rank_zero(log_bad_image, self.bad_images_dir, error)
+        if self.restored_provenance:
+            return  # the loader skips them, in the order of the epoch before
         bad_paths = {error.path for error in bad}
         for listing in listings.values() if bad else ():
             # Joined as above: a table can name absolute paths, also of files outside the root.

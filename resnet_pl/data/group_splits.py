@@ -153,6 +153,8 @@ class _Splitter:
             np.concatenate([folds[(first + shift + part) % number] for part in range(parts)]) for shift in range(number)
         ]
         taken = min(candidates, key=lambda each: max(abs(len(each) - count), SIZE_TOLERANCE * count))
+        if number == MAX_FOLDS and len(taken) > (1 + SIZE_TOLERANCE) * count and len(np.unique(self.groups[taken])) > 1:
+            _, taken = self.take(taken, count, split, 0)  # less than the smallest fold
         chosen = self.adjust(images, set(self.groups[taken].tolist()), reserved)
         is_chosen = np.isin(self.groups[images], list(chosen))
         return images[~is_chosen], images[is_chosen]
@@ -180,6 +182,8 @@ class _Splitter:
         """Raises UserError if there are fewer groups than folds, or if a class is in a single group."""
         if (number := len(np.unique(self.groups[images]))) < num_folds:
             raise UserError(f"num_folds={num_folds}: there are only {number} groups\nuse fewer folds")
+        if (largest := max(Counter(self.strata[images].tolist()).values())) < num_folds:
+            raise UserError(f"num_folds={num_folds}: the largest class has only {largest} images\nuse fewer folds")
         for stratum in np.unique(self.strata[images]):
             if len(np.unique(self.groups[images[self.strata[images] == stratum]])) < 2:
                 raise UserError(

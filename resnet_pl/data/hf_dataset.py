@@ -28,7 +28,7 @@ class HFDataset(ImageTable):
     Args:
         dataset: name on the Hugging Face Hub, or a local folder: of `save_to_disk`, or one that `load_dataset` reads.
         subset: configuration of the dataset, if it has several.
-        revision: commit or tag on the Hub; the newest one by default.
+        revision: commit or tag on the Hub; by default the newest one at the time when the images are written.
         image_column: column of the images.
         label_column: column of the classes.
         group_column: column that identifies the patient, video or burst; images of a group are never held out from
@@ -49,7 +49,8 @@ class HFDataset(ImageTable):
         batch_size: PositiveInt = 64,
         **kwargs: Unpack[ImageFolderArgs],
     ) -> None:
-        key = short_hash(subset, revision, image_column, label_column, group_column, _local_state(Path(dataset)))
+        state = _local_state(Path(dataset)) or dataset  # on the Hub, datasets of two users can have the same name
+        key = short_hash(subset, revision, image_column, label_column, group_column, state)
         # One folder for each dataset and choice of columns: they must not be mixed up.
         folder = (Path(root) if root else default_folder() / "hf") / f"{Path(dataset).name}-{key}"
         super().__init__(

@@ -48,6 +48,8 @@ class ImageTable(ImageFolder):
         path_suffix: text that is added to each path, such as .jpg.
     """
 
+    keeps_missing = False  # whether rows whose file does not exist are kept, to be reported later
+
     def __init__(
         self,
         labels: str = "data/labels.csv",
@@ -161,7 +163,7 @@ class ImageTable(ImageFolder):
     def _existing(self, entries: dict[str, Entry]) -> dict[str, Entry]:
         """The images that exist; raises UserError if some do not, unless they are skipped or only evaluated."""
         missing = [path for path in entries if not (self.root / path).is_file()]
-        if not missing:
+        if not missing or (self.keeps_missing and len(missing) < len(entries)):
             return entries
         example = f"{printable_path(missing[0])} (line {entries[missing[0]].line})"
         found = f"{self.labels}: {len(missing):,} of {len(entries):,} images are not in {self.root}, such as {example}"
@@ -175,4 +177,5 @@ class ImageTable(ImageFolder):
             bad = [BadImage(self.root / path, "the file does not exist") for path in missing]
             check_bad_fraction(bad, len(entries))
         rank_zero_print(f"note: {found}; they are skipped")
-        return {path: entry for path, entry in entries.items() if path not in set(missing)}
+        gone = set(missing)
+        return {path: entry for path, entry in entries.items() if path not in gone}

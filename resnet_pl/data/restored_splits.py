@@ -56,13 +56,29 @@ class RestoredSplits:
         missing = {split: [name for name in names if name not in images] for split, names in stored.items()}
         if not self._is_training_folder() and not self._has_the_images(images, missing):
             return None
+        removed = self._removed(missing)
         self._check_missing(missing)
         self._note_added(images)
         some_class = next(iter(images.values()), self.restored.classes[0])
         return {
-            split: {name: images.get(name, self._class_of(name, some_class)) for name in names}
+            split: {n: images.get(n, self._class_of(n, some_class)) for n in names if n not in removed}
             for split, names in stored.items()
         }
+
+    def _removed(self, missing: Mapping[str, list[str]]) -> set[str]:
+        """Returns the images that exist but have no class any more: a table without their rows.
+
+        Raises:
+            UserError: a training would need their classes.
+        """
+        removed = {name for names in missing.values() for name in names if (self.root / name).is_file()}
+        if removed and not self.is_evaluation:
+            raise UserError(
+                f"{self.source} lacks {len(removed):,} images of the checkpoint that are in {self.root}, for example "
+                f"{min(removed)}: a resumed run trains on the same images\n"
+                "restore them, or start a new run from these weights with --model.weights"
+            )
+        return removed
 
     def _is_training_folder(self) -> bool:
         root = self.restored.root
@@ -121,7 +137,7 @@ class RestoredSplits:
         for split, listing in splits.items():
             if split == "test" or listing is splits.get("test"):
                 continue  # an error: the test would be incomplete
-            if unknown := [name for name, each in listing.items() if not _classes_of([each]) <= known]:
+            if unknown := {name for name, each in listing.items() if not _classes_of([each]) <= known}:
                 new = ", ".join(sorted(_classes_of(listing[name] for name in unknown) - known)[:5])
                 rank_zero_print(f"note: {len(unknown):,} {split} images are not used: the network has no class {new}")
                 splits[split] = {name: each for name, each in listing.items() if name not in unknown}

@@ -136,20 +136,25 @@ def _excel_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     openpyxl = require("openpyxl", "tables", f"data.labels: {path}")
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
-        for line, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
-            yield line, [_as_text(cell) for cell in cells]
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # some programs write wrong ones
+        rows = [[_as_text(cell) for cell in cells] for cells in sheet.iter_rows(values_only=True)]
     finally:
         book.close()
+    width = max(map(len, rows), default=0)
+    for line, cells in enumerate(rows, 1):
+        yield line, cells + [""] * (width - len(cells))
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    table = require("pyarrow.parquet", "tables", f"data.labels: {path}").read_table(path)
-    yield 0, list(table.column_names)
-    for line, row in enumerate(table.to_pylist(), 1):
+    parquet = require("pyarrow.parquet", "tables", f"data.labels: {path}")
+    # Lists and bytes, such as embeddings, are neither paths nor labels.
+    other = re.compile("list|struct|map|binary")
+    columns = [field.name for field in parquet.read_schema(path) if not other.search(str(field.type))]
+    yield 0, columns
+    for line, row in enumerate(parquet.read_table(path, columns=columns).to_pylist(), 1):
         yield line, [_as_text(cell) for cell in row.values()]
 
 
 def _as_text(cell: Any) -> str:
-    if isinstance(cell, bytes | list | dict):
-        raise UserError(f"data.labels: a cell of the table is a {type(cell).__name__}\nwrite paths and labels as text")
     return "" if cell is None else str(cell)

@@ -162,6 +162,8 @@ def test_a_table(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixtu
     (photo_folder / "labels.csv").write_text("\n".join(["path,label,split", *rows, "bee/0001.jpg,small,test"]))
     lines = check(capsys, photo_folder / "labels.csv")
     assert row(lines, "small") == ["4", "1", "5"] and row(lines, "large") == ["4", "0", "4"]
+    (photo_folder / "ant/0003.jpg").unlink()
+    assert any("ant/0003.jpg" in line for line in check(capsys, photo_folder / "labels.csv", code=1))
 
 
 def test_options_of_a_table(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

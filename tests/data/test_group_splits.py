@@ -85,6 +85,15 @@ def test_images_with_equal_content_join_their_groups() -> None:
     assert {joined[index] for index in split.test} == {"patient11"}
 
 
+@pytest.mark.parametrize("count", [60, 200])
+def test_a_small_split_of_many_groups(count: int) -> None:
+    groups, labels = [str(number // 10) for number in range(8_000)], [number // 10 % 2 for number in range(8_000)]
+    split = make_split(list(map(str, range(8_000))), labels, val=count, test=100, seed=0, groups=groups)
+    assert_groups_are_separate(split, groups)
+    assert len(split.val) == pytest.approx(count, rel=0.25) and len(split.test) == pytest.approx(100, rel=0.25)
+    assert {labels[index] for index in split.val} == {0, 1}
+
+
 def test_images_without_a_group_are_split_one_by_one() -> None:
     digests, labels, _ = images(10, 2, seed=0)
     split = make_split(digests, labels, val=0.2, test=0.2, seed=0, groups=[""] * len(digests))
@@ -111,6 +120,7 @@ def test_folds_of_groups_cover_every_image_once() -> None:
         ("aaaaaaaa", {"test": 0.2}, "test_split=2 images: there are too few groups"),
         ("aaaabbbb", {"num_folds": 3}, "num_folds=3: there are only 2 groups"),
         ("aabbccdd", {"num_folds": 2}, "class bee is in only one group"),
+        ("abcdefgh", {"num_folds": 7}, "num_folds=7: the largest class has only 6 images"),
     ],
 )
 def test_too_few_groups(groups: str, options: dict, message: str) -> None:

@@ -69,13 +69,21 @@ def test_an_excel_sheet(tmp_path: Path, photos: list[str]) -> None:
         book.active.append(row)
     book.save(tmp_path / "labels.xlsx")
     assert labels_of(table(tmp_path / "labels.xlsx")) == {photos[0]: "007", photos[1]: "7"}
+    # Without dimensions, a row ends with its last cell.
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet()
+    for row in [["path", "label", "group"], [photos[0], "ant", "1"], [photos[1], "bee"]]:
+        sheet.append(row)
+    book.save(tmp_path / "streamed.xlsx")
+    assert labels_of(table(tmp_path / "streamed.xlsx")) == {photos[0]: "ant", photos[1]: "bee"}
 
 
 def test_a_parquet_file(tmp_path: Path, photos: list[str]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
-    write_table(pyarrow.table({"image": photos[:2], "label": [7, None]}), tmp_path / "labels.parquet")
+    columns = {"image": photos[:2], "label": [7, None], "embedding": [[0.5], [0.5]], "raw": [b"a", b"b"]}
+    write_table(pyarrow.table(columns), tmp_path / "labels.parquet")
     with pytest.raises(UserError, match="line 2: the label is empty"):
         table(tmp_path / "labels.parquet").list_splits()
 
@@ -243,6 +251,33 @@ def test_without_a_test_set_a_test_is_labeled_as_validation(tmp_path: Path, phot
     assert tested.splits["test"].names == trained.splits["val"].names
     assert tested.split_labels == trained.split_labels == {"test": "val (no test set)"}
     assert not tested.is_other_data and tested.describe_source("test") == trained.describe_source("test")
+
+
+def test_rows_that_were_removed_after_the_training(tmp_path: Path, photos: list[str]) -> None:
+    rows = list(zip(photos, LABELS, SPLITS, strict=True))
+    path = write(tmp_path / "labels.csv", ["path", "label", "split"], rows)
+    trained = table(path)
+    trained.setup("fit")
+    write(path, ["path", "label", "split"], [row for row in rows if row[0] not in (photos[0], photos[8])])
+    tested, resumed = (table(path, on_bad_image="skip") for _ in range(2))
+    tested.use_provenance(trained.provenance())
+    tested.setup("test")
+    assert tested.splits["test"].names == [name for name in trained.splits["test"].names if name != photos[8]]
+    resumed.use_provenance(trained.provenance())
+    with pytest.raises(UserError, match="lacks 2 images of the checkpoint"):
+        resumed.setup("fit")
+
+
+def test_a_resumed_run_keeps_the_order_of_verified_images(tmp_path: Path, photos: list[str]) -> None:
+    rows = zip(photos, LABELS, SPLITS, strict=True)
+    options = {"verify_images": True, "on_bad_image": "skip"}
+    trained = table(write(tmp_path / "labels.csv", ["path", "label", "split"], rows), **options)
+    trained.setup("fit")
+    (tmp_path / photos[0]).write_bytes(b"no image")
+    resumed = table(tmp_path / "labels.csv", **options)
+    resumed.use_provenance(trained.provenance())
+    resumed.setup("fit")
+    assert resumed.splits["train"].names == trained.splits["train"].names
 
 
 @pytest.mark.parametrize("root", [".", "elsewhere"])
