@@ -64,6 +64,11 @@ def _ignore(note: str) -> None:
     pass
 
 
+def is_own(path: Any) -> bool:
+    """Whether a class path names a class outside of this package: the user's own, or one of a library."""
+    return isinstance(path, str) and "." in path and path.partition(".")[0] not in (PACKAGE, *FORMER_PACKAGES)
+
+
 def upgrade_path(path: str) -> str:
     """Returns the current path or name of a class for one of an earlier version; others are returned unchanged."""
     *before, name = path.split(".")
@@ -165,6 +170,8 @@ def _sections(config: Any, key: str) -> list[tuple[dict[str, Any], str]]:
     sections = []
     for section in (config.get(first), config.get(f"{first}+")):
         for item in section if isinstance(section, list) else [section]:
+            if isinstance(item, dict) and is_own(item.get("class_path")):
+                continue  # the arguments of a user's class
             init_args = item.get("init_args") if isinstance(item, dict) else None
             sections += _sections(init_args if isinstance(init_args, dict) else item, remainder)
     return sections
@@ -176,17 +183,21 @@ def upgrade_arguments(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: a removed option is given.
     """
-    words, notes = list(args), list[str]()
+    words, notes, own = list(args), list[str](), ""
     for index, word in enumerate(words):
         if not word.startswith("--"):
             continue
         option, equals, value = word.partition("=")
         following = not equals and index + 1 < len(words) and not words[index + 1].startswith("--")
         key = option.removeprefix("--").replace(".init_args", "")
-        if key in REMOVED:
-            raise UserError(f"--{key} was removed\n{REMOVED[key][1]}")
         if following:
             value = words[index + 1]
+        if is_own(value) and key.rstrip("+") in ("data", "trainer.callbacks"):
+            own = key.rstrip("+")
+        if own and key.startswith(f"{own}."):
+            continue  # an argument of a user's class
+        if key in REMOVED:
+            raise UserError(f"--{key} was removed\n{REMOVED[key][1]}")
         new_key, value = _upgrade_setting(key, value, notes.append, "--")
         value = _to_text(upgrade_value(value, key.rpartition(".")[2], notes.append))
         if new_key != key:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl import run_dir
+from resnet_pl._renamed import is_own
 from resnet_pl.config_files import config_names, find_config, read_config, read_section
 from resnet_pl.utils import UserError, expand_words, shell_command
 
@@ -75,12 +76,12 @@ class CommandLine:
         self.class_help = _class_help(self.options)
         if self.help or self.class_help:
             return
-        _check_options(self.options)
         for path in self.files:
             config = read_config(Path(path))
             for section in SECTIONS & config.keys():
                 config[section] = read_section(config[section], Path(path).parent)
             self._settings = _deep_merge(self._settings, config)
+        _check_options(self.options, own_data=is_own(self.data_class))
         for section in SECTIONS:
             if (file := self._given(section)) and Path(file).is_file():
                 self._settings = _deep_merge(self._settings, {section: read_config(Path(file))})
@@ -191,22 +192,28 @@ def _class_help(options: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def _check_options(options: Sequence[str]) -> None:
-    """Answers options of other training scripts with the option to use here."""
+def _check_options(options: Sequence[str], own_data: bool = False) -> None:
+    """Answers options of other training scripts with the option to use here.
+
+    Args:
+        options: the options.
+        own_data: whether the data module is the user's own, which can have options of any name.
+    """
     for option, following in pairwise([*options, "-"]):
         name, _, value = option.partition("=")
         if not name.startswith("--"):
             continue
         value = value or ("" if following.startswith("-") else following)
         key = name.removeprefix("--").replace("-", "_")
-        if instead := OTHER_OPTIONS.get(key):
+        if (instead := OTHER_OPTIONS.get(key)) and not (own_data and key.startswith("data.")):
             raise UserError(f"unknown option {name}\nuse {f'{instead} {value}'.rstrip()}")
         if instead := OTHER_SWITCHES.get(key):
             raise UserError(f"unknown option {name}\nuse {instead}")
         if key in ("data", "model") and value.endswith(".py"):
             module = value.removesuffix(".py").replace("/", ".")
             raise UserError(f"--{key}: {value} is a file\ngive the class in it: --{key} {module}.CLASS")
-        if key == "data" and ("/" in value or Path(value).is_dir()) and value and not Path(value).is_file():
+        is_path = "/" in value and not value.startswith("{")
+        if key == "data" and (is_path or Path(value).is_dir()) and value and not Path(value).is_file():
             raise UserError(f"--data: {value} is not a data module\nuse --data ImageFolder --data.root {value}")
 
 

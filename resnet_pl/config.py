@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torchvision
 from jsonargparse import ArgumentParser, Namespace
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_pl import models
-from resnet_pl._renamed import upgrade_path, upgrade_value
+from resnet_pl._renamed import is_own, upgrade_path, upgrade_value
 from resnet_pl.data import BatchTransform, Crop, ImageDataModule
 from resnet_pl.data.defaults import describe_defaults
 from resnet_pl.utils import UserError, similar
@@ -53,7 +54,7 @@ UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 
 
 def _classes_first(args: Sequence[str]) -> list[str]:
-    """Moves `--data CLASS` and `--model CLASS` to the front: the options of a class must follow it."""
+    """Moves a class before its options, which must follow it, and `--data CLASS` and `--model CLASS` to the front."""
     groups: list[list[str]] = [[]]
     for word in args:
         if word.startswith("--"):
@@ -61,7 +62,14 @@ def _classes_first(args: Sequence[str]) -> list[str]:
         groups[-1].append(word)
     names = ("--data", "--model", "--data.class_path", "--model.class_path")
     groups.sort(key=lambda group: bool(group) and group[0].partition("=")[0] not in names)
-    return [word for group in groups for word in group]
+    ordered: list[list[str]] = []
+    for group in groups:
+        key = group[0].partition("=")[0] if group else ""
+        before = [other[0].partition("=")[0] if other else "" for other in ordered]
+        place = next((index for index, other in enumerate(before) if other.startswith(f"{key}.")), len(ordered))
+        # An option that appends to a list, or replaces an earlier class, keeps its place.
+        ordered.insert(len(ordered) if not key or key.endswith("+") or key in before else place, group)
+    return [word for group in ordered for word in group]
 
 
 def expand_arguments(args: Sequence[str]) -> list[str]:
@@ -74,20 +82,34 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
         UserError: `--model` names a network, which is a backbone.
     """
     expanded: list[str] = []
+    own_model = any(is_own(value) for option, value in pairwise(args) if option in ("--model", "--model.class_path"))
     for word, following in pairwise([*_classes_first(args), ""]):
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if key == "--dashboard" and (value if equals else following) in ("true", "false"):
+        if key == "--dashboard" and (value if equals else following).lower() in ("true", "false"):
             key = "--dashboard.enabled"
         named = key if equals else expanded[-1] if expanded else ""
         value = upgrade_value(value, named.rpartition(".")[2].rstrip("+"))
         if named == "--model" and value in models.NETWORKS:
             raise UserError(f"--model: {value} is a backbone\nuse --model.backbone {value}")
-        if named in FORMS and re.fullmatch(r"[\w.]+", value) and not Path(value).is_file():
+        takes_name = re.fullmatch(r"[\w.]+", value) and value != "null" and not Path(value).is_file()
+        if named in FORMS and takes_name and not own_model:
             raise UserError(f"{named}: {value} is not accepted\nuse {FORMS[named].format(value)}")
         if named.startswith("--"):
             value = expand_option(named, value)
         expanded.append(f"{key}{equals}{value}")
     return expanded
+
+
+def keep_short_names(parsed: Namespace) -> None:
+    """Gives a text argument `backbone` of a user's class its value back: only that of a network is an import path."""
+    for section in ("model", "data"):
+        cls, key = locate(str(parsed.get(f"{section}.class_path"))), f"{section}.init_args.backbone"
+        value = parsed.get(key)
+        if isinstance(cls, type) and isinstance(value, str):
+            with suppress(NameError, TypeError):  # of annotations that cannot be resolved
+                hint = get_type_hints(cls.__init__).get("backbone")
+                if hint is str or str in get_args(hint):
+                    parsed[key] = value.removeprefix("resnet_pl.models.")
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from resnet_pl import run_dir
-from resnet_pl._renamed import REMOVED_RECIPES, upgrade_config
+from resnet_pl._renamed import REMOVED_RECIPES, is_own, upgrade_config
 from resnet_pl.utils import UserError, expand_values, similar
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict | None):
         raise UserError(f"{path} must hold keys and values, such as `data:` and `model:`")
     sections = {key: (config or {}).get(key, {}) for key in ("model", "trainer", "checkpoint", "dashboard")}
-    sections["model.schedule"] = run_dir.get_init_args(sections["model"]).get("schedule", {})
+    if not (isinstance(sections["model"], dict) and is_own(sections["model"].get("class_path"))):
+        sections["model.schedule"] = run_dir.get_init_args(sections["model"]).get("schedule", {})
     for key, section in sections.items():
         # The parser would silently ignore it. A string is the name of a file.
         if not isinstance(section, dict | str) and not (key == "dashboard" and isinstance(section, bool)):

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from resnet_pl import checkpoint as ckpt
 from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.classifier import ImageClassifier
-from resnet_pl.config import expand_arguments, instantiate, parser_message
+from resnet_pl.config import expand_arguments, instantiate, keep_short_names, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.loaders import as_data_module
 from resnet_pl.evaluation.classify import Preprocessing
@@ -83,6 +83,7 @@ def _parse(
             raise UserError(parser_message(str(error))) from error
     if checkpoint is not None:
         check_objects(parsed.as_dict(), checkpoint)
+    keep_short_names(parsed)
     return parser, parsed
 
 

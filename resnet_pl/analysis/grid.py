@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_pl import run_dir as runs
+from resnet_pl._renamed import upgrade_arguments
 from resnet_pl.utils import UserError, expand_words
 
 # Options that the sweep sets for each run.
@@ -53,7 +54,9 @@ class SweepRun:
 
     def pruned(self) -> bool:
         """Whether a search has stopped the run, because others were better at the same epoch, or its loss diverged."""
-        return any(_has(path, mark) for path in self.started() for mark in ("pruned", "diverged"))
+        # A later run counts: the user can have corrected an error.
+        newest = self.started()[:1]
+        return any(_has(path, mark) for path in newest for mark in ("pruned", "diverged"))
 
     def resumes(self) -> Path | None:
         """Returns the checkpoint that the run resumes from; None if it has to start."""
@@ -98,10 +101,15 @@ def make_run(values: Mapping[str, str], configs: Sequence[str], options: Sequenc
     # A class must precede its arguments, so keys with fewer dots come first.
     ordered = sorted(values.items(), key=lambda pair: pair[0].count("."))
     files = [word for path in configs for word in ("--config", path)]
-    words = [word for key, value in ordered for word in (f"--{key}", value)]
+    # The parser takes `-1e-3` for an option.
+    words = [
+        word
+        for key, value in ordered
+        for word in ([f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value])
+    ]
     own = ["--name", name, "--trainer.default_root_dir", str(folder)]
     # The run records the words as the command line expands them.
-    return SweepRun(name, expand_words(["fit", *files, *options, *words, *own]), folder)
+    return SweepRun(name, upgrade_arguments(expand_words(["fit", *files, *options, *words, *own])), folder)
 
 
 def grid_values(grid: Sequence[str], options: Sequence[str]) -> list[dict[str, str]]:

@@ -225,7 +225,7 @@ class Search:
         task.report()
         if task.pruned:
             self._study.tell(task.trial, state=states.PRUNED)
-        elif code:
+        elif code or not any(run.trained() for run in task.runs):
             self._study.tell(task.trial, state=states.FAIL)
         elif math.isnan(score := task.score()):
             raise UserError(

@@ -34,7 +34,7 @@ from resnet_pl.cli.run_loggers import continued
 from resnet_pl.cli.trainer_arguments import trainer_arguments
 from resnet_pl.cli.trainer_checks import check_processes, check_trainer
 from resnet_pl.command_line import CommandLine
-from resnet_pl.config import check_annotations, expand_arguments, keep_text, parser_message
+from resnet_pl.config import check_annotations, expand_arguments, keep_short_names, keep_text, parser_message
 from resnet_pl.data import ImageDataModule
 from resnet_pl.given_arguments import keep_whole_numbers, names_other_packages, parse
 from resnet_pl.import_paths import check_objects
@@ -171,6 +171,7 @@ class ProjectCLI(LightningCLI):
         if self.checkpoint is not None and path is not None:
             check_objects(self.config.as_dict(), path)
             self.config["ckpt_path"] = str(path)
+        keep_short_names(self.config)
         for section in ("model", "data"):
             check_annotations(section, (self.config.get(section) or {}).get("class_path"))
         drop_repeated(self.config, stored)

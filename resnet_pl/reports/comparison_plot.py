@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_pl.reports.plots import INK, MUTED, new_figure, plot_label, render, save_png, style_axes
-from resnet_pl.reports.run_groups import MISSING, Group, is_depth_study, option_headings
+from resnet_pl.reports.run_groups import MISSING, Group, family, is_depth_study, option_headings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def _error_over_depth(groups: Sequence[Group], path: Path) -> None:
     families: dict[str, list[Group]] = defaultdict(list)
     headings = option_headings([*groups[0].options])
     for group in sorted(groups, key=lambda group: group.runs[0].depth or 0):
-        model = group.model.replace(group.runs[0].model, group.runs[0].model.rsplit(" ", 1)[0], 1)
+        model = group.model.replace(group.runs[0].model, family(group.runs[0]), 1)
         options = [f"{headings[key]} {value}" for key, value in group.options.items() if value != MISSING]
         families[", ".join([model, *([group.data] if _several_datasets(groups) else []), *options])].append(group)
     splits = [split for split in SPLITS if not all(math.isnan(_error(group, split)[0]) for group in groups)]

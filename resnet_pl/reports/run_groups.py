@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from resnet_pl._renamed import is_own
 from resnet_pl.reports.run_reader import Run
 from resnet_pl.run_dir import BUILT_IN_PYTHON, TOP1, class_name, get_init_args
 
 # Settings that do not change what is trained, the seed, and the classes, which are read from the data.
-IGNORED_KEYS = {"seed_everything", "name", "root", "default_root_dir", "dashboard", "checkpoint", "num_workers"}
-IGNORED_KEYS |= {"num_classes", "class_names", "multi_label", BUILT_IN_PYTHON}
+IGNORED_KEYS = {"seed_everything", "name", "trainer.default_root_dir", "dashboard", "checkpoint", BUILT_IN_PYTHON}
+IGNORED_KEYS |= {"data.root", "data.num_workers", "model.class_names", "model.multi_label"}
+IGNORED_KEYS |= {"model.num_classes", "model.backbone.num_classes"}
 # Settings that the columns `model` and `data` show.
 NAMED_KEYS = ("model.backbone", "model.backbone.depth", "model.backbone.shortcut", "data")
 # Columns of the table that are not options.
@@ -137,14 +140,19 @@ def _settings(run: Run) -> dict[str, Any]:
     flat["model.class_path"] = class_name(model) or "ImageClassifier"
     digests = run.sessions[-1].get("data") if run.sessions else None
     flat |= {"checkpoint.monitor": run.monitor} if run.monitor != TOP1 else {}
-    return flat | ({DIGESTS: json.dumps(digests)} if digests else {})
+    flat |= {DIGESTS: json.dumps(digests)} if digests else {}
+    # The images of a user's data module have no digests.
+    data = run.config["data"]
+    is_users = isinstance(data, Mapping) and is_own(data.get("class_path"))
+    return flat | ({"data.root": get_init_args(data)["root"]} if is_users and "root" in get_init_args(data) else {})
 
 
 def flatten_config(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the values of a configuration by dotted option, without `IGNORED_KEYS`; a class is its name."""
     flat: dict[str, Any] = {}
-    for key in section.keys() - IGNORED_KEYS:
-        name, value = f"{prefix}{key}", section[key]
+    for key, value in section.items():
+        if (name := f"{prefix}{key}") in IGNORED_KEYS:
+            continue
         if not isinstance(value, Mapping):
             flat[name] = _comparable(value)
         elif "class_path" in value:
@@ -266,6 +274,11 @@ def option_headings(keys: Sequence[str]) -> dict[str, str]:
 
 def is_depth_study(groups: Sequence[Group]) -> bool:
     """Whether a model was trained with several depths."""
-    depths = [(group.data, group.runs[0].model, group.runs[0].depth) for group in groups]
-    names = {(data, model.rsplit(" ", 1)[0]) for data, model, _ in depths}
+    depths = [(group.data, family(group.runs[0]), group.runs[0].depth) for group in groups]
+    names = {(data, name) for data, name, _ in depths}
     return all(depth for *_, depth in depths) and len({*depths}) > len(names)
+
+
+def family(run: Run) -> str:
+    """Returns the name of a model without its depth, such as `cifar_resnet`."""
+    return re.sub(rf" {run.depth}\b", "", run.model, count=1)
