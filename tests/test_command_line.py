@@ -8,6 +8,7 @@ import pytest
 
 from resnet_pl.cli.main import main
 from resnet_pl.command_line import CommandLine, split_option
+from resnet_pl.config import expand_arguments
 from resnet_pl.utils import UserError
 
 PROJECT = Path(__file__).parent.parent
@@ -134,6 +135,20 @@ def test_later_files_override_earlier_ones_and_options_override_files(place: Pat
     assert command_line.get("model.weights") == "b"
     assert CommandLine(["fit", "--config", two, "--config", one]).get("name") == "one"
     assert command_line.get("model.nothing.below") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--a.b 1 --a C", "--a C --a.b 1"),
+        ("--a.b 1 --a.c 2 --d 3 --a C", "--a C --a.b 1 --a.c 2 --d 3"),
+        # A later class replaces an earlier one, and `+` appends one.
+        ("--a B --a.b 1 --a C", "--a B --a.b 1 --a C"),
+        ("--a+=B --a.b 1 --a+=C", "--a+=B --a.b 1 --a+=C"),
+    ],
+)
+def test_a_class_precedes_its_options(given: str, expected: str) -> None:
+    assert expand_arguments(given.split()) == expected.split()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from resnet_pl import load_run
 from resnet_pl.cli.main import main
@@ -28,6 +29,21 @@ SMALL = [
 FOLDER = DIGITS.replace("digits", "folder")
 NETWORK = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", "8"]
 PLAIN = ["--model", "tests.own.PlainModule", "--data", "tests.own.PlainData"]
+
+
+class Names(own.PlainModule):
+    """Arguments with the names of this project's own ones, and other meanings."""
+
+    def __init__(self, backbone: str = "resnet18", schedule: str | None = None, metrics: str = "") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class NamesData(own.PlainData):
+    """The same for data."""
+
+    def __init__(self, path: str = "", cache: str | None = None, decode: str = "cpu") -> None:
+        super().__init__()
 
 
 def state(path: str) -> dict[str, torch.Tensor]:
@@ -63,6 +79,19 @@ def test_a_plain_module_and_plain_data(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow  # the page docs/extend.md has the same
+def test_arguments_keep_the_names_and_values_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", f"{__name__}.Names", "--model.backbone", "resnet50", "--model.schedule", "cosine"]
+    data = ["--data", f"{__name__}.NamesData", "--data.path", "x/y", "--data.cache", "null", "--data.decode", "fast"]
+    assert main(["fit", *model, *data, "--trainer.max_epochs", "1", "--checkpoint.monitor", "val_acc"]) == 0
+    run = Path("runs/resnet/version_0")
+    stored = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert stored["hyper_parameters"]["backbone"] == "resnet50" and stored["hyper_parameters"]["schedule"] == "cosine"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["init_args"] == {"path": "x/y", "cache": None, "decode": "fast"}
+    assert main(["test", "--ckpt_path", "best"]) == 0
+    assert main(["fit", "--config", str(run / "config.yaml"), "--trainer.fast_dev_run", "true"]) == 0
+
+
 def test_a_subclass_with_one_overridden_method() -> None:
     options = [*SMALL, "--model", "tests.own.Distilled", "--model.teacher_weight", "0.25"]
     assert main(["fit", *options, "--name", "distilled", "--trainer.max_epochs", "1"]) == 0

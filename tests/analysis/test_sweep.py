@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_pl.analysis.grid import make_run
+from resnet_pl._renamed import upgrade_arguments
+from resnet_pl.analysis.grid import SweepRun, make_run, record
 from resnet_pl.analysis.jobs import environment
 from resnet_pl.cli.main import main
 from resnet_pl.command_line import CommandLine
@@ -135,6 +137,23 @@ def test_a_run_with_the_home_folder_in_a_value_is_recognized() -> None:
     run = make_run({"data.root": "~/a"}, ["folder"], ["--data.cache=~/b"], Path("runs/s"))
     assert CommandLine(run.args).args == run.args
     assert str(Path.home() / "a") in run.args
+
+
+def test_runs_with_import_paths_of_this_package_and_negative_numbers_are_recognized() -> None:
+    values = {"data": "resnet_pl.data.folder.ImageFolder", "model.optimizer.lr": "-1e-3"}
+    run = make_run(values, ["folder"], [], Path("runs/s"))
+    assert upgrade_arguments(run.args) == run.args and "--model.optimizer.lr=-1e-3" in run.args
+
+
+def test_a_setting_that_was_corrected_after_it_diverged_counts(processes: Processes) -> None:
+    assert main(["sweep", *GRID, "--name", "s"]) == 0
+    run = SweepRun(NAMES[0], fit(NAMES[0]), Path("runs/s"))
+    (first,) = run.started()
+    record(first, "diverged")
+    assert run.pruned()
+    shutil.copytree(first, first.with_name("version_1"))
+    write_session(first.with_name("version_1"), {"command": f"python cli.py {shlex.join(run.args)}", "ended": "now"})
+    assert not run.pruned() and run.trained() == first.with_name("version_1")
 
 
 def test_other_options_start_new_runs(processes: Processes) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnet_pl.reports.comparison import MAX_OPTIONS, comparison_table, markdown, table_cells, table_title
 from resnet_pl.reports.comparison_plot import plot_comparison
-from resnet_pl.reports.run_groups import Group, group_runs
+from resnet_pl.reports.run_groups import Group, group_runs, is_depth_study
 from resnet_pl.reports.run_reader import read_run
 from resnet_pl.reports.tables import print_report
 from tests.reports.made import write_run
@@ -85,6 +85,13 @@ def test_seeds_are_mean_and_deviation(tmp_path: Path) -> None:
 def test_a_study_of_depth_shows_the_training_accuracy(tmp_path: Path) -> None:
     runs = [run for depth in (20, 56) for run in seeds(tmp_path, "cifar_plain", depth, 0.9)]
     assert table_cells(group_runs(runs))[0]["train top-1 (%)"] == "78.00"
+
+
+def test_widths_are_not_a_study_of_depth(tmp_path: Path) -> None:
+    width = "model.backbone.init_args.width"
+    runs = [one(tmp_path, f"{filters}/version_0", depth=20, options={width: filters}) for filters in (16, 32)]
+    assert not is_depth_study(group_runs(runs))
+    assert is_depth_study(group_runs([*runs, one(tmp_path, "56/version_0", depth=56, options={width: 16})]))
 
 
 def test_markdown_has_a_line_per_group_and_all_options(tmp_path: Path) -> None:

@@ -25,6 +25,12 @@ def by_name(groups: list[Group]) -> dict[str, dict[str, str]]:
     return {group.name: group.options for group in groups}
 
 
+def test_an_argument_called_name_tells_networks_apart(tmp_path: Path) -> None:
+    name = "model.backbone.init_args.name"
+    runs = [one(tmp_path, f"a/version_{seed}", seed=seed, options={name: f"net{seed}"}) for seed in (0, 1)]
+    assert [len(group.runs) for group in group_runs(runs)] == [1, 1]
+
+
 def test_runs_that_differ_only_in_the_seed_are_one_group(tmp_path: Path) -> None:
     runs = seeds(tmp_path, "cifar_resnet", 20, 0.90, 0.92, 0.94) + seeds(tmp_path, "cifar_plain", 20, 0.8)
     plain, residual = group_runs(runs)
