@@ -62,6 +62,7 @@ class CommandLine:
         checkpoint: the file behind `--ckpt_path`, with `best` and `last` resolved.
         exported: the same if it is an exported network, for `predict`, which then has no checkpoint.
         files: the configuration files, in order.
+        contents: what they hold.
         options: the other arguments. They override the files, in whatever order they are given.
     """
 
@@ -70,6 +71,7 @@ class CommandLine:
         self.checkpoint: Path | None = None
         self.exported: Path | None = None
         self._settings: dict[str, Any] = {}
+        self.contents: list[dict[str, Any]] = []
         files, self.options = split_option(self.args[1:], "--config", "-c")
         self.files = [self._from_pipe(find_config(file)) for file in files]
         self.help = bool({"-h", "--help"} & set(args))
@@ -80,6 +82,7 @@ class CommandLine:
             config = read_config(Path(path))
             for section in SECTIONS & config.keys():
                 config[section] = read_section(config[section], Path(path).parent)
+            self.contents.append(config)
             self._settings = _deep_merge(self._settings, config)
         _check_options(self.options, own_data=is_own(self.data_class))
         for section in SECTIONS:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import Namespace
@@ -12,6 +13,36 @@ from resnet_pl.config import default_arguments
 from resnet_pl.run_dir import class_name, get_init_args
 
 TENSORBOARD = {"class_path": "resnet_pl.callbacks.TensorBoardCurves"}
+
+
+# Options that take a list of classes.
+LISTS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "data.transforms", "data.batch_transforms")
+
+
+def in_order(files: Sequence[tuple[str, Mapping[str, Any]]], options: Sequence[str]) -> list[str]:
+    """Returns the words that the parser reads: the files, then the options.
+
+    A list is emptied before another one replaces it: jsonargparse merges lists of the same length, entry by entry.
+
+    Args:
+        files: name and contents of each file.
+        options: the options.
+    """
+    words: list[str] = []
+    seen: set[str] = set()
+    for name, config in files:
+        for key in LISTS:
+            section, _, argument = key.partition(".")
+            if isinstance(get_init_args(config.get(section)).get(argument), list):
+                words += [f"--{key}=[]"] if key in seen else []
+                seen.add(key)
+        words += ["--config", name]
+    for word, following in pairwise([*options, ""]):
+        key, _, value = word.partition("=")
+        if key.removeprefix("--").replace(".init_args", "") in LISTS and (value or following).startswith("["):
+            words.append(f"{key}=[]")
+        words.append(word)
+    return words
 
 
 def add_defaults(config: Mapping[str, Any], command_line: CommandLine) -> dict[str, Any]:

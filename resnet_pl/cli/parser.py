@@ -28,7 +28,7 @@ from resnet_pl.callbacks.access import get_callbacks
 from resnet_pl.callbacks.finders import keep_found
 from resnet_pl.cli.arguments import TRAINER_DEFAULTS, add_shared_arguments, parser_kwargs
 from resnet_pl.cli.errors import silence_warnings, translate_exception
-from resnet_pl.cli.list_options import add_defaults, drop_repeated
+from resnet_pl.cli.list_options import add_defaults, drop_repeated, in_order
 from resnet_pl.cli.published_weights import published_config
 from resnet_pl.cli.run_loggers import continued
 from resnet_pl.cli.trainer_arguments import trainer_arguments
@@ -163,9 +163,9 @@ class ProjectCLI(LightningCLI):
         first = add_defaults(stored, self.command_line)
         # As a file: only `--config` merges the arguments of classes. It comes first, so that the others override it.
         with config_file(first) as file:
-            words = [word for name in (file, *self.command_line.files) for word in ("--config", name)]
+            files = [(file, first), *zip(self.command_line.files, self.command_line.contents, strict=True)]
             try:
-                self.config = parse(parser, [*words, *expand_arguments(self.command_line.options)])
+                self.config = parse(parser, in_order(files, expand_arguments(self.command_line.options)))
             except ArgumentError as error:
                 raise UserError(parser_message(str(error), parser.get_defaults().keys())) from error
         if self.checkpoint is not None and path is not None:

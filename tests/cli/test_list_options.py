@@ -155,3 +155,24 @@ def test_transforms_of_the_other_kind_are_refused(
 ) -> None:
     first, fix = refused(capsys, "fit", *SMALL, *words).splitlines()
     assert words[0].removeprefix("--").partition("+")[0] in first and other in fix
+
+
+@pytest.mark.parametrize("as_option", [False, True])
+def test_a_list_of_the_same_length_is_replaced(
+    as_option: bool, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 7}}
+    second = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/top1", "mode": "max"}}
+    for name, entry, least in (("a", first, {"least": 0.1}), ("b", second, {})):
+        transforms = [{"class_path": f"{ME}.Darker", "init_args": least}]
+        Path(f"{name}.yaml").write_text(
+            yaml.safe_dump({"trainer": {"callbacks": [entry]}, "data": {"batch_transforms": transforms}})
+        )
+    later = ["--config", "b.yaml"]
+    if as_option:
+        later = ["--trainer.callbacks", yaml.safe_dump([second], default_flow_style=True).strip()]
+        later += ["--data.batch_transforms", f"[{ME}.Darker]"]
+    found = config(capsys, *SMALL, "--config", "a.yaml", *later)
+    assert entries(found, "data.batch_transforms") == [("Darker", {"least": 0.5})]
+    ((name, arguments),) = entries(found, "trainer.callbacks")
+    assert (name, arguments["monitor"], arguments["patience"]) == ("EarlyStopping", "val/top1", 3)
