@@ -122,6 +122,7 @@ class ImageClassifier(LightningModule):
         # Created in configure_model, when the number of classes is known.
         self.metrics: ClassificationMetrics | MultiLabelMetrics
         self.preprocessing = Preprocessing()  # of the checkpoint that was loaded
+        self.has_untrained_head = False
         self.temperature = 1.0  # see `set_calibration`
         self.confidence_threshold: float | None = None
         self.results: dict[str, Any] = {}  # metrics of the last evaluation
@@ -169,11 +170,8 @@ class ImageClassifier(LightningModule):
         self._configure_loss(num_classes, is_new_run)
         with seeded_rng(torch.initial_seed(), torch_only=True):  # the same head for any number of processes
             has_new_head = reset_classifier(self.backbone, num_classes)
-        if has_new_head and no_checkpoint and not is_new_run:
-            raise UserError(
-                f"the network has no head for {num_classes} classes: a new one would be evaluated without training\n"
-                "train it first, or give a checkpoint"
-            )
+        # Lightning has not loaded the checkpoint of `Trainer().test(module, ckpt_path=…)` yet.
+        self.has_untrained_head = has_new_head and no_checkpoint and not is_new_run
         if hparams["channels_last"]:
             self.backbone.to(memory_format=torch.channels_last)
         metrics_class = MultiLabelMetrics if hparams["multi_label"] else ClassificationMetrics
@@ -387,11 +385,16 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
+        if self.has_untrained_head:
+            raise UserError(
+                f"the network has no head for {self.hparams['num_classes']} classes: a new one would be evaluated "
+                "without training\ntrain it first, or give a checkpoint"
+            )
+        if self.dtype != torch.float32:  # with precision bf16-true, sums would be too inexact
+            self.metrics.to(torch.float32)
         self.metrics.reset()  # an evaluation that an error ended has left its counts
 
-    @override
-    def on_test_epoch_start(self) -> None:
-        self.metrics.reset()
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -423,7 +426,7 @@ class ImageClassifier(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the preprocessing, for `predict`, the thresholds, and the calibration, unless it will be trained."""
-        self.preprocessing = Preprocessing.of_checkpoint(checkpoint)
+        self.preprocessing, self.has_untrained_head = Preprocessing.of_checkpoint(checkpoint), False
         metadata = checkpoint.get(ckpt.METADATA_KEY) or {}
         self.set_calibration()
         if metadata.get("thresholds") is not None and self.thresholds is not None:

@@ -431,3 +431,24 @@ def test_an_interrupted_validation_does_not_count_in_the_next() -> None:
         trainer(callbacks=[Interrupted()]).validate(module, datamodule=data)
     trainer().validate(module, datamodule=data)
     assert module.results["images"] == 20
+
+
+def test_a_plain_trainer_loads_the_head_of_a_checkpoint(tmp_path):
+    module, data = fitted(classifier()), Tiny()
+    run = trainer()
+    run.strategy.connect(module)
+    run.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    fresh = ImageClassifier(cifar_resnet(8))
+    trainer().test(fresh, datamodule=data, ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+    assert torch.equal(fresh.backbone.fc.weight, module.backbone.fc.weight)
+    with pytest.raises(UserError, match="no head for 4 classes"):
+        trainer().test(ImageClassifier(cifar_resnet(8)), datamodule=data)
+
+
+def test_metrics_are_exact_in_low_precision() -> None:
+    module, data = fitted(classifier()), Tiny(count=800, val_split=700)
+    trainer(precision="bf16-true").validate(module, datamodule=data)
+    images = data.splits["val"]
+    with torch.no_grad():
+        logits = module.eval().to(torch.bfloat16)(images.images)
+    assert module.results["loss"] == pytest.approx(float(F.cross_entropy(logits.float(), images.labels)), rel=2e-3)

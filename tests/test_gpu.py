@@ -104,3 +104,9 @@ def test_synchronized_batchnorm_on_two_gpus_equals_one(tmp_path: Path) -> None:
     )
     for key, value in one.items():
         torch.testing.assert_close(value.cpu(), two[key].cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_optimizers_that_keep_their_step_on_the_cpu(tmp_path: Path) -> None:
+    options = ["--model.optimizer", "AdamW", "--model.optimizer.fused", "false", "--model.optimizer.lr", "0.001"]
+    run("fit", *SMALL, *ON_GPU, *options, "--trainer.default_root_dir", tmp_path)
+    assert (tmp_path / "digits/version_0/checkpoints/last.ckpt").is_file()

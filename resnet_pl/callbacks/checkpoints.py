@@ -43,6 +43,11 @@ class BestCheckpoint(Checkpoint):
         self.score: float | None = None
         self._noted = False
 
+    @property
+    def best_model_path(self) -> str:
+        """The file, for `ckpt_path="best"` of Lightning's Trainer; empty before the first validation."""
+        return str(self.path) if self.path.is_file() else ""
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Top-1 is not defined for images with several classes.
@@ -63,7 +68,8 @@ class BestCheckpoint(Checkpoint):
         if self.monitor not in trainer.callback_metrics:
             self._report_missing([name for name in trainer.callback_metrics if not name.startswith("train/")])
             return
-        score = float(trainer.callback_metrics[self.monitor])
+        # A module that logs without `sync_dist` has another value in each process, and all must save together.
+        score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
         if math.isnan(score):
             return
         if self.score is None or self.sign * score >= self.sign * self.score:

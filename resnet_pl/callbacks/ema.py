@@ -43,6 +43,8 @@ class EMA(WeightAveraging):
     def _average(self, averaged: Any, current: Any, count: Any) -> None:
         """Updates averaged tensors in place; `count` is the number of updates so far."""
         n = int(count)
+        # The average is created before the precision bf16-true converts the module.
+        current = [now.to(before.dtype) for before, now in zip(averaged, current, strict=True)]
         get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(averaged, current, count)
 
     @override
@@ -51,6 +53,12 @@ class EMA(WeightAveraging):
         if stage == "fit":
             self.load_state_dict(self._initial)
         super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restores the weights that are being trained, of a resumed run; an evaluation keeps the averaged ones."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

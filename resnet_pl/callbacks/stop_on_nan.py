@@ -127,8 +127,11 @@ class StopOnNaN(Callback):
 
 
 def all_finite(values: list[Tensor]) -> bool:
-    """Whether all values are finite; synchronizes with the device once."""
-    return not values or bool(torch.stack([value.detach().isfinite().all() for value in values]).all())
+    """Whether all values are finite; synchronizes once with each device: optimizers keep their steps on the CPU."""
+    flags: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        flags.setdefault(value.device, []).append(value.detach().isfinite().all())
+    return all(bool(torch.stack(each).all()) for each in flags.values())
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -241,7 +241,7 @@ class ProjectCLI(LightningCLI):
             if self.command_line.subcommand == "fit":
                 self.run_folder = self._find_run_folder()
             trainer = super().instantiate_trainer(**trainer_arguments(self), **kwargs)
-            check_processes(trainer, self.config_init["trainer"]["sync_batchnorm"])
+            check_processes(trainer, self.config_init["trainer"])
         return trainer
 
     def _written(self, name: str) -> Any:

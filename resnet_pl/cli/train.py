@@ -84,6 +84,7 @@ def run(cli: ProjectCLI) -> None:
         with cli.removing_new_run():
             check_monitor(cli)
             trainer.fit(cli.model, datamodule=cli.datamodule, weights_only=True)
+        trainer.ckpt_path = None  # a test with this Trainer must not load the checkpoint again
     except SystemExit as end:
         # Lightning's exit code is 1 after Ctrl-C and 0 after SIGTERM.
         received = stop.received if stop is not None else []
@@ -213,6 +214,9 @@ def check_resume(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     # The checkpoint holds the class weights, also those of a loss.
     loss, loss_now = (get_init_args(each.get("loss")) for each in (model, model_now))
     pairs.append(("model.loss.weight", loss.get("weight"), loss_now.get("weight")))
+    # The state of an optimizer has the memory layout of the weights.
+    layout = model_now.get("channels_last")
+    pairs.append(("model.channels_last", model.get("channels_last", layout), layout))
     # The state of a scheduler holds its arguments and the learning rate; that of `Schedule` does not.
     scheduler, free = model.get("lr_scheduler"), {"lr"} if model.get("lr_scheduler") is None else set()
     pairs += _differences("model.lr_scheduler", scheduler, model_now.get("lr_scheduler"))

@@ -92,10 +92,10 @@ def _processes(config: Mapping[str, Any], subcommand: str) -> dict[str, int]:
     """The number of devices and nodes, where the configuration leaves it open and Lightning's choice does not fit.
 
     Of the processes that torchrun or srun has started, Lightning would let each train a model of its own on one device.
-    `doctor` measures one process.
+    `doctor` measures one process, and a few images for `predict` do not need several.
     """
     started, per_node = launched_processes() or (1, 1)
     found = {"devices": per_node, "num_nodes": started // per_node} if started > 1 else {}
-    if subcommand == "doctor":
+    if subcommand == "doctor" or (subcommand == "predict" and started == 1):
         found = {"devices": 1}
     return {name: number for name, number in found.items() if config[name] == OPEN[name]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
@@ -104,12 +105,12 @@ def _check_callbacks(callbacks: Sequence[Callback], model: LightningModule) -> N
             )
 
 
-def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:
+def check_processes(trainer: Trainer, settings: Namespace) -> None:
     """Rejects a Trainer that uses other processes than those that were started.
 
     Args:
         trainer: the Trainer, before it starts processes itself.
-        sync_batchnorm: whether BatchNorm statistics are synchronized.
+        settings: the section `trainer` of the configuration.
 
     Raises:
         UserError: each process would train the model on its own, the Trainer would wait forever, or this process would
@@ -137,7 +138,12 @@ def check_processes(trainer: Trainer, sync_batchnorm: bool) -> None:
             f"--nnodes {trainer.num_nodes} --nproc-per-node {trainer.num_devices} --rdzv-backend c10d "
             f"--rdzv-endpoint HOST:29500 {prog_name().removeprefix('python ')} ..."
         )
-    if sync_batchnorm and used > 1 and trainer.strategy.root_device.type == "cpu":
+    if used > 1 and isinstance(settings["val_check_interval"], str | dict | timedelta):
+        raise UserError(
+            "trainer.val_check_interval: with several processes, their clocks would disagree about a duration\n"
+            "use a number of batches, or a fraction of an epoch"
+        )
+    if settings["sync_batchnorm"] and used > 1 and trainer.strategy.root_device.type == "cpu":
         raise UserError("trainer.sync_batchnorm: needs GPUs\nremove it")
 
 

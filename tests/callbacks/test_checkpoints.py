@@ -224,3 +224,22 @@ def test_nothing_is_saved_while_gradients_are_accumulated(tmp_path, monkeypatch)
     monkeypatch.setattr(run, "save_checkpoint", lambda *args: saved.append(progress.processed))
     run.fit(classifier(), datamodule=Tiny(count=110))
     assert saved == [2, 4, 6, 7]
+
+
+def test_the_first_process_decides_about_the_score(tmp_path):
+    best = BestCheckpoint(tmp_path, "val/acc")
+    run = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, callback_metrics={"val/acc": torch.tensor(0.3)},
+        strategy=SimpleNamespace(broadcast=lambda score: 0.9), save_checkpoint=lambda path: Path(path).touch(),
+    )  # fmt: skip
+    assert best.best_model_path == ""
+    best.on_validation_end(run, None)
+    assert best.score == 0.9 and best.best_model_path == str(tmp_path / "best.ckpt")
+
+
+def test_lightning_finds_the_best_checkpoint(tmp_path):
+    module, data = classifier(), Tiny()
+    run = trainer(callbacks=[BestCheckpoint(tmp_path), LastCheckpoint(tmp_path)], enable_checkpointing=True)
+    run.fit(module, datamodule=data)
+    run.test(datamodule=data, ckpt_path="best", weights_only=True)
+    assert module.results["images"] == 20

@@ -77,3 +77,19 @@ def test_a_late_start_of_lightnings_average_is_reported(capsys: pytest.CaptureFi
     run("fit", *SMALL, *late, "--trainer.fast_dev_run", "true")
     out = capsys.readouterr().out
     assert "update_starting_at_step 3" in out and "initial weights" in out and "--trainer.callbacks+=EMA" in out
+
+
+def test_a_test_after_the_training_uses_the_average(tmp_path: Path) -> None:
+    module, data = classifier(optimizer=optimizer(lr=0.5)), Tiny()
+    run = trainer(callbacks=[EMA(), LastCheckpoint(tmp_path)], enable_checkpointing=True)
+    run.fit(module, datamodule=data)
+    averaged = {name: value.clone() for name, value in module.state_dict().items()}
+    run.test(module, datamodule=data, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    assert all(torch.equal(value, averaged[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_other_precisions(precision: str) -> None:
+    module = classifier()
+    trainer(callbacks=[EMA()], precision=precision, limit_train_batches=2).fit(module, datamodule=Tiny())
+    assert all(value.isfinite().all() for value in module.state_dict().values())

@@ -146,6 +146,11 @@ def test_an_error_has_the_message_of_fit(words: list[object], capsys: pytest.Cap
     assert not any(path.is_dir() for path in Path().iterdir())
 
 
+def test_a_duration_between_validations_is_for_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, "--trainer.val_check_interval", "00:00:10:00", "--trainer.accelerator", "cpu"]
+    assert "clocks" in refused(capsys, "fit", *words, "--trainer.devices", 2)
+
+
 def test_one_of_several_devices_is_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -378,6 +378,13 @@ def test_options_that_a_resume_would_ignore_are_refused(section: str, key: str, 
         check_resume(checkpoint, now)
 
 
+def test_the_memory_layout_of_a_resumed_run_is_that_of_its_optimizer() -> None:
+    before, now = ({"model": {"init_args": {"channels_last": value}}} for value in (True, False))
+    with pytest.raises(UserError, match=r"model\.channels_last: "):
+        check_resume({"optimizer_states": [{}], "resnet_pl": {"config": before}}, now)
+    check_resume({"optimizer_states": [{}], "resnet_pl": {"config": {"model": {}}}}, now)
+
+
 def test_a_checkpoint_without_optimizer_state_cannot_be_resumed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = runs / "digits/version_0/checkpoints/last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
