@@ -48,7 +48,7 @@ class ImageTable(ImageFolder):
         path_suffix: text that is added to each path, such as .jpg.
     """
 
-    keeps_missing = False  # whether rows whose file does not exist are kept, to be reported later
+    keeps_missing = False  # whether rows whose file does not exist stay in the list, to be reported later
 
     def __init__(
         self,
