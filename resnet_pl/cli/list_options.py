@@ -30,13 +30,18 @@ def in_order(files: Sequence[tuple[str, Mapping[str, Any]]], options: Sequence[s
     """
     words: list[str] = []
     seen: set[str] = set()
+    trainers = [get_init_args(config.get("trainer")) for _, config in files]
+    adds_logger = any("logger+" in trainer for trainer in trainers)
+    adds_logger |= any(option.startswith("--trainer.logger+") for option in options)
     for name, config in files:
         for key in LISTS:
             section, _, argument = key.partition(".")
             if isinstance(get_init_args(config.get(section)).get(argument), list):
                 words += [f"--{key}=[]"] if key in seen else []
                 seen.add(key)
-        words += ["--config", name]
+        words += ["--config", name] if config else []
+        if adds_logger and get_init_args(config.get("trainer")).get("logger", False) is None:
+            words.append(f"--trainer.logger=[{TENSORBOARD['class_path']}]")  # null is the default
     for word, following in pairwise([*options, ""]):
         key, _, value = word.partition("=")
         if key.removeprefix("--").replace(".init_args", "") in LISTS and (value or following).startswith("["):

@@ -176,3 +176,11 @@ def test_a_list_of_the_same_length_is_replaced(
     assert entries(found, "data.batch_transforms") == [("Darker", {"least": 0.5})]
     ((name, arguments),) = entries(found, "trainer.callbacks")
     assert (name, arguments["monitor"], arguments["patience"]) == ("EarlyStopping", "val/top1", 3)
+
+
+def test_a_logger_is_added_to_the_default_of_a_complete_config(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("complete.yaml").write_text("trainer: {logger: null}")
+    Path("empty.yaml").write_text("# nothing yet")
+    files = ["--config", "complete.yaml", "--config", "empty.yaml"]
+    found = config(capsys, *SMALL, *files, "--trainer.logger+=CSVLogger", "--trainer.logger.save_dir", "logs")
+    assert [class_name(entry) for entry in found["trainer"]["logger"]] == ["TensorBoardCurves", "CSVLogger"]
