@@ -82,7 +82,12 @@ def expand_arguments(args: Sequence[str]) -> list[str]:
         UserError: `--model` names a network, which is a backbone.
     """
     expanded: list[str] = []
-    own_model = any(is_own(value) for option, value in pairwise(args) if option in ("--model", "--model.class_path"))
+    models_given = [
+        word.partition("=")[2] or following
+        for word, following in pairwise([*args, ""])
+        if word.partition("=")[0] in ("--model", "--model.class_path")
+    ]
+    own_model = any(map(is_own, models_given))
     for word, following in pairwise([*_classes_first(args), ""]):
         key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if key == "--dashboard" and (value if equals else following).lower() in ("true", "false"):

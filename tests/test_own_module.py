@@ -80,7 +80,7 @@ def test_a_plain_module_and_plain_data(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow  # the page docs/extend.md has the same
 def test_arguments_keep_the_names_and_values_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ["--model", f"{__name__}.Names", "--model.backbone", "resnet50", "--model.schedule", "cosine"]
+    model = [f"--model={__name__}.Names", "--model.backbone", "resnet50", "--model.schedule", "cosine"]
     data = ["--data", f"{__name__}.NamesData", "--data.path", "x/y", "--data.cache", "null", "--data.decode", "fast"]
     assert main(["fit", *model, *data, "--trainer.max_epochs", "1", "--checkpoint.monitor", "val_acc"]) == 0
     run = Path("runs/resnet/version_0")
