@@ -38,6 +38,9 @@ class Names(own.PlainModule):
         super().__init__()
         self.save_hyperparameters()
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
 
 class NamesData(own.PlainData):
     """The same for data."""
@@ -78,7 +81,6 @@ def test_a_plain_module_and_plain_data(capsys: pytest.CaptureFixture[str]) -> No
     assert f"{results['metrics']['test_acc']:.4f}" in capsys.readouterr().out
 
 
-@pytest.mark.slow  # the page docs/extend.md has the same
 def test_arguments_keep_the_names_and_values_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
     model = [f"--model={__name__}.Names", "--model.backbone", "resnet50", "--model.schedule", "cosine"]
     data = ["--data", f"{__name__}.NamesData", "--data.path", "x/y", "--data.cache", "null", "--data.decode", "fast"]
@@ -92,6 +94,7 @@ def test_arguments_keep_the_names_and_values_of_the_user(capsys: pytest.CaptureF
     assert main(["fit", "--config", str(run / "config.yaml"), "--trainer.fast_dev_run", "true"]) == 0
 
 
+@pytest.mark.slow  # the page docs/extend.md has the same
 def test_a_subclass_with_one_overridden_method() -> None:
     options = [*SMALL, "--model", "tests.own.Distilled", "--model.teacher_weight", "0.25"]
     assert main(["fit", *options, "--name", "distilled", "--trainer.max_epochs", "1"]) == 0

@@ -6,9 +6,11 @@ import os
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -190,12 +192,15 @@ class ProjectCLI(LightningCLI):
     def config_dump(self) -> dict[str, Any]:
         """The configuration as Lightning writes it, which takes the hyperparameters of model and data from it."""
         options = {"skip_validation": True, "skip_link_targets": False, "skip_none": False}  # it has been parsed
-        return yaml.safe_load(self.parser.dump(self.config, format="yaml", **options))
+        # Later versions of jsonargparse call `skip_none` `skip_unset`.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            dumped = yaml.safe_load(self.parser.dump(self.config, format="yaml", **options))
+        return keep_text(dumped, self.config.as_dict())
 
     @cached_property
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain types, as stored in config.yaml and in checkpoints."""
-        config = keep_text(self.config_dump, self.config.as_dict())
+        config = deepcopy(self.config_dump)
         keep_whole_numbers(config.get("trainer") or {}, self._written)
         if self.checkpoint is not None and self.command_line.subcommand == "fit" and config.get("model"):
             # The classes that were read from the data are not part of the configuration, before and after a resume.
