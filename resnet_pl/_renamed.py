@@ -183,7 +183,7 @@ def upgrade_arguments(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: a removed option is given.
     """
-    words, notes, own = list(args), list[str](), ""
+    words, notes, own = list(args), list[str](), set[str]()
     for index, word in enumerate(words):
         if not word.startswith("--"):
             continue
@@ -192,9 +192,9 @@ def upgrade_arguments(args: Sequence[str]) -> list[str]:
         key = option.removeprefix("--").replace(".init_args", "")
         if following:
             value = words[index + 1]
-        if is_own(value) and key.rstrip("+") in ("data", "trainer.callbacks"):
-            own = key.rstrip("+")
-        if own and key.startswith(f"{own}."):
+        if (section := key.rstrip("+")) in ("data", "trainer.callbacks"):
+            (own.add if is_own(value) else own.discard)(section)
+        if any(key.startswith(f"{section}.") for section in own):
             continue  # an argument of a user's class
         if key in REMOVED:
             raise UserError(f"--{key} was removed\n{REMOVED[key][1]}")

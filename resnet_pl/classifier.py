@@ -385,6 +385,7 @@ class ImageClassifier(LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
+        """Begins to count; raises UserError if the head was never trained."""
         if self.has_untrained_head:
             raise UserError(
                 f"the network has no head for {self.hparams['num_classes']} classes: a new one would be evaluated "

@@ -104,6 +104,11 @@ def rank_zero_print(message: str) -> None:
     run_on_rank_zero(partial(print, flush=True), message)
 
 
+def partial_name(path: Path, ending: str) -> str:
+    """Returns the name of a temporary file of `atomic_write`; file systems limit the length of a name."""
+    return f".{path.name[:60]}.{ending}"
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Writes a file atomically: yields a temporary file that replaces `path` if the block succeeds.
@@ -113,7 +118,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UserError: `path` cannot be written.
     """
-    partial = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}")  # file systems limit the length of a name
+    partial = path.with_name(partial_name(path, secrets.token_hex(4)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

@@ -234,6 +234,13 @@ def test_the_warm_up_in_a_recipe_adds_to_the_callbacks_of_earlier_files(capsys: 
     assert [class_name(each) for each in config["trainer"]["callbacks"]] == ["Freeze", "ErrorWarmup"]
 
 
+def test_options_of_users_classes_keep_their_names() -> None:
+    words = "--data own.Data --data.scan true --trainer.callbacks+=own.Stop --trainer.callbacks.up_to 3"
+    assert upgrade_arguments(words.split()) == words.split()
+    later = "--trainer.callbacks+=Freeze --trainer.callbacks.up_to layer1"
+    assert upgrade_arguments(f"{words} {later}".split())[-2:] == ["--trainer.callbacks.last_frozen", "layer1"]
+
+
 def test_a_configuration_is_not_changed_in_place() -> None:
     config = {"model": {"schedule": {"warmup_error": 0.5}}, "keep_memory": True}
     assert upgrade_config(config, "a.yaml") != config

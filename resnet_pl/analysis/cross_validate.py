@@ -9,10 +9,8 @@ folds are skipped, and interrupted ones resume.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from resnet_pl.data import ImageDataModule
 from resnet_pl.evaluation.metrics import MACRO
 from resnet_pl.load import load_run
 from resnet_pl.reports.results import as_json
+from resnet_pl.reports.run_groups import mean_and_deviation
 from resnet_pl.reports.tables import number, numbers_table, print_report, write_csv
 from resnet_pl.types import PositiveInt
 from resnet_pl.utils import atomic_write
@@ -87,7 +86,8 @@ def report(paths: list[Path], folder: Path) -> None:
     # The other averages would not fit into a terminal.
     keys = [key for key in results[0] if key not in {"fold", "run", "images", *MACRO} - {"f1_macro"}]
     values = {key: [result[key] for result in results] for key in keys}
-    summary = {key: spread(each) for key, each in values.items()}
+    # A fold can lack a metric, such as AUROC if it has one class only.
+    summary = {key: dict(zip(("mean", "std"), mean_and_deviation(each), strict=True)) for key, each in values.items()}
     with atomic_write(folder / "cross_validation.json") as partial:
         partial.write_text(json.dumps(as_json({"folds": results, "summary": summary}), indent=1), encoding="utf-8")
     table = numbers_table("fold", numbers=["images", *keys])
@@ -97,12 +97,6 @@ def report(paths: list[Path], folder: Path) -> None:
     table.add_row("mean ± std", f"{len(rows):,}", *means)
     print_report(table)
     print(f"Saved to {folder / 'out_of_fold.csv'} and {folder / 'cross_validation.json'}")
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns mean and sample standard deviation of the folds that have the metric, such as AUROC, else NaN."""
-    known = [value for value in values if math.isfinite(value)]
-    return {"mean": fmean(known) if known else math.nan, "std": stdev(known) if len(known) > 1 else math.nan}
 
 
 def predict(model: Any, data: ImageDataModule) -> Iterator[list[Any]]:

@@ -101,12 +101,9 @@ def make_run(values: Mapping[str, str], configs: Sequence[str], options: Sequenc
     # A class must precede its arguments, so keys with fewer dots come first.
     ordered = sorted(values.items(), key=lambda pair: pair[0].count("."))
     files = [word for path in configs for word in ("--config", path)]
-    # The parser takes `-1e-3` for an option.
-    words = [
-        word
-        for key, value in ordered
-        for word in ([f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value])
-    ]
+    words: list[str] = []
+    for key, value in ordered:  # the parser takes a word such as `-1e-3` for an option
+        words += [f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value]
     own = ["--name", name, "--trainer.default_root_dir", str(folder)]
     # The run records the words as the command line expands them.
     return SweepRun(name, upgrade_arguments(expand_words(["fit", *files, *options, *words, *own])), folder)

@@ -30,7 +30,7 @@ from resnet_pl.export.int8 import accuracy_table, check_drop, quantize
 from resnet_pl.load import restore
 from resnet_pl.reports.tables import print_report
 from resnet_pl.types import PositiveInt, UnitInterval
-from resnet_pl.utils import UserError, atomic_write, counted, prog_name, run_on_rank_zero
+from resnet_pl.utils import UserError, atomic_write, counted, partial_name, prog_name, run_on_rank_zero
 
 if TYPE_CHECKING:
     from resnet_pl.cli.parser import ProjectCLI
@@ -122,7 +122,7 @@ def _export(cli: ProjectCLI) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Removes the temporary files of killed exports; an export that is running has changed its own in the last hour."""
-    for left in path.parent.glob(f".{path.name[:60]}.{'[0-9a-f]' * 8}"):
+    for left in path.parent.glob(partial_name(path, "[0-9a-f]" * 8)):
         if time.time() - left.stat().st_mtime > 3600:
             left.unlink(missing_ok=True)
 

@@ -67,9 +67,7 @@ class Group:
 
     def statistics(self, name: str) -> tuple[float, float]:
         """Returns mean and sample standard deviation of an attribute over the runs that have it, else NaN."""
-        values = [value for run in self.runs if not math.isnan(value := getattr(run, name))]
-        mean = float(np.mean(values)) if values else math.nan
-        return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return mean_and_deviation([getattr(run, name) for run in self.runs])
 
     @property
     def val_score(self) -> float:
@@ -277,6 +275,13 @@ def is_depth_study(groups: Sequence[Group]) -> bool:
     depths = [(group.data, family(group.runs[0]), group.runs[0].depth) for group in groups]
     names = {(data, name) for data, name, _ in depths}
     return all(depth for *_, depth in depths) and len({*depths}) > len(names)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Returns mean and sample standard deviation of the values that are not NaN, else NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    mean = float(np.mean(known)) if known else math.nan
+    return mean, float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
 def family(run: Run) -> str:

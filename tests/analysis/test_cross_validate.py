@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resnet_pl.analysis.cross_validate import spread
 from resnet_pl.analysis.jobs import Jobs
 from resnet_pl.cli.main import main
 from tests.cli.commands import SMALL, failed, rows, run
@@ -77,11 +75,6 @@ def test_every_image_is_predicted_by_the_fold_that_holds_it_out(started: list[li
     run(*LINE)
     assert started[2:] == [["fit", "--ckpt_path", str(FOLDER / "fold1/version_0/checkpoints/last.ckpt")]]
     assert (FOLDER / "out_of_fold.csv").read_bytes() == before
-
-
-def test_a_metric_that_a_fold_does_not_have() -> None:
-    assert spread([0.5, math.nan, 1.0]) == {"mean": 0.75, "std": pytest.approx(0.5**0.5 / 2)}
-    assert all(map(math.isnan, spread([math.nan, math.nan]).values()))
 
 
 @pytest.mark.slow

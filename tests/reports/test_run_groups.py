@@ -1,11 +1,12 @@
 """Grouping of runs over seeds, and the options in which groups differ."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resnet_pl.reports.run_groups import Group, group_runs, label_groups, option_headings
+from resnet_pl.reports.run_groups import Group, group_runs, label_groups, mean_and_deviation, option_headings
 from resnet_pl.reports.run_reader import Run, read_run
 from tests.reports.made import write_run
 
@@ -23,6 +24,11 @@ def one(folder: Path, name: str, **facts: Any) -> Run:
 
 def by_name(groups: list[Group]) -> dict[str, dict[str, str]]:
     return {group.name: group.options for group in groups}
+
+
+def test_statistics_without_the_values_that_are_missing() -> None:
+    assert mean_and_deviation([0.5, math.nan, 1.0]) == (0.75, pytest.approx(0.5**0.5 / 2))
+    assert all(map(math.isnan, mean_and_deviation([math.nan, math.nan])))
 
 
 def test_an_argument_called_name_tells_networks_apart(tmp_path: Path) -> None:
