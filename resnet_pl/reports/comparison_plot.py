@@ -1,4 +1,7 @@
-"""Comparison of runs as a plot: top-1 of each run, or error over depth if a model was trained with several depths."""
+"""Comparison of runs as a plot: top-1 of each run, or error over depth if a model was trained with several depths.
+
+Runs without top-1, such as those of a multi-label dataset, are compared by the metric that chose best.ckpt.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,15 @@ def plot_comparison(groups: Sequence[Group], path: Path) -> None:
 
     Points are means over seeds, with bars of one standard deviation. Results of the paper are hollow diamonds.
     """
-    (_error_over_depth if is_depth_study(groups) else _top1_by_run)(groups, path)
+    by_top1 = any(not math.isnan(_error(group, split)[0]) for group in groups for split in ("val", "test"))
+    if by_top1 and is_depth_study(groups):
+        _error_over_depth(groups, path)
+    else:
+        _metric_by_run(groups, "top1" if by_top1 else "score", path)
 
 
-def _top1_by_run(groups: Sequence[Group], path: Path) -> None:
-    """One row per group, in the order of the table."""
+def _metric_by_run(groups: Sequence[Group], metric: str, path: Path) -> None:
+    """One row per group, in the order of the table; `metric` is top1, or score for the monitored metric."""
     groups, count = groups[:MAX_RUNS], len(groups)
     names = [f"{group.name}, {group.data}" if _several_datasets(groups) else group.name for group in groups]
     labels = [plot_label(name, MAX_NAME) for name in names]
@@ -38,21 +45,23 @@ def _top1_by_run(groups: Sequence[Group], path: Path) -> None:
     figure = new_figure(5.2 + 0.08 * max(map(len, names)), 1.3 + 0.34 * len(groups))
     axes = figure.add_subplot()
     handles: list[Any] = []
-    for name, label, color, marker in (("val_top1", "best validation", "C0", "o"), ("test_top1", "test", "C1", "s")):
-        statistics = [(*group.statistics(name), row) for row, group in enumerate(groups)]
-        known = [(100 * mean, 100 * deviation, row) for mean, deviation, row in statistics if not math.isnan(mean)]
+    monitor = groups[0].runs[0].monitor.removeprefix("val/")
+    scale, axis_label = (100, "top-1 (%)") if metric == "top1" else (1, monitor)
+    for split, label, color, marker in (("val", "best validation", "C0", "o"), ("test", "test", "C1", "s")):
+        statistics = [(*group.statistics(f"{split}_{metric}"), row) for row, group in enumerate(groups)]
+        known = [(scale * mean, scale * deviation, row) for mean, deviation, row in statistics if not math.isnan(mean)]
         if known:
             means, deviations, places = zip(*known, strict=True)
             style = {"color": color, "marker": marker, "markersize": 6, "linestyle": "none", "capsize": 3}
             handles.append(axes.errorbar(means, places, xerr=deviations, label=label, **style))
     paper = [(100 - error, row) for row, group in enumerate(groups) if (error := group.runs[0].paper_error)]
-    if paper:
+    if paper and metric == "top1":
         handles += axes.plot(*zip(*paper, strict=True), "D", color=MUTED, fillstyle="none", label="paper")
     axes.set_yticks(range(len(groups)), names, fontsize=10, parse_math=False)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.margins(x=0.08)
     repeated = any(len(group.runs) > 1 for group in groups)
-    style_axes(axes, "top-1 (%), mean ± standard deviation" if repeated else "top-1 (%)")
+    style_axes(axes, f"{axis_label}, mean ± standard deviation" if repeated else axis_label)
     if count > MAX_RUNS:
         axes.set_title(f"the first {MAX_RUNS} of {count} rows of the table", loc="left", fontsize=10, color=MUTED)
     axes.tick_params(axis="y", labelcolor=INK)

@@ -141,6 +141,15 @@ def test_higher_accuracy_is_further_right(tmp_path: Path) -> None:
     assert mask(upper, BLUE).any(axis=0).nonzero()[0].min() > mask(upper, ORANGE).any(axis=0).nonzero()[0].max()
 
 
+def test_runs_without_top1_are_plotted_by_the_monitored_metric(tmp_path: Path) -> None:
+    runs = [one(tmp_path, f"{name}/version_0", depth=depth, lr=depth) for name, depth in (("a", 20), ("b", 56))]
+    for run in runs:
+        run.results.pop("top1")
+        run.metrics["val/map"] = run.metrics.pop("val/top1")
+    image = plot(group_runs(runs), tmp_path / "plot.png")
+    assert mask(image, BLUE).any()
+
+
 def test_runs_without_results_are_plotted(tmp_path: Path) -> None:
     run = one(tmp_path, "a/version_0", tested=False)
     run.metrics.pop("val/top1")
