@@ -153,8 +153,9 @@ class _Splitter:
             np.concatenate([folds[(first + shift + part) % number] for part in range(parts)]) for shift in range(number)
         ]
         taken = min(candidates, key=lambda each: max(abs(len(each) - count), SIZE_TOLERANCE * count))
-        if number == MAX_FOLDS and len(taken) > (1 + SIZE_TOLERANCE) * count and len(np.unique(self.groups[taken])) > 1:
-            _, taken = self.take(taken, count, split, 0)  # less than the smallest fold
+        if len(taken) > (1 + SIZE_TOLERANCE) * count:  # less than the smallest fold: as many groups, in random order
+            numbers = self.groups[taken]
+            taken = taken[numbers <= np.sort(numbers)[count - 1]]
         chosen = self.adjust(images, set(self.groups[taken].tolist()), reserved)
         is_chosen = np.isin(self.groups[images], list(chosen))
         return images[~is_chosen], images[is_chosen]

@@ -94,6 +94,13 @@ def test_a_small_split_of_many_groups(count: int) -> None:
     assert {labels[index] for index in split.val} == {0, 1}
 
 
+def test_a_small_split_of_many_classes() -> None:
+    groups, labels = [str(number // 4) for number in range(2_000)], [number % 100 for number in range(2_000)]
+    split = make_split(list(map(str, range(2_000))), labels, val=20, test=0, seed=0, groups=groups)
+    assert_groups_are_separate(split, groups)
+    assert 20 <= len(split.val) <= 150  # each class is in validation
+
+
 def test_images_without_a_group_are_split_one_by_one() -> None:
     digests, labels, _ = images(10, 2, seed=0)
     split = make_split(digests, labels, val=0.2, test=0.2, seed=0, groups=[""] * len(digests))
