@@ -170,9 +170,10 @@ def _sections(config: Any, key: str) -> list[tuple[dict[str, Any], str]]:
     sections = []
     for section in (config.get(first), config.get(f"{first}+")):
         for item in section if isinstance(section, list) else [section]:
-            if isinstance(item, dict) and is_own(item.get("class_path")):
-                continue  # the arguments of a user's class
             init_args = item.get("init_args") if isinstance(item, dict) else None
+            inherited = {"split_seed", "optimizer"} & (init_args or {}).keys()
+            if isinstance(item, dict) and is_own(item.get("class_path")) and not inherited:
+                continue  # the arguments of a user's class
             sections += _sections(init_args if isinstance(init_args, dict) else item, remainder)
     return sections
 

@@ -156,12 +156,17 @@ class ImageClassifier(LightningModule):
         no_checkpoint = self._has_trainer and self.trainer.ckpt_path is None
         is_new_run = no_checkpoint and self.trainer.training
         self._find_classes(no_checkpoint, is_new_run)
-        if hasattr(self, "metrics"):  # the network is complete since an earlier call
-            return
         hparams = self.hparams
+        num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
+        if hasattr(self, "metrics"):  # the network is complete since an earlier call
+            if is_new_run:  # an evaluation before the training has not counted the images of each class
+                self.has_untrained_head = False
+                if hparams["class_weights"] is not None:
+                    setattr(self.criterion, "pos_weight" if hparams["multi_label"] else "weight", None)
+                self._configure_loss(num_classes, is_new_run)
+            return
         if self.datamodule is not None and self.datamodule.pixel_format.channels != 3:
             check_channels(self.backbone, self.datamodule.pixel_format.channels, no_checkpoint and self.weights)
-        num_classes = hparams["num_classes"] or len(find_classifier(self.backbone)[1].weight)
         if hparams["num_classes"] is None and is_new_run:
             rank_zero_print(
                 f"note: the data has no attribute `classes`: the network keeps its {num_classes:,} outputs\n"

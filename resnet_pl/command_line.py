@@ -84,7 +84,7 @@ class CommandLine:
                 config[section] = read_section(config[section], Path(path).parent)
             self.contents.append(config)
             self._settings = _deep_merge(self._settings, config)
-        _check_options(self.options, own_data=is_own(self.data_class))
+        _check_options(self.options, own_data=is_own(self.data_class) or bool(self.get("ckpt_path")))
         for section in SECTIONS:
             if (file := self._given(section)) and Path(file).is_file():
                 self._settings = _deep_merge(self._settings, {section: read_config(Path(file))})
@@ -200,7 +200,7 @@ def _check_options(options: Sequence[str], own_data: bool = False) -> None:
 
     Args:
         options: the options.
-        own_data: whether the data module is the user's own, which can have options of any name.
+        own_data: whether the data module is or can be the user's own, which can have options of any name.
     """
     for option, following in pairwise([*options, "-"]):
         name, _, value = option.partition("=")

@@ -445,6 +445,21 @@ def test_a_plain_trainer_loads_the_head_of_a_checkpoint(tmp_path):
         trainer().test(ImageClassifier(cifar_resnet(8)), datamodule=data)
 
 
+def test_a_training_follows_an_evaluation_without_a_head() -> None:
+    module = ImageClassifier(cifar_resnet(8), optimizer=optimizer(), class_weights=[1, 2, 3, 4])
+    with pytest.raises(UserError, match="train it first"):
+        trainer().validate(module, datamodule=Tiny())
+    trainer().fit(module, datamodule=Tiny())
+    assert module.results["images"] == 20
+
+
+def test_balanced_weights_are_computed_after_an_evaluation() -> None:
+    module, data = classifier(class_weights="balanced"), Tiny(count=90)
+    trainer().validate(module, datamodule=data)
+    trainer().fit(module, datamodule=data)
+    assert module.criterion.weight.unique().numel() > 1
+
+
 def test_metrics_are_exact_in_low_precision() -> None:
     module, data = fitted(classifier()), Tiny(count=800, val_split=700)
     trainer(precision="bf16-true").validate(module, datamodule=data)

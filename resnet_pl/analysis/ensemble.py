@@ -79,7 +79,7 @@ class Ensemble(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Begins to count."""
-        self.metrics.reset()
+        self.metrics.to(torch.float32).reset()  # with precision bf16-true, sums would be too inexact
 
     on_validation_epoch_start = on_test_epoch_start
 

@@ -102,8 +102,9 @@ def make_run(values: Mapping[str, str], configs: Sequence[str], options: Sequenc
     ordered = sorted(values.items(), key=lambda pair: pair[0].count("."))
     files = [word for path in configs for word in ("--config", path)]
     words: list[str] = []
-    for key, value in ordered:  # the parser takes a word such as `-1e-3` for an option
-        words += [f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value]
+    for key, value in ordered:  # the parser takes a word such as `-1e-3`, but not `-1`, for an option
+        joined = value.startswith("-") and not re.fullmatch(r"-\d+|-\d*\.\d+", value)
+        words += [f"--{key}={value}"] if joined else [f"--{key}", value]
     own = ["--name", name, "--trainer.default_root_dir", str(folder)]
     # The run records the words as the command line expands them.
     return SweepRun(name, upgrade_arguments(expand_words(["fit", *files, *options, *words, *own])), folder)

@@ -36,17 +36,14 @@ class BestCheckpoint(Checkpoint):
     Attributes:
         path: file of the checkpoint.
         score: best score so far; None before the first validation.
+        best_model_path: the file, for `ckpt_path="best"` of Lightning's Trainer; empty before the first validation.
     """
 
     def __init__(self, folder: Path, monitor: str = TOP1, mode: Mode = "auto") -> None:
         self.path, self.monitor, self.sign = Path(folder) / "best.ckpt", monitor, score_sign(monitor, mode)
         self.score: float | None = None
+        self.best_model_path = ""
         self._noted = False
-
-    @property
-    def best_model_path(self) -> str:
-        """The file, for `ckpt_path="best"` of Lightning's Trainer; empty before the first validation."""
-        return str(self.path) if self.path.is_file() else ""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,6 +72,7 @@ class BestCheckpoint(Checkpoint):
         if self.score is None or self.sign * score >= self.sign * self.score:
             self.score = score
             trainer.save_checkpoint(self.path)
+            self.best_model_path = str(self.path)
 
     def _report_missing(self, logged: list[str]) -> None:
         fix = f"choose one of {', '.join(logged)} with --checkpoint.monitor" if logged else "log it in validation_step"
@@ -96,6 +94,7 @@ class BestCheckpoint(Checkpoint):
             with suppress(UserError):
                 best = (read(self.path).get("callbacks") or {}).get(self.state_key, {})
         self.score = best.get("score") if best.get("monitor", TOP1) == self.monitor else None
+        self.best_model_path = "" if self.score is None else str(self.path)
 
 
 class LastCheckpoint(Checkpoint):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from resnet_pl.callbacks.checkpoints import monitored
 from resnet_pl.evaluation.metrics import ClassificationMetrics
 from resnet_pl.evaluation.multi_label import MultiLabelMetrics
 from resnet_pl.types import UnitInterval
+from resnet_pl.utils import UserError
 
 
 class EMA(WeightAveraging):
@@ -50,6 +52,8 @@ class EMA(WeightAveraging):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts again at the first step: the object can be from an earlier `fit`."""
+        if trainer.precision == "64-true":
+            raise UserError("trainer.precision: EMA averages in float32\nremove EMA, or use another precision")
         if stage == "fit":
             self.load_state_dict(self._initial)
         super().setup(trainer, pl_module, stage)
@@ -76,7 +80,8 @@ class EMA(WeightAveraging):
         in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self.log_raw and in_training and isinstance(metrics, ClassificationMetrics | MultiLabelMetrics):
             self._raw = {f"module.{name}": value.clone() for name, value in pl_module.state_dict().items()}
-            self._metrics = deepcopy(metrics)
+            self._metrics = deepcopy(metrics).to(torch.float32)  # Lightning calls callbacks before the module's hook
+            self._metrics.reset()
         super().on_validation_epoch_start(trainer, pl_module)
 
     @override

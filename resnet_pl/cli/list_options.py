@@ -17,6 +17,7 @@ TENSORBOARD = {"class_path": "resnet_pl.callbacks.TensorBoardCurves"}
 
 # Options that take a list of classes.
 LISTS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "data.transforms", "data.batch_transforms")
+LISTS += ("data.mix.transforms", "model.lr_scheduler.schedulers")
 
 
 def in_order(files: Sequence[tuple[str, Mapping[str, Any]]], options: Sequence[str]) -> list[str]:
@@ -35,8 +36,10 @@ def in_order(files: Sequence[tuple[str, Mapping[str, Any]]], options: Sequence[s
     adds_logger |= any(option.startswith("--trainer.logger+") for option in options)
     for name, config in files:
         for key in LISTS:
-            section, _, argument = key.partition(".")
-            if isinstance(get_init_args(config.get(section)).get(argument), list):
+            value: Any = config
+            for part in key.split("."):
+                value = get_init_args(value).get(part)
+            if isinstance(value, list):
                 words += [f"--{key}=[]"] if key in seen else []
                 seen.add(key)
         words += ["--config", name] if config else []

@@ -19,7 +19,8 @@ from resnet_pl.reports.run_reader import Run
 from resnet_pl.run_dir import BUILT_IN_PYTHON, TOP1, class_name, get_init_args
 
 # Settings that do not change what is trained, the seed, and the classes, which are read from the data.
-IGNORED_KEYS = {"seed_everything", "name", "trainer.default_root_dir", "dashboard", "checkpoint", BUILT_IN_PYTHON}
+IGNORED_KEYS = {"seed_everything", "name", "trainer.default_root_dir", "trainer.logger", "dashboard", "checkpoint"}
+IGNORED_KEYS |= {BUILT_IN_PYTHON}
 IGNORED_KEYS |= {"data.root", "data.num_workers", "model.class_names", "model.multi_label"}
 IGNORED_KEYS |= {"model.num_classes", "model.backbone.num_classes"}
 # Settings that the columns `model` and `data` show.
@@ -139,9 +140,9 @@ def _settings(run: Run) -> dict[str, Any]:
     digests = run.sessions[-1].get("data") if run.sessions else None
     flat |= {"checkpoint.monitor": run.monitor} if run.monitor != TOP1 else {}
     flat |= {DIGESTS: json.dumps(digests)} if digests else {}
-    # The images of a user's data module have no digests.
+    # The images of most data modules of users have no digests.
     data = run.config["data"]
-    is_users = isinstance(data, Mapping) and is_own(data.get("class_path"))
+    is_users = isinstance(data, Mapping) and is_own(data.get("class_path")) and not digests
     return flat | ({"data.root": get_init_args(data)["root"]} if is_users and "root" in get_init_args(data) else {})
 
 

@@ -178,6 +178,17 @@ def test_a_list_of_the_same_length_is_replaced(
     assert (name, arguments["monitor"], arguments["patience"]) == ("EarlyStopping", "val/top1", 3)
 
 
+def test_a_list_within_an_argument_is_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, arguments in (("a", {"least": 0.1}), ("b", {})):
+        transforms = [{"class_path": f"{ME}.Darker", "init_args": arguments}]
+        mix = {"class_path": "RandomChoice", "init_args": {"transforms": transforms}}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"data": {"mix": mix}}))
+    found = config(capsys, *SMALL, "--config", "a.yaml", "--config", "b.yaml")
+    assert get_init_args(get_init_args(found["data"])["mix"])["transforms"] == [
+        {"class_path": f"{ME}.Darker", "init_args": {"least": 0.5}}
+    ]
+
+
 def test_a_logger_is_added_to_the_default_of_a_complete_config(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("complete.yaml").write_text("trainer: {logger: null}")
     Path("empty.yaml").write_text("# nothing yet")
