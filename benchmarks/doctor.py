@@ -47,7 +47,8 @@ def words_of(run: str, folders: dict[str, str]) -> list[str]:
     """Returns the options of a run with its folders."""
     project = Path(__file__).parent.parent
     words = [folders.get(word, word) for word in RUNS[run].split()]
-    return [str(project / word) if word.startswith("configs/") else word for word in words]
+    words = [str(project / word) if word.startswith("configs/") else word for word in words]
+    return [*words, "--trainer.accelerator", "cpu"]
 
 
 def predict(words: Sequence[str], seconds: float) -> dict[str, float]:

@@ -113,8 +113,10 @@ def measure(name: str, precision: str, size: int, batch: int, steps: int, rounds
             else:
                 run_fit(cli, watch)
             cli.model.cpu()
-            # Frees the trainer and with it the images on the device.
             cli.model.trainer = cli.datamodule.trainer = None
+            # Frees the images on the device: objects of the configuration still refer to the loader.
+            loader = cli.datamodule._train_loader
+            loader._images = loader._labels = None
         images = len(cli.datamodule.splits["train"]) * 3 * size**2
         peak = torch.cuda.max_memory_allocated() - images if DEVICE.type == "cuda" else 0
         return watch.step, watch.first, peak

@@ -50,6 +50,8 @@ EXPORTED = {
 }
 # Arguments of ImageClassifier that are read from the data.
 CLASS_ARGUMENTS = ("num_classes", "class_names", "multi_label")
+# Arguments of a backbone that load pretrained weights, and their values without weights.
+PRETRAINED_ARGUMENTS: dict[str, Any] = {"weights": None, "weights_backbone": None, "pretrained": False}
 # Sections of the configuration that evaluation needs: model and data, not how the model was trained.
 EVALUATION_SECTIONS = ("model", "data", "seed_everything")
 
@@ -227,8 +229,7 @@ def strip_pretrained_args(model: dict[str, Any]) -> dict[str, Any]:
     backbone = model.get("backbone")
     if isinstance(backbone, dict) and backbone.get("init_args"):
         init_args = dict(backbone["init_args"])
-        init_args |= {name: None for name in ("weights", "weights_backbone") if name in init_args}
-        init_args |= {name: False for name in ("pretrained",) if name in init_args}
+        init_args |= {name: value for name, value in PRETRAINED_ARGUMENTS.items() if name in init_args}
         model = {**model, "backbone": {**backbone, "init_args": init_args}}
     return model
 

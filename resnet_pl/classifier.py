@@ -106,13 +106,18 @@ class ImageClassifier(LightningModule):
         super().__init__()
         with warnings.catch_warnings(action="ignore"):  # Lightning warns about modules; the next line replaces them
             self.save_hyperparameters()
+        # A subclass that does not take an argument has no hyperparameter of it; the classes are read from the data.
+        for name, value in (("num_classes", num_classes), ("class_names", class_names), ("multi_label", multi_label)):
+            self.hparams.setdefault(name, value)
         to_plain_hparams(self.hparams)  # a module becomes its class_path and init_args, as in a YAML file
         if loss is not None and label_smoothing:
             raise UserError("model.label_smoothing is for the default loss only\nset --model.label_smoothing 0")
         self.backbone, self.normalize = backbone, Normalize()
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
-        self.has_default_loss = loss is None
+        self.has_default_loss, self.label_smoothing, self.class_weights = loss is None, label_smoothing, class_weights
+        self.channels_last, self.compiles = channels_last, compile
         self.weights, self.optimizer = weights, optimizer
+        self.base_batch_size, self.decay_norm_and_bias = base_batch_size, decay_norm_and_bias
         self.output_names, self.is_published = class_names, False  # see `load_published`
         self.lr: float | None = None  # in place of the optimizer's; Lightning's learning rate finder sets it
         # `load_from_checkpoint` passes the schedule as a dict.
@@ -161,7 +166,7 @@ class ImageClassifier(LightningModule):
         if hasattr(self, "metrics"):  # the network is complete since an earlier call
             if is_new_run:  # an evaluation before the training has not counted the images of each class
                 self.has_untrained_head = False
-                if hparams["class_weights"] is not None:
+                if self.class_weights is not None:
                     setattr(self.criterion, "pos_weight" if hparams["multi_label"] else "weight", None)
                 self._configure_loss(num_classes, is_new_run)
             return
@@ -177,12 +182,14 @@ class ImageClassifier(LightningModule):
             has_new_head = reset_classifier(self.backbone, num_classes)
         # Lightning has not loaded the checkpoint of `Trainer().test(module, ckpt_path=…)` yet.
         self.has_untrained_head = has_new_head and no_checkpoint and not is_new_run
-        if hparams["channels_last"]:
+        if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         metrics_class = MultiLabelMetrics if hparams["multi_label"] else ClassificationMetrics
         self.metrics = metrics_class(num_classes, self.own_metrics)
         if is_new_run and self.weights is not None:
-            rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights, hparams["class_names"]))
+            digests = (provenance_of(self.datamodule) or {}).get("digests")
+            names = hparams["class_names"]
+            rank_zero_print(load_pretrained(self.backbone, self.weights, fetch_weights, names, digests))
         if no_checkpoint and self.datamodule is not None:
             self.normalize.set(*self.datamodule.normalization())
 
@@ -209,10 +216,10 @@ class ImageClassifier(LightningModule):
         """Selects the default loss of the data, and sets the class weights of a new run."""
         several = self.hparams["multi_label"]
         if several and self.has_default_loss:
-            self.criterion = MultiLabelLoss(self.hparams["label_smoothing"])
+            self.criterion = MultiLabelLoss(self.label_smoothing)
         check_kind(self.criterion, several)
         check_number(getattr(self.criterion, "weight", None), num_classes, "model.loss.weight")
-        if (weights := self.hparams["class_weights"]) is not None:
+        if (weights := self.class_weights) is not None:
             images: Any = None  # a checkpoint restores the weights
             if is_new_run:
                 images = self.datamodule.split("train") if self.datamodule else get_datamodule(self.trainer)
@@ -225,7 +232,7 @@ class ImageClassifier(LightningModule):
         In training mode a network with auxiliary heads returns a tuple, see `models/heads.py`.
         """
         images = self.normalize(images)
-        if self.hparams["channels_last"]:
+        if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.compiled_forward is not None and self.training and self.compiled_shape in (None, images.shape):
             return self.compiled_forward(images)
@@ -245,7 +252,7 @@ class ImageClassifier(LightningModule):
         Removes the calibration, which is for the weights from before this training.
         """
         self.set_calibration()
-        if self.hparams["compile"] and self.compiled_forward is None:
+        if self.compiles and self.compiled_forward is None:
             self.compiled_forward = torch.compile(self.backbone.forward, dynamic=False)
             self.compiled_shape = None if self.datamodule is None else self.datamodule.batch_shape
 
@@ -276,12 +283,12 @@ class ImageClassifier(LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Returns the optimizer, and the schedule, which is updated after every optimizer step by default."""
-        optimizer = make_optimizer(self.optimizer, self, self.hparams["decay_norm_and_bias"])
-        check_layout(optimizer, self.trainer, self.hparams["channels_last"])
+        optimizer = make_optimizer(self.optimizer, self, self.decay_norm_and_bias)
+        check_layout(optimizer, self.trainer, self.channels_last)
         for group in optimizer.param_groups:
             if self.lr is not None:
                 group["lr"] = self.lr
-            elif base_batch_size := self.hparams["base_batch_size"]:
+            elif base_batch_size := self.base_batch_size:
                 group["lr"] *= self.effective_batch_size / base_batch_size
         schedule: Any
         if self.lr_scheduler is None:

@@ -282,10 +282,21 @@ def default_arguments(name: str) -> dict[str, Any]:
     if not isinstance(cls, type) or not (defaults := describe_defaults(cls)):
         return {}
     # A subclass may pass on a value of its own and not take the argument any longer, or have another default.
+    arguments = _signature_defaults(cls)
+    return {key: value for key, value in defaults.items() if arguments.get(key, defaults) is None}
+
+
+def default_image_size(name: str) -> Any:
+    """Returns the default image size of a data module, by name or import path; None if it is not known."""
+    cls = find_data_module(name)
+    return _signature_defaults(cls).get("image_size") if isinstance(cls, type) else None
+
+
+def _signature_defaults(cls: type) -> dict[str, Any]:
+    """The default of each argument of a class, also of those that it passes on to its base class."""
     parser = ArgumentParser(exit_on_error=False, parser_mode=PARSER_MODE)
     parser.add_class_arguments(cls, fail_untyped=False)
-    arguments = parser.get_defaults().as_dict()
-    return {key: value for key, value in defaults.items() if arguments.get(key, defaults) is None}
+    return parser.get_defaults().as_dict()
 
 
 def find_data_module(name: str) -> Any:

@@ -145,6 +145,9 @@ def load_model(path: str | Path) -> Any:
 
 def restore(model: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Loads the state of a checkpoint into a model and puts it into evaluation mode."""
+    if isinstance(model, ImageClassifier):  # the constructor of a subclass need not take the classes
+        hparams = checkpoint.get("hyper_parameters") or {}
+        model.hparams.update({name: hparams[name] for name in ckpt.CLASS_ARGUMENTS if hparams.get(name) is not None})
     model.configure_model()
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])

@@ -140,7 +140,9 @@ def set_class_weights(
     else:
         values = torch.ones(num_classes) if images is None else balanced_weights(images, num_classes, multi_label)
     check_number(values, num_classes, "model.class_weights")
-    setattr(loss, name, values)
+    if name in vars(loss):  # not a buffer yet
+        delattr(loss, name)
+    loss.register_buffer(name, values)
 
 
 def balanced_weights(images: Any, num_classes: int, multi_label: bool = False) -> Tensor:

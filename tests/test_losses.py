@@ -134,3 +134,19 @@ def test_weights_of_data_without_known_labels() -> None:
     model = ImageClassifier(classifier().backbone, class_weights="balanced")
     with pytest.raises(UserError, match="balanced needs the labels"):
         trainer(limit_train_batches=1).fit(model, datamodule=PlainData())
+
+
+class PlainWeight(nn.Module):
+    """A loss whose weight is not a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Tensor | None = None
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, self.weight)
+
+
+def test_the_weights_of_any_loss_become_a_buffer() -> None:
+    model = trained(classifier(loss=PlainWeight(), class_weights="balanced"), Skewed())
+    assert "criterion.weight" in model.state_dict()

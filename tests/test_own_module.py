@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
 
-from resnet_pl import load_run
+from resnet_pl import ImageClassifier, load_model, load_run
 from resnet_pl.cli.main import main
+from resnet_pl.models import cifar_resnet
 from tests import own
 
 DIGITS = str(Path(__file__).parent.parent / "configs/digits.yaml")
@@ -154,3 +158,65 @@ def test_a_module_loads_another_run_in_its_constructor(monkeypatch: pytest.Monke
 def test_a_callback_that_needs_a_backbone_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *PLAIN, "--trainer.callbacks+=Freeze", "--trainer.max_epochs", "1"]) == 2
     assert "backbone" in capsys.readouterr().err
+
+
+class FixedNetwork(ImageClassifier):
+    """Builds its network itself, and passes on no argument."""
+
+    def __init__(self, depth: int = 8) -> None:
+        super().__init__(cifar_resnet(depth))
+
+
+class FixedArgument(ImageClassifier):
+    """Fixes an argument, and passes on the others."""
+
+    def __init__(self, backbone: nn.Module, **kwargs: Any) -> None:
+        super().__init__(backbone, channels_last=False, **kwargs)
+
+
+def test_subclasses_that_fix_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", "Digits", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    for cls, network in (("FixedNetwork", []), ("FixedArgument", NETWORK)):
+        assert main(["fit", "--model", f"{__name__}.{cls}", *network, *data, "--name", cls]) == 0
+        path = f"runs/{cls}/version_0/checkpoints/last.ckpt"
+        model = load_model(path)
+        assert model.predict([torch.zeros(3, 16, 16, dtype=torch.uint8)])[0].class_name in model.class_names
+        assert main(["test", "--ckpt_path", path]) == 0
+
+
+class DictData(LightningDataModule):
+    """Batches that are dictionaries."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(0)
+        rows = [{"x": torch.rand(4, generator=generator), "y": torch.tensor(i % 3)} for i in range(12)]
+        return DataLoader(rows, batch_size=4)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class DictModule(LightningModule):
+    """Takes them in all steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
+        logits = self.layer(batch["x"])
+        return {"loss": nn.functional.cross_entropy(logits, batch["y"]), "logits": logits}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
+        self.log("val/loss", self.training_step(batch, batch_idx)["loss"])
+        return {"probabilities": self.layer(batch["x"]).softmax(1), "labels": batch["y"]}
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_batches_of_another_kind() -> None:
+    options = ["--model", f"{__name__}.DictModule", "--data", f"{__name__}.DictData", "--trainer.max_epochs", "1"]
+    assert main(["fit", *options, "--checkpoint.monitor", "val/loss"]) == 0
+    assert main(["test", "--ckpt_path", "best"]) == 0

@@ -179,7 +179,7 @@ def test_half_of_the_images_are_flipped_before_normalization(channel: torch.Tens
 
 # ------------------------------------------------------------------------------------ 110 layers
 def test_110_layers_warm_up_by_training_error(images: Path, tmp_path: Path) -> None:
-    recipe = Recipe(tmp_path, ["cifar10", "cifar10-110"], "--data.root", images, "--data.val_split", 20)
+    recipe = Recipe(tmp_path, ["cifar10-110"], "--data.root", images, "--data.val_split", 20)
     assert sum(p.numel() for p in recipe.model.parameters()) == 1_727_962
     [warmup] = (callback for callback in recipe.trainer.callbacks if isinstance(callback, ErrorWarmup))
     assert warmup.max_iterations == 4000

@@ -75,6 +75,7 @@ def _notes(runs: Sequence[Run], chosen: Sequence[Path] | None) -> list[str]:
     reasons = {
         "Not tested": [run.path for run in runs if not run.results and (chosen is None or run.path in chosen)],
         "Tested without a test set": [run.path for run in runs if run.results and run.results.get("split") != "test"],
+        "Tested before the best validation": [run.path for run in runs if run.has_better_checkpoint],
         "Interrupted or still training": [run.path for run in runs if run.unfinished],
     }
     return [f"{reason}: {', '.join(map(str, found))}" for reason, found in reasons.items() if found]

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from resnet_pl.analysis.tasks import Task, TaskList
 from resnet_pl.reports.run_reader import duration
-from resnet_pl.utils import prog_name
+from resnet_pl.utils import available_cores, prog_name
 
 if TYPE_CHECKING:
     from resnet_pl.analysis.search import Search
@@ -45,7 +45,7 @@ def environment(job: int, jobs: int, gpus: list[str]) -> dict[str, str]:
         jobs: number of jobs in parallel.
         gpus: the GPUs; with fewer than jobs, several jobs share one.
     """
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))} if jobs > 1 else {}
     gpu = {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if jobs > 1 and gpus else {}
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**threads, **os.environ, **gpu, "PYTHONPATH": os.pathsep.join(paths)}

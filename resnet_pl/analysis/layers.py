@@ -21,6 +21,7 @@ from resnet_pl.reports.plots import MUTED, add_legend, new_figure, plot_label, r
 from resnet_pl.reports.run_reader import Run
 from resnet_pl.reports.tables import write_csv
 from resnet_pl.run_dir import find_checkpoint
+from resnet_pl.utils import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,16 +55,29 @@ def load(checkpoint: str | Path, options: Sequence[str] = ()) -> LoadedRun:
     Args:
         checkpoint: a file, a run folder, `best` or `last`.
         options: options of `test`, for example `--data.root`.
+
+    Raises:
+        UserError: the model or the data is not of a class of this project.
     """
     file = find_checkpoint(checkpoint)
-    trained, data = load_run(file, options=options)
     stored = ckpt.read(file)
     config = ckpt.config_of(stored, file, "test")
 
+    def seed() -> None:
+        # `seed_everything: false` means no seed.
+        if (number := config.get("seed_everything", 0)) is not False:
+            seed_everything(number, workers=True, verbose=False)
+
+    seed()  # random crops depend on it, not on the checkpoint before this one
+    trained, data = load_run(file, options=options)
+    if not isinstance(trained, ImageClassifier) or not isinstance(data, ImageDataModule):
+        raise UserError(
+            f"{file} has a {type(trained).__name__} with a {type(data).__name__}\n"
+            "this analysis needs an ImageClassifier with an ImageDataModule, or classes derived from them"
+        )
+
     def initial() -> ImageClassifier:
-        # In the order of `fit`, so that the random numbers are equal. `seed_everything: false` means no seed.
-        if (seed := config.get("seed_everything", 0)) is not False:
-            seed_everything(seed, workers=True, verbose=False)
+        seed()  # in the order of `fit`, so that the random numbers are equal
         model, _ = build(config, options, file)
         model.configure_model()
         model.normalize, model.criterion = trained.normalize, trained.criterion  # with the class weights of the run

@@ -15,7 +15,7 @@ from resnet_pl.analysis.jobs import Jobs, print_failed
 from resnet_pl.analysis.tasks import Task, TaskList, is_locked
 from resnet_pl.reports.run_finder import read_runs
 from resnet_pl.reports.run_groups import group_runs
-from resnet_pl.reports.run_reader import Run, find_single_view_test
+from resnet_pl.reports.run_reader import Run, read_run
 from resnet_pl.utils import UserError, counted
 
 
@@ -128,7 +128,8 @@ def choose(runs: Sequence[Run]) -> tuple[list[Path], list[str]]:
 
 def _is_tested(folder: Path) -> bool:
     with suppress(UserError):
-        return find_single_view_test(folder) is not None
+        run = read_run(folder)
+        return bool(run.results) and not run.has_better_checkpoint
     return False
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial, reduce
 from operator import add
@@ -27,7 +27,7 @@ from resnet_pl import checkpoint as ckpt
 from resnet_pl import given_arguments, models
 from resnet_pl.analysis.complexity import ModuleCost, count_costs, group_by_depth
 from resnet_pl.command_line import split_option
-from resnet_pl.config import expand_arguments, instantiate, parser_message
+from resnet_pl.config import default_image_size, expand_arguments, instantiate, parser_message
 from resnet_pl.config_files import find_config, read_config
 from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.models.heads import reset_classifier
@@ -80,8 +80,11 @@ def _model_options(name: str) -> list[str]:
     else:
         path = find_checkpoint(file)
         config = ckpt.config_of(ckpt.read(path), path, "test", given=["data"])
-    model, data = get_init_args(config.get("model")), get_init_args(config.get("data"))
-    values = {name: model.get(name) for name in ("backbone", "num_classes")} | {"image_size": data.get("image_size")}
+    section = config.get("data")
+    model, data = get_init_args(config.get("model")), get_init_args(section)
+    data_class = section.get("class_path") if isinstance(section, Mapping) else section
+    values = {name: model.get(name) for name in ("backbone", "num_classes")}
+    values["image_size"] = data.get("image_size") or default_image_size(str(data_class))
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value}
     return [f"--{key}={text}" for key, text in texts.items()]
 

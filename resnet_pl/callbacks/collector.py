@@ -39,7 +39,8 @@ class PredictionCollector(Callback):
         mistakes: number of mistakes whose inputs are collected.
 
     Attributes:
-        indices: index of each image in the split, `(N,)`; empty if the steps of the module return no `probabilities`.
+        indices: index of each image in the split, `(N,)`; empty if the steps of the module return no `probabilities`,
+            or no `labels` for batches of another kind than `Batch`.
         labels: `(N,)` int64; with several classes per image `(N, K)`, 1 for each of its classes.
         probabilities: `(N, K)` float32.
         mistakes: the most confident mistakes.
@@ -64,17 +65,20 @@ class PredictionCollector(Callback):
         """Collects a batch."""
         if not isinstance(outputs, dict) or "probabilities" not in outputs:
             return
-        batch = Batch.of(batch, batch_idx)
-        probabilities, labels = outputs["probabilities"].float().cpu(), batch.labels.cpu()
+        found = Batch.find(batch, batch_idx)
+        labels = outputs.get("labels", None if found is None else found.labels)
+        if labels is None:
+            return
+        probabilities, labels = outputs["probabilities"].float().cpu(), labels.cpu()
         indices = image_indices(trainer, outputs, self.images, self._seen, len(labels)).cpu()
         self._seen += len(labels)
         self._own.append((indices, labels, probabilities))
-        if not self.number:
+        if not self.number or found is None:
             return
         certainty, predicted, wrong = worst_decisions(probabilities, labels, getattr(pl_module, "thresholds", None))
         worst = [row for row in certainty.argsort(descending=True).tolist() if wrong[row]][: self.number]
         self.mistakes += [
-            Mistake(-float(certainty[row]), int(indices[row]), int(predicted[row]), batch.images[row].cpu())
+            Mistake(-float(certainty[row]), int(indices[row]), int(predicted[row]), found.images[row].cpu())
             for row in worst
         ]
         self.mistakes = sorted(self.mistakes)[: self.number]

@@ -121,8 +121,8 @@ class Dashboard(Callback):
         """
         if not self._drawing or not isinstance(outputs, dict) or "probabilities" not in outputs:
             return
-        batch, probabilities = Batch.of(batch, batch_idx), outputs["probabilities"]
-        if batch.labels.ndim == 2:  # several classes per image
+        batch, probabilities = Batch.find(batch, batch_idx), outputs["probabilities"]
+        if batch is None or batch.labels.ndim == 2:  # several classes per image
             return
         truth, predicted = probabilities.gather(1, batch.labels[:, None]).squeeze(1), probabilities.argmax(1)
         wrong = (predicted != batch.labels).nonzero().squeeze(1)

@@ -53,7 +53,10 @@ class MisclassifiedWriter(Callback):
         if not isinstance(outputs, dict) or "probabilities" not in outputs:
             return
         probabilities: Tensor = outputs["probabilities"].cpu()
-        labels = (outputs["labels"] if "labels" in outputs else Batch.of(batch).labels).cpu()
+        batch = Batch.find(batch)
+        if (labels := outputs.get("labels", None if batch is None else batch.labels)) is None:
+            return
+        labels = labels.cpu()
         indices = image_indices(trainer, outputs, self.images, self._seen, len(labels))
         self._seen += len(labels)
         thresholds = getattr(pl_module, "thresholds", None)

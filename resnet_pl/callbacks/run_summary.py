@@ -128,7 +128,7 @@ def _model(pl_module: LightningModule) -> str:
     total = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = "" if trainable == total else f", {trainable:,} of them trainable"
-    compiled = ", compiled in the first step" if pl_module.hparams.get("compile") else ""
+    compiled = ", compiled in the first step" if getattr(pl_module, "compiles", False) else ""
     return f"{backbone_name(pl_module)}, {total:,} parameters{frozen}{compiled}"
 
 
@@ -153,7 +153,7 @@ def _balance(data: ImageDataModule, pl_module: LightningModule) -> str | None:
     """The sampler and the class weights; without them the smallest and the largest class, and what to use."""
     names, counts = data.class_names, class_counts(data.splits.get("train"), len(data.classes))
     used = [] if data.sampler is None else [f"{data.sampler} sampler"]
-    if pl_module.hparams.get("class_weights"):
+    if getattr(pl_module, "class_weights", None):
         loss = getattr(pl_module, "criterion", None)
         weights = getattr(loss, "pos_weight" if data.multi_label else "weight", None)
         used.append("class weights" if weights is None else f"class weights {_range(names, weights, '.3g')}")

@@ -102,7 +102,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, s
         "lr": base_lr(trainer),
         # Normalization layers and biases may be in a group without weight decay.
         "weight_decay": max((group.get("weight_decay", 0.0) for group in groups), default=0.0),
-        "label_smoothing": pl_module.hparams.get("label_smoothing") or 0.0,
+        "label_smoothing": getattr(pl_module, "label_smoothing", 0.0),
         "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
         "training_data": type(data).__name__,
         "num_classes": len(getattr(pl_module, "class_names", ())),

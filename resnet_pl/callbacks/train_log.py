@@ -64,9 +64,8 @@ class TrainLog(Callback):
             return  # manual optimization, or a skipped batch
         # Lightning has divided the loss by the number of accumulated batches.
         loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
-        if "logits" in outputs:
-            labels = Batch.of(batch).labels
-            labels = labels.argmax(1) if labels.ndim > 1 else labels
+        if "logits" in outputs and (found := Batch.find(batch)):
+            labels = found.labels.argmax(1) if found.labels.ndim > 1 else found.labels
             correct, count = (outputs["logits"].argmax(1) == labels).sum(dtype=torch.float32), len(labels)
         else:
             correct, count = loss.new_tensor(math.nan), batch_size(batch)

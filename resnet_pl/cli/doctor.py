@@ -157,7 +157,7 @@ class Doctor:
         text = f"all {images:,} training" if fits >= images else f"{fits:,}"
         print_row("fits", f"{text} images in a batch")
         if fits > data.batch_size and isinstance(self.cli.model, ImageClassifier):
-            if self.cli.model.hparams["base_batch_size"]:
+            if self.cli.model.base_batch_size:
                 text = "is scaled with it"
             else:
                 text = f"must change too: --model.base_batch_size {data.batch_size} scales it"
@@ -228,5 +228,5 @@ def _rate_option(cli: ProjectCLI) -> str:
 
 def _scale(cli: ProjectCLI) -> float:
     """Returns the factor between the learning rate in use and the configured one."""
-    base = cli.model.hparams.get("base_batch_size") if isinstance(cli.model, ImageClassifier) else None
+    base = cli.model.base_batch_size if isinstance(cli.model, ImageClassifier) else None
     return base / cli.model.effective_batch_size if base else 1.0

@@ -25,6 +25,9 @@ MESSAGES = {
     r"No supported \w+ backend found|`(?:CUDA|MPS)Accelerator` can not run on your system":
         "trainer.accelerator: torch finds no such device on this machine\n"
         "remove the option to use an available device, or use --trainer.accelerator cpu",
+    r"You requested gpu: .*\n.*But your machine only has":
+        "trainer.devices: this machine has fewer GPUs than the command or the checkpoint asks for\n"
+        "set --trainer.devices to their number, or to auto",
     r"No space left on device|Disk quota exceeded|iostream error|PytorchStreamWriter|unexpected pos \d+ vs \d+":
         "the disk is full{place}\n"
         "free some space, then resume with fit --ckpt_path last; existing checkpoints are intact",

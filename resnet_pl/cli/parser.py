@@ -207,6 +207,12 @@ class ProjectCLI(LightningCLI):
             before = run_dir.get_init_args(self.stored_config.get("model"))
             read = [name for name in ckpt.CLASS_ARGUMENTS if self.command_line.get(f"model.{name}") is None]
             config["model"]["init_args"] |= {name: before[name] for name in read if name in before}
+            # The network is built without pretrained weights, but config.yaml can start another run.
+            network = run_dir.get_init_args(before.get("backbone"))
+            now = config["model"]["init_args"].get("backbone")
+            if isinstance(now, dict) and now.get("init_args"):
+                stripped = [name for name in ckpt.PRETRAINED_ARGUMENTS if name in network and name in now["init_args"]]
+                now["init_args"] |= {name: network[name] for name in stripped}
         return {key: value for key, value in config.items() if key not in ("config", "ckpt_path")}
 
     # ------------------------------------------------------------------------------------ building

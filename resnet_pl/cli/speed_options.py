@@ -103,7 +103,7 @@ class SpeedOptions:
 
     def try_network(self, model: ImageClassifier, batch: Any, step: float, start: float) -> None:
         """Tries the other memory format, and torch.compile if there is time; `start` are the seconds of a start now."""
-        used = model.hparams["channels_last"]
+        used = model.channels_last
         option = f"--model.channels_last {str(not used).lower()}"
         _set_channels_last(model, not used)
         speed = self._try(option, batch)
@@ -111,14 +111,14 @@ class SpeedOptions:
         if speed:
             self._suggest(option, self._gain(speed[0], step, batch))
         option = "--model.compile true"
-        if model.hparams["compile"]:
+        if model.compiles:
             return
         if self.trials.cli.config["seconds"] < COMPILE_SECONDS:
             self.missing.append(f"{option}: it takes a minute or more, --seconds {COMPILE_SECONDS} tries it")
             return
-        model.hparams["compile"] = True
+        model.compiles = True
         speed = self._try(option, batch)
-        model.hparams["compile"] = False
+        model.compiles = False
         if speed:
             cost = max(0.0, speed[1] - start)
             self._suggest(
@@ -135,5 +135,5 @@ class SpeedOptions:
 
 
 def _set_channels_last(model: ImageClassifier, used: bool) -> None:
-    model.hparams["channels_last"] = used
+    model.channels_last = used
     model.backbone.to(memory_format=torch.channels_last if used else torch.contiguous_format)

@@ -364,11 +364,13 @@ class ImageDataModule(LightningDataModule):
     def provenance(self) -> dict[str, Any]:
         """Returns the fields of `Provenance` as plain types, for the checkpoint."""
         names = {name: list(images.names) for name, images in self.splits.items()}
+        size = self.image_size
         return {
             "root": None if self.root is None else str(self.root.resolve()),
             "classes": list(self.classes),
             "class_names": list(self.class_names),
             "pixel_format": list(self.pixel_format),
+            "image_size": int(size) if isinstance(size, int) else list(map(int, size)),
             "eval_crop": describe_crop(self.eval_crop),
             "splits": names if self.store_split_names else None,
         }

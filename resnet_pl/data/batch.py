@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,13 @@ class Batch(NamedTuple):
     indices: Tensor
     epoch: int
     batch_idx: int
+
+    @classmethod
+    def find(cls, batch: Any, batch_idx: int = 0) -> Batch | None:
+        """Returns what `of` does; None for a batch of another kind, which a module with steps of its own can have."""
+        with suppress(UserError):
+            return cls.of(batch, batch_idx)
+        return None
 
     @classmethod
     def of(cls, batch: Any, batch_idx: int = 0) -> Batch:

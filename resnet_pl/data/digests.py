@@ -103,6 +103,27 @@ def describe_copies(root: Path, names: Mapping[str, Sequence[str]], found: Mappi
     )
 
 
+def describe_trained(digests: Mapping[str, str], trained: str) -> str | None:
+    """Returns how many images of the evaluation were training images of other weights; None if there are none.
+
+    Args:
+        digests: `fingerprints` of the images of each split.
+        trained: those of the training images of the weights.
+    """
+    known = readable(split_fingerprints(trained))
+    now = {split: split_fingerprints(digests[split]) for split in ("val", "test") if digests.get(split)}
+    seen = {split: sum(each in known for each in found) for split, found in now.items()}
+    counts = " and ".join(f"{count:,} of {len(now[split]):,} {split} images" for split, count in seen.items() if count)
+    return (
+        (
+            f"note: these weights were trained on {counts}, so the results will be too good\n"
+            "keep the test images in a folder of their own: test/ next to train/"
+        )
+        if counts
+        else None
+    )
+
+
 def split_fingerprints(text: str) -> list[str]:
     """Returns the fingerprints in a string of `fingerprints`, in order."""
     return [text[at : at + _CHARACTERS] for at in range(0, len(text), _CHARACTERS)]

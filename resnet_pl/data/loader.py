@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,7 +17,7 @@ from resnet_pl.data.batch import Batch
 from resnet_pl.data.samplers import RepeatedImages, ShardedEpochSampler
 from resnet_pl.data.views import View, group_by_size
 from resnet_pl.data.workers import BatchReader
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, available_cores
 
 
 class ResumableLoader:
@@ -201,5 +200,4 @@ def _stack(images: list[Tensor]) -> Tensor:
 
 def default_num_workers(processes: int) -> int:
     """Returns the number of workers for each of `processes` training processes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // processes))
+    return max(1, min(16, available_cores() // processes))

@@ -82,10 +82,12 @@ def check_size(size: Size, name: str) -> Size:
 
 def normalization(mean: Mean, std: Std, measure: Callable[[], Statistics]) -> tuple[Tensor, Tensor]:
     """Returns mean and standard deviation, each `(C, 1, 1)` or `(C, H, W)`; calls `measure` only if needed."""
-    if mean == "pixel":
-        subtracted = measure().mean_image
-    else:
-        subtracted = measure().mean if mean == "channel" else torch.tensor(mean)[:, None, None]
-    if std is None:
-        return subtracted, torch.ones(1, 1, 1)
-    return subtracted, measure().std if std == "channel" else torch.tensor(std)[:, None, None]
+    # Lightning creates tensors of `configure_model` on the GPU; the images are on the CPU.
+    with torch.device("cpu"):
+        if mean == "pixel":
+            subtracted = measure().mean_image
+        else:
+            subtracted = measure().mean if mean == "channel" else torch.tensor(mean)[:, None, None]
+        if std is None:
+            return subtracted, torch.ones(1, 1, 1)
+        return subtracted, measure().std if std == "channel" else torch.tensor(std)[:, None, None]

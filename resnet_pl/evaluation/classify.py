@@ -72,7 +72,8 @@ class Preprocessing:
         if not (data := metadata.get("data")):
             return cls()
         section = (metadata.get("config") or {}).get("data") or {}
-        stored = [checkpoint.get("datamodule_hyper_parameters"), section.get("init_args"), section]
+        # Checkpoints of earlier versions have the size in the arguments only.
+        stored = [data, checkpoint.get("datamodule_hyper_parameters"), section.get("init_args"), section]
         size = next((each["image_size"] for each in stored if each and each.get("image_size")), None)
         # Checkpoints of earlier versions have no crop and no pixel format: there was one of each.
         own = data.get("eval_crop")

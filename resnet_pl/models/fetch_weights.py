@@ -10,6 +10,7 @@ from urllib.request import url2pathname
 
 import torch
 
+from resnet_pl.data.cache import short_hash
 from resnet_pl.data.download import fetch
 from resnet_pl.utils import UserError, require
 
@@ -23,7 +24,8 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 def fetch_weights(url: str) -> Path:
     """Downloads a weights file to the cache of `torch.hub`, unless it exists there, and returns its path.
 
-    The weights of `hf://user/name` or `hf://user/name@revision` are in the cache of the Hugging Face Hub.
+    A name without a checksum gets a hash of the URL: the weights of many networks are called `model.safetensors`.
+    Those of `hf://user/name` or `hf://user/name@revision` are in the cache of the Hugging Face Hub.
 
     File names of torchvision end in the first digits of the SHA-256 checksum, which is verified, also of a file that
     was put there. A number without a letter is not a checksum: it can be a date.
@@ -37,7 +39,7 @@ def fetch_weights(url: str) -> Path:
     if url.startswith("file:"):
         return path
     digits = re.search(r"-(?=\d*[a-f])([a-f0-9]{8,})\.", path.name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / path.name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / (path.name if digits else f"{short_hash(url)}-{path.name}")
     if digits and path.is_file():
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from resnet_pl.data.decode import options_for
 from resnet_pl.models.resnet import ResNet
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, rank_zero_print
 
 Head = nn.Linear | nn.Conv2d
 
@@ -56,6 +56,11 @@ def reset_classifier(model: nn.Module, num_classes: int) -> bool:
     """Replaces the classifier layers if they have another number of classes; returns whether it did."""
     changed = {name: head for name, head in find_heads(model).items() if len(head.weight) != num_classes}
     for name, head in changed.items():
+        if type(head) not in (nn.Linear, nn.Conv2d) and not type(head).__module__.startswith(("torch.", "timm.")):
+            rank_zero_print(
+                f"note: the head {name}, a {type(head).__name__}, is replaced by a plain layer with {num_classes} "
+                f"outputs\ngive the network {num_classes} outputs to keep it"
+            )
         options = {"bias": head.bias is not None, "device": head.weight.device, "dtype": head.weight.dtype}
         if isinstance(head, nn.Linear):
             new = nn.Linear(head.in_features, num_classes, **options)

@@ -10,6 +10,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
+from resnet_pl.data.digests import describe_trained
 from resnet_pl.models.class_rows import keep_rows, match_classes
 from resnet_pl.models.heads import find_classifier, find_heads
 from resnet_pl.models.resnet import ResNet
@@ -47,6 +48,7 @@ class Pretrained:
         classes: name of each output; None if they are not known.
         own: whether this project has written the names into the file.
         left_out: what is in the file and not in the network, for messages.
+        trained: fingerprints of the training images, if they are known.
     """
 
     source: str
@@ -56,10 +58,15 @@ class Pretrained:
     classes: list[str] | None
     own: bool
     left_out: str
+    trained: str = ""
 
 
 def load_pretrained(
-    model: nn.Module, weights: str, fetch: Callable[[str], Path], class_names: Sequence[str] | None = None
+    model: nn.Module,
+    weights: str,
+    fetch: Callable[[str], Path],
+    class_names: Sequence[str] | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> str:
     """Loads pretrained weights into a network that is trained next.
 
@@ -72,6 +79,7 @@ def load_pretrained(
             or, for this project's ResNets, a short one (`IMAGENET1K_V1`, `DEFAULT`).
         fetch: downloads a URL and returns the path of the file.
         class_names: names of the network's classes.
+        digests: `fingerprints` of the images of each split, to find those that the weights were trained on.
 
     Returns:
         A message that describes the loaded weights.
@@ -91,7 +99,8 @@ def load_pretrained(
     elif found.outputs != count:
         note = f"; new head for {count} classes (the file has {found.outputs or 'none'})"
         found.state = {key: value for key, value in found.state.items() if key not in heads}
-    return load_all(model, found, note, without=heads - found.state.keys() if note else set())
+    message = load_all(model, found, note, without=heads - found.state.keys() if note else set())
+    return "\n".join(filter(None, [message, describe_trained(digests or {}, found.trained)]))
 
 
 def load_all(model: nn.Module, found: Pretrained, note: str = "", without: Set[str] = frozenset()) -> str:
@@ -141,6 +150,7 @@ def open_pretrained(
         classes=file.classes or categories,
         own=file.classes is not None,
         left_out=f"; not used: {note}" if note else "",
+        trained=file.trained,
     )
 
 

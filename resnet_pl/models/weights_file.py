@@ -45,11 +45,13 @@ class WeightsFile:
         state: state dict of the network.
         classes: class names in the order of the outputs; None if the file does not have them.
         is_checkpoint: whether it is a checkpoint of this project.
+        trained: fingerprints of the training images, see `digests.fingerprints`; empty if they are not known.
     """
 
     state: dict[str, Tensor]
     classes: list[str] | None = None
     is_checkpoint: bool = False
+    trained: str = ""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -68,6 +70,8 @@ def read_weights(path: Path) -> WeightsFile:
     """
     content, classes = _read(path)
     is_checkpoint = isinstance(content, dict) and not content.keys().isdisjoint([METADATA_KEY, *FORMER_PACKAGES])
+    data = (content.get(METADATA_KEY) or {}).get("data") if isinstance(content, dict) else None
+    trained = ((data or {}).get("digests") or {}).get("train", "")
     while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in STATE_DICT_KEYS):
         content = next(content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict))
     items = content.items() if isinstance(content, dict) else ()
@@ -79,7 +83,7 @@ def read_weights(path: Path) -> WeightsFile:
         state = {re.sub(f"^{prefix}", "", key): value for key, value in state.items() if re.match(prefix, key)}
     else:
         state = {re.sub(f"^{WRAPPERS}", "", key): value for key, value in state.items()}
-    return WeightsFile(state, classes, is_checkpoint)
+    return WeightsFile(state, classes, is_checkpoint, trained)
 
 
 def _read(path: Path) -> tuple[Any, list[str] | None]:

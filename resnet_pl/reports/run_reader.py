@@ -124,6 +124,14 @@ class Run:
         results = self.results | (self.results.get("metrics") or {}) if self.results.get("split") == "test" else {}
         return next((results[name] for name in names if name in results), None)
 
+    @property
+    def has_better_checkpoint(self) -> bool:
+        """Whether best.ckpt was saved again after it was tested, by a run that was resumed."""
+        if self.results.get("checkpoint") != "checkpoints/best.ckpt" or math.isnan(self.val_score):
+            return False
+        steps, values = self.metrics[self.monitor]
+        return bool((self.results.get("step") or math.inf) < 1 + steps[values == self.val_score][-1])
+
     @cached_property
     def train_top1(self) -> float:
         """Training top-1 on the augmented images, a fraction; over the last iterations, as many as an epoch has."""

@@ -198,3 +198,11 @@ def test_errors(
     assert "batches" in error_of(capsys, "gradients", runs / "digits/version_0", "--batches", 0)
     Path("file").touch()
     assert "cannot be written" in error_of(capsys, "responses", runs / "digits/version_0", "--output", "file")
+
+
+def test_a_module_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", "--model", "tests.own.PlainModule", "--data", "tests.own.PlainData", "--trainer.max_epochs", "1"]
+    assert main.main([*fit, "--trainer.default_root_dir", str(tmp_path), "--checkpoint.monitor", "val_acc"]) == 0
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    for study in ("responses", "gradients", "lesion"):
+        assert "needs an ImageClassifier" in error_of(capsys, study, checkpoint)

@@ -102,6 +102,11 @@ def test_the_model_of_a_configuration(tmp_path):
     assert rows[0]["output"] == "16x32x32"
 
 
+def test_the_default_image_size_of_the_data(tmp_path):
+    rows = summary(tmp_path, "--config", str(PROJECT / "configs/digits.yaml"))
+    assert rows[0]["output"] == "16x16x16"
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_both_forms_of_the_model_section(tmp_path, named):
     model = {"backbone": {"class_path": "cifar_resnet", "init_args": {"depth": 8}}, "num_classes": 7}

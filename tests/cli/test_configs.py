@@ -197,12 +197,16 @@ def test_what_a_recipe_says_is_true_on_top_of_every_config(base: str, capsys: py
             check_claims(recipe, yaml.safe_load(printed(capsys, "fit", *files, "--print_config")))
 
 
-def test_the_papers_resnet110_is_merged_on_top_of_its_cifar10(data: Path) -> None:
+def test_the_papers_resnet110_adds_a_warmup_to_its_cifar10(data: Path) -> None:
     base = "paper/cifar10"
-    files = ["--config", str(CONFIGS / f"{base}.yaml"), "--config", str(CONFIGS / f"{base}-110.yaml")]
-    run("fit", *files, *overrides(base, data), "--model.backbone.depth", "8", "--trainer.logger", "false")
+    config = ["--config", str(CONFIGS / f"{base}-110.yaml")]
+    run("fit", *config, *overrides(base, data), "--model.backbone.depth", "8", "--trainer.logger", "false")
     resolved = yaml.safe_load(Path("runs/paper-cifar10-110/version_0/config.yaml").read_text())
     assert "ErrorWarmup" in [class_name(each) for each in resolved["trainer"]["callbacks"]]
+    first, second = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in (base, f"{base}-110"))
+    second["model"]["backbone"]["init_args"]["depth"] = 20
+    del second["trainer"]["callbacks+"]
+    assert second | {"name": "paper-cifar10"} == first
 
 
 @pytest.mark.parametrize(

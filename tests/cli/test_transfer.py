@@ -118,6 +118,10 @@ def test_a_backbone_with_weights_of_its_own(place: Path, monkeypatch: pytest.Mon
     run("fit", *SMALL, *own, "--model.weights", "null")
     (cache / "resnet18-f37072fd.pth").unlink()
     run("test", "--ckpt_path", "best")
+    run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    config = yaml.safe_load(Path("runs/folder/version_0/config.yaml").read_text())
+    # The same command starts another run from the weights.
+    assert config["model"]["init_args"]["backbone"]["init_args"]["weights"] == "IMAGENET1K_V1"
 
 
 def test_predict_needs_no_training_data(place: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from resnet_pl.data.statistics import Statistics, check_input, normalization
 from resnet_pl.utils import UserError
+from tests.tiny import Tiny
 
 IMAGES = torch.randint(0, 256, (37, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -65,3 +66,11 @@ def test_minimum_image_size() -> None:
     check_input(8, "pixel", None)
     with pytest.raises(ValueError, match=r"image_size.*7.*8"):
         check_input(7, "pixel", None)
+
+
+def test_images_are_measured_on_the_cpu_within_another_default_device() -> None:
+    data = Tiny()
+    data.setup("fit")
+    with torch.device("meta"):  # as in `configure_model` on a GPU
+        mean, std = data.normalization()
+    assert mean.device.type == std.device.type == "cpu"

@@ -119,3 +119,14 @@ def test_other_outputs_are_refused_in_a_line(outputs: Any) -> None:
         with pytest.raises(UserError, match=r"model\.backbone: the network returns .*, not logits") as error:
             training_loss(nn.CrossEntropyLoss(), module(torch.zeros(2, 3, 8, 8)), torch.zeros(2).long())
         message_of(error)
+
+
+class CosineLinear(nn.Linear):
+    pass
+
+
+def test_the_replacement_of_a_special_head_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    for cls, noted in ((CosineLinear, True), (nn.Linear, False)):
+        model = nn.Sequential(nn.Flatten(), cls(12, 10))
+        assert reset_classifier(model, 3) and type(model[1]) is nn.Linear
+        assert ("CosineLinear" in capsys.readouterr().out) is noted

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resnet_pl import models
+from resnet_pl.checkpoint import METADATA_KEY
+from resnet_pl.data.digests import fingerprints
 from resnet_pl.models import ResNet, cifar_resnet, load_pretrained, read_state_dict, resnet18
 from resnet_pl.models.weights_file import save_weights
 from resnet_pl.utils import UserError
@@ -452,3 +454,16 @@ def test_a_network_of_a_head_only(tmp_path):
     torch.save(networks[0].state_dict(), tmp_path / "linear.pth")
     load_pretrained(networks[1], str(tmp_path / "linear.pth"), no_download)
     assert equal_states(networks[0].state_dict(), networks[1].state_dict())
+
+
+def test_images_that_the_weights_were_trained_on(tmp_path):
+    names = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, name in enumerate(names):
+        name.write_text(str(number))
+    file = tmp_path / "best.ckpt"
+    backbone = {f"backbone.{key}": value for key, value in small_resnet(3).state_dict().items()}
+    torch.save({"state_dict": backbone, METADATA_KEY: {"data": {"digests": {"train": fingerprints(names[:3])}}}}, file)
+    for val, test, said in ((names[2:4], names[1:5], "1 of 2 val images and 2 of 4 test images"), (names[3:], [], "")):
+        digests = {"train": fingerprints(names), "val": fingerprints(val), "test": fingerprints(test)}
+        message = load_pretrained(small_resnet(3), str(file), no_download, digests=digests)
+        assert said in message and message.count("\n") == (2 if said else 0)

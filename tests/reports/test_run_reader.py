@@ -224,3 +224,11 @@ def test_an_unusable_file_is_named(tmp_path, content, message):
 @pytest.mark.parametrize(("seconds", "text"), [(9, "9 seconds"), (3360, "56 minutes"), (9000, "2.5 hours")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_checkpoint_that_is_better_than_the_tested_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a/version_0")
+    assert not read_run(folder).has_better_checkpoint
+    for checkpoint, expected in (("best", True), ("last", False)):
+        write_test(folder, 0.9, step=10, checkpoint=f"checkpoints/{checkpoint}.ckpt")
+        assert read_run(folder).has_better_checkpoint is expected
