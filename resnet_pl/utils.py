@@ -13,6 +13,7 @@ from errno import EISDIR
 from functools import partial
 from importlib import import_module
 from itertools import takewhile
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from textwrap import shorten
 from types import ModuleType
@@ -138,6 +139,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Applies a function to each item, in order, in several threads: a network drive answers many requests at once."""
+    with ThreadPool(16) as pool:
+        return pool.map(function, items, chunksize=64)
 
 
 def available_cores() -> int:

@@ -19,7 +19,7 @@ from resnet_pl.callbacks.loggers import image_loggers, log_image
 from resnet_pl.callbacks.metrics_csv import MetricsCSV
 from resnet_pl.callbacks.tensorboard import hyperparameters
 from resnet_pl.data.batch import Batch
-from resnet_pl.data.decode import to_pixels
+from resnet_pl.data.decode import thumbnail, to_pixels
 from resnet_pl.evaluation.heatmaps import heatmaps, overlay
 from resnet_pl.evaluation.metrics import reliability_rows
 from resnet_pl.reports.plots import Mark, confusion_matrix, contact_sheet
@@ -154,8 +154,7 @@ class Dashboard(Callback):
             names = class_names(pl_module, 1 + max(max(mistake[2:4]) for mistake in self._mistakes))
             images, data = [to_pixels(image) for *_, image in self._mistakes], get_image_data(trainer)
             if data is not None:
-                full = (data.splits["val"].load_full_image(index) for _, index, *_ in self._mistakes)
-                images = [image.permute(1, 2, 0).numpy() for image in full]
+                images = [thumbnail(data.splits["val"].load_full_image(index)) for _, index, *_ in self._mistakes]
             captions = [f"pred: {names[p]}\ntrue: {names[t]} ({share:.0%})" for share, _, t, p, _ in self._mistakes]
             marks: list[Mark] = ["wrong"] * len(images)
             log_image(trainer, "val/worst_mistakes", contact_sheet(images, captions, marks), step)

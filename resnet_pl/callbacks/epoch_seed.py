@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,7 +42,8 @@ class EpochSeed(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step * trainer.accumulate_grad_batches % trainer.num_training_batches:
+        batches = trainer.global_step * trainer.accumulate_grad_batches
+        if math.isfinite(trainer.num_training_batches) and batches % trainer.num_training_batches:
             rank_zero_print("note: resuming within an epoch: this data loader starts its epoch from the beginning")
 
     @override

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +20,7 @@ from resnet_pl.callbacks.access import (
     join_classes,
 )
 from resnet_pl.callbacks.heatmap_files import MAX_FILES, HeatmapWriter
+from resnet_pl.data.decode import thumbnail
 from resnet_pl.evaluation.classify import is_unknown
 from resnet_pl.reports.image_selection import mark_of, select_images
 from resnet_pl.reports.plots import Mark, contact_sheet, save_png
@@ -139,7 +139,7 @@ class PredictionWriter(Callback):
             title += "; heat maps of the predicted class"
         if chosen:
             thumbnails = [
-                explained[index] if index in explained else _thumbnail(images.load_full_image(index))
+                explained[index] if index in explained else thumbnail(images.load_full_image(index))
                 for index in indices
             ]
             rows = [self.rows[position] for position in chosen]
@@ -165,12 +165,6 @@ def _truth(label: int | list[float], names: list[str]) -> str | None:
 def _images(trainer: Trainer) -> Any:
     """Returns the images that are classified; None for data that does not give access to them."""
     return getattr(get_datamodule(trainer), "predict_images", None)
-
-
-def _thumbnail(image: torch.Tensor) -> np.ndarray:
-    """Returns an image `(3, H, W)` as a subsampled copy `(H, W, 3)`, so that many large images fit into memory."""
-    step = max(1, min(image.shape[1:]) // 320)
-    return image[:, ::step, ::step].permute(1, 2, 0).numpy().copy()
 
 
 def _caption(row: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from resnet_pl.data.bad_images import BadImage
 from resnet_pl.data.decode import read_image
 from resnet_pl.data.loader import default_num_workers
 from resnet_pl.data.resizing import limit_aspect_ratio
-from resnet_pl.utils import UserError, atomic_write, lock, progress
+from resnet_pl.utils import UserError, atomic_write, in_threads, lock, progress
 
 GB = 10**9
 _FORMAT = 1  # version of the file format
@@ -89,7 +89,8 @@ def open_cache(
     caches = Path(folder) if folder else default_folder()
     table = [] if source is None or source == root else [str(source.resolve())]
     root_caches = caches / f"{root.resolve().name}-{short_hash(_FORMAT, str(root.resolve()), side, *table)}"
-    key = short_hash(torchvision.__version__, *((name, stat_key(root / name)) for name in names))
+    states = in_threads(lambda name: stat_key(root / name), names)
+    key = short_hash(torchvision.__version__, *zip(names, states, strict=True))
     pixels, index = root_caches / f"{key}.pixels", root_caches / f"{key}.npy"
     try:
         # The index is written last: if it exists, the pixels are complete.

@@ -19,7 +19,7 @@ from resnet_pl.data.decode import RGB, EncodedImage, PixelFormat, to_displayed
 from resnet_pl.data.resizing import Size, height_width
 from resnet_pl.data.rng import seeded_rng
 from resnet_pl.data.views import Views
-from resnet_pl.utils import UserError
+from resnet_pl.utils import UserError, in_threads
 
 
 class ImageFileDataset(torch.utils.data.Dataset[Any]):
@@ -66,7 +66,7 @@ class ImageFileDataset(torch.utils.data.Dataset[Any]):
 
     def digest(self) -> str:
         """Returns a hash of names, labels and file sizes; hashing the contents would take too long."""
-        states = [stat_key(self.root / name) for name in self.names]
+        states = in_threads(lambda name: stat_key(self.root / name), self.names)
         return short_hash(self.names, self.labels, [state and state[0] for state in states])
 
     def encoded(self, index: int, data: bytes | None = None) -> EncodedImage:

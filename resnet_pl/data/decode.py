@@ -143,6 +143,12 @@ def to_pixels(image: torch.Tensor) -> np.ndarray:
     return to_displayed(image).permute(1, 2, 0).cpu().numpy()
 
 
+def thumbnail(image: torch.Tensor) -> np.ndarray:
+    """Returns an image `(C, H, W)` as a subsampled copy `(H, W, C)`, so that many large images fit into memory."""
+    step = max(1, min(image.shape[1:]) // 320)
+    return image[:, ::step, ::step].permute(1, 2, 0).numpy().copy()
+
+
 def verify_image(path: Path) -> tuple[int, int]:
     """Checks header, size and end marker of an image file.
 

@@ -20,7 +20,7 @@ from resnet_pl.data.table import Table, read_table
 from resnet_pl.data.table_rows import Entry, RowReader
 from resnet_pl.data.typed_kwargs import ImageFolderArgs
 from resnet_pl.types import PositiveInt, Unpack
-from resnet_pl.utils import UserError, expand_path, rank_zero_print
+from resnet_pl.utils import UserError, expand_path, in_threads, rank_zero_print
 
 
 class ImageTable(ImageFolder):
@@ -162,7 +162,8 @@ class ImageTable(ImageFolder):
 
     def _existing(self, entries: dict[str, Entry]) -> dict[str, Entry]:
         """The images that exist; raises UserError if some do not, unless they are skipped or only evaluated."""
-        missing = [path for path in entries if not (self.root / path).is_file()]
+        exist = in_threads(lambda path: (self.root / path).is_file(), entries)
+        missing = [path for path, exists in zip(entries, exist, strict=True) if not exists]
         if not missing or (self.keeps_missing and len(missing) < len(entries)):
             return entries
         example = f"{printable_path(missing[0])} (line {entries[missing[0]].line})"

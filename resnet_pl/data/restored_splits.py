@@ -61,7 +61,7 @@ class RestoredSplits:
         self._note_added(images)
         some_class = next(iter(images.values()), self.restored.classes[0])
         return {
-            split: {n: images.get(n, self._class_of(n, some_class)) for n in names if n not in removed}
+            split: {n: images[n] if n in images else self._class_of(n, some_class) for n in names if n not in removed}
             for split, names in stored.items()
         }
 

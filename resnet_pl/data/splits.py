@@ -256,7 +256,8 @@ def _duplicate_warnings(
 def _size_warnings(split: Split, strata: Strata, class_names: Sequence[str], test: int, val: int | None) -> list[str]:
     warnings = []
     if small := [class_names[label] for label, members in strata.items() if len(members) < 3]:
-        warnings.append(f"classes with too few different images to be in every split: {', '.join(small)}")
+        listed = ", ".join(small[:10]) + (f" and {len(small) - 10:,} more" if len(small) > 10 else "")
+        warnings.append(f"classes with too few different images to be in every split: {listed}")
     for name, actual, requested in (("val", len(split.val), val), ("test", len(split.test), test)):
         if requested not in (None, actual):
             warnings.append(f"{name} has {actual} images instead of {requested}: duplicates or small classes")

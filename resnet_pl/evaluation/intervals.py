@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_pl.evaluation.metrics import MACRO, Z95, macro_averages, wilson_interval
+from resnet_pl.evaluation.metrics import MACRO, Z95, averages_of_counts, wilson_interval
 
 Interval = tuple[float, float]
 
@@ -52,13 +52,14 @@ def bootstrap_intervals(confusion: Tensor, samples: int = 1000, seed: int = 0) -
     """
     rng, images = np.random.default_rng(seed), int(confusion.sum())
     # Drawing images is drawing cells of the matrix; almost all cells of many classes are empty.
-    cells = confusion.flatten().nonzero().flatten()
-    shares = confusion.flatten()[cells].double().numpy() / images
+    rows, columns = confusion.nonzero().T
+    shares, classes = confusion[rows, columns].double().numpy() / images, len(confusion)
     drawn: list[dict[str, float]] = []
     for _ in range(samples):
-        counts = torch.zeros(confusion.numel(), dtype=torch.int64)
-        counts[cells] = torch.from_numpy(rng.multinomial(images, shares))
-        drawn.append(macro_averages(counts.view_as(confusion)))
+        counts = torch.from_numpy(rng.multinomial(images, shares))
+        parts = ((rows, counts * (rows == columns)), (rows, counts), (columns, counts))
+        sums = [torch.zeros(classes, dtype=torch.int64).index_add_(0, index, part) for index, part in parts]
+        drawn.append(averages_of_counts(*sums))
     names = [name for name in MACRO if name in drawn[0]]
     limits = {name: np.nanquantile([each[name] for each in drawn], [0.025, 0.975]) for name in names}
     return {name: (float(low), float(high)) for name, (low, high) in limits.items()}

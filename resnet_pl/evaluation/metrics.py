@@ -157,7 +157,12 @@ def macro_averages(confusion: Tensor) -> dict[str, float]:
     Args:
         confusion: `(K, K)`, labels as rows.
     """
-    correct, images, predicted = (counts.double() for counts in (confusion.diag(), confusion.sum(1), confusion.sum(0)))
+    return averages_of_counts(confusion.diag(), confusion.sum(1), confusion.sum(0))
+
+
+def averages_of_counts(correct: Tensor, images: Tensor, predicted: Tensor) -> dict[str, float]:
+    """Returns `macro_averages` of the numbers of correct, true and predicted images of each class, each `(K,)`."""
+    correct, images, predicted = (counts.double() for counts in (correct, images, predicted))
     seen = images + predicted > 0
     recall = correct / images.clamp_min(1)
     return {

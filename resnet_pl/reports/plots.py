@@ -33,6 +33,7 @@ FRAMES = {"right": (0, 150, 110), "wrong": (214, 58, 40)}
 CELL, FRAME, GAP = 160, 4, 13
 
 MAX_CELLS_WITH_COUNTS = 30  # classes of a confusion matrix whose cells are large enough for their count
+MAX_CELLS = 1_000  # cells along a side of a confusion matrix; of more classes, blocks of cells are summed
 MAX_NAMED_CLASSES = 40  # names that fit along an axis
 
 
@@ -96,8 +97,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarr
     figure = new_figure(side, side, dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot()
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(_confusion_colors(fractions))
+    # A picture cannot show more cells than it has pixels.
+    edges = np.arange(0, max(classes, 1), math.ceil(max(classes, 1) / MAX_CELLS))
+    blocks = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1) if len(edges) < classes else counts
+    fractions = blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)
+    axes.imshow(_confusion_colors(fractions), extent=(-0.5, classes - 0.5, classes - 0.5, -0.5))
     if counted:
         _write_counts(axes, counts, fractions)
     _label_classes(axes, class_names)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from resnet_pl.evaluation.calibration_error import ConfidenceBins, adaptive_error, binned_error
+from resnet_pl.evaluation.intervals import bootstrap_intervals
 from resnet_pl.evaluation.metrics import (
     MACRO,
     ClassificationMetrics,
@@ -255,3 +256,15 @@ def test_two_processes_with_uneven_shards_agree_with_one(tmp_path: Path):
         both["confusion"], expected = both["confusion"].numpy(), one | {"confusion": one["confusion"].numpy()}
         assert_same(both, expected)
         assert (both["top1"], both["top5"]) == (one["top1"], one["top5"])
+
+
+def test_bootstrap_intervals_are_those_of_drawn_images() -> None:
+    confusion = torch.tensor([[30, 5, 0], [2, 20, 3], [0, 4, 16]])
+    cells = np.repeat(np.arange(9), confusion.flatten())  # of each image
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(1000):
+        counts = np.bincount(rng.choice(cells, size=len(cells)), minlength=9)
+        drawn.append(macro_averages(torch.from_numpy(counts).view(3, 3)))
+    for name, found in bootstrap_intervals(confusion).items():
+        expected = np.quantile([each[name] for each in drawn], [0.025, 0.975])
+        np.testing.assert_allclose(found, expected, atol=0.02)
