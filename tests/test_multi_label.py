@@ -210,7 +210,9 @@ def test_cross_validation_does_not_choose_thresholds_on_the_images_it_predicts()
     trainer(limit_train_batches=1).fit(model, datamodule=data)
     assert model.thresholds is not None
     model.thresholds.fill_(0.999)
-    for _, _, prediction, *probabilities in cross_validate.predict(model.eval(), data):
+    found = list(cross_validate.predict(model.eval(), data))
+    assert found and any(prediction for _, _, prediction, *_ in found)
+    for _, _, prediction, *probabilities in found:
         expected = [name for name, p in zip(data.classes, probabilities, strict=True) if float(p) >= 0.5]
         assert prediction == "|".join(expected)
 

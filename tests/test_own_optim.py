@@ -269,7 +269,8 @@ def test_a_stream_is_scheduled_over_max_steps() -> None:
         ([*QUICK, "--model.lr_scheduler", "SequentialLR"], "LRSequence"),
         pytest.param([*QUICK, "--model.lr_scheduler", "ChainedScheduler"], "function", marks=pytest.mark.slow),
         ([*QUICK, "--model.lr_scheduler", "OneCycl"], "did you mean OneCycleLR"),
-        ([*QUICK, "--model.lr_scheduler", f"{__name__}.with_argument", "--model.lr_scheduler.every", "2"], "class"),
+        ([*QUICK, "--model.lr_scheduler", f"{__name__}.with_argument", "--model.lr_scheduler.every", "2"],
+         "a function is given by its name alone"),
         ([*QUICK, "--model.optimizer", "torch.optim.Muon"], "timm.optim.Muon"),
         ([*QUICK, "--model.optimizer", "LBFGS"], "channels_last"),
         pytest.param(

@@ -96,7 +96,7 @@ class Process:
             self.log.flush()
             self.code = 2
         elif self.args[0] == "test":
-            write_test(Path(self.args[2]), all_processes.top1(Path(self.args[2])))
+            write_test(Path(self.args[2]), all_processes.top1(Path(self.args[2])), step=10**6)
         else:
             yield from self._fit()
         all_processes.interrupt()

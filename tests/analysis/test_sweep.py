@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from resnet_pl._renamed import upgrade_arguments
+from resnet_pl.analysis import jobs
 from resnet_pl.analysis.grid import SweepRun, make_run, record
 from resnet_pl.analysis.jobs import environment
 from resnet_pl.cli.main import main
@@ -260,7 +261,7 @@ def test_a_failed_test_is_repeated(processes: Processes, capsys: pytest.CaptureF
 
 def test_parallel_runs_share_the_cores(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(jobs, "available_cores", lambda: 8)
     # Each process waits for another one: with fewer than two in parallel none would end.
     processes.barrier = threading.Barrier(2)
     assert main(["sweep", *GRID, "--name", "s", "--jobs", "2"]) == 0

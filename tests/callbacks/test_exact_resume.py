@@ -166,7 +166,7 @@ def test_an_error_in_the_first_step_saves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [9, 10])
 def test_an_error_next_to_a_validation_within_the_epoch(
     step: int, reference: Callable[..., Reference], tmp_path: Path
 ) -> None:
@@ -183,14 +183,12 @@ def test_an_error_while_gradients_are_accumulated(
     fault: Any, reference: Callable[..., Reference], tmp_path: Path
 ) -> None:
     # Six batches per epoch are steps of four and two, or of two batches. The error is at their first or second batch.
-    for several in (2, 4):
+    for several, skipped in ((2, 0), (4, 1)):
         settings = {"accumulate_grad_batches": several, "max_epochs": 5, "log_every_n_steps": 1}
-        for skipped in (0, 1):
-            folder = tmp_path / f"{several} {skipped}"
-            check_interrupted(folder, reference(**settings), Fault(*fault, skip=skipped), tiny, **settings)
+        check_interrupted(tmp_path / str(several), reference(**settings), Fault(*fault, skip=skipped), tiny, **settings)
 
 
-@pytest.mark.parametrize("batch", [8, 9, 10, 11])
+@pytest.mark.parametrize("batch", [9, 11])
 def test_stopped_while_gradients_are_accumulated(
     batch: int, reference: Callable[..., Reference], tmp_path: Path
 ) -> None:
@@ -350,9 +348,11 @@ def test_a_corrupt_image_that_is_repaired(
             path.write_bytes(b"no image")
 
     with pytest.raises(UserError, match=path.name):
-        run(tmp_path / "b", data, Corrupt(), max_epochs=2)
+        run(tmp_path / "b", data, Corrupt(), max_epochs=2, every=1)
     path.write_bytes(content)
-    check_equal(tmp_path, image_reference, run(tmp_path / "b", folder_data(photos, workers), resume=True, max_epochs=2))
+    resumed = run(tmp_path / "b", folder_data(photos, workers), resume=True, max_epochs=2, every=1)
+    assert (tmp_path / "b/checkpoints/last.ckpt").is_file()
+    check_equal(tmp_path, image_reference, resumed)
 
 
 # ------------------------------------------------------------------------------------ random numbers and sums

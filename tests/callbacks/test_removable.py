@@ -34,7 +34,7 @@ class Without(parser.ProjectCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)
-        removed = getattr(callbacks, self.removed, ())
+        removed = getattr(callbacks, self.removed)
         trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, removed)]
         trainer.loggers = [each for each in trainer.loggers if not isinstance(each, removed)]
         return trainer

@@ -34,6 +34,8 @@ RARE += ["imagenet-rsb-a2", "paper/cifar10", "cifar10"]
 # Recipes have no data: each is merged on top of a complete config.
 RECIPES = ["adamw", "cutmix", "early-stopping", "ema", "head-only", "mixup", "muon", "one-cycle", "random-erasing"]
 RECIPES += ["trivial-augment"]
+# The others have options that other tests train with, and another test checks their values.
+OFTEN = ["cutmix", "early-stopping", "ema", "muon", "one-cycle"]
 # The configs that a recipe is for, if not all.
 FOR = {
     "early-stopping": [name for name in COMPLETE if not name.startswith("recipes/")],  # they have no validation split
@@ -130,7 +132,9 @@ def test_config_trains_and_tests(name: str, data: Path) -> None:
         assert len((folder / "predictions.csv").read_text().splitlines()) == 11
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in RECIPES]
+)
 def test_recipe_is_merged_on_top_of_a_config(recipe: str, data: Path) -> None:
     needs_timm(f"recipes/{recipe}")
     base = "flowers-scratch"

@@ -180,6 +180,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(
     monkeypatch.setenv("SIGNALS", "SIGINT SIGINT")
     assert main([*map(str, ("fit", *SMALL, "--trainer.callbacks+", f"{__name__}.Signal"))]) == 130
     assert "Traceback" not in capsys.readouterr().err
+    assert not list(place.rglob("*.ckpt"))  # the first one alone would save
 
 
 # ------------------------------------------------------------------------------------ resuming
@@ -211,17 +212,6 @@ def test_a_checkpoint_outside_a_run_resumes_in_a_new_one(copy: Path) -> None:
 def test_a_complete_run_has_nothing_to_do(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", "--ckpt_path", "last")
     assert "Nothing to do: " in capsys.readouterr().out
-
-
-def test_the_best_score_is_remembered(copy: Path) -> None:
-    checkpoint = last_of(copy)
-    best = max(float(row["val/top1"]) for row in rows(copy) if row["val/top1"])
-    assert checkpoint["callbacks"]["BestCheckpoint"]["score"] == pytest.approx(best, abs=1e-6)
-    stamp = (copy / "checkpoints/best.ckpt").stat().st_mtime_ns
-    checkpoint["callbacks"]["BestCheckpoint"]["score"] = 2.0
-    torch.save(checkpoint, copy / "checkpoints/last.ckpt")
-    run("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3)
-    assert (copy / "checkpoints/best.ckpt").stat().st_mtime_ns == stamp
 
 
 def test_steps_after_the_checkpoint_are_not_shown_twice(place: Path) -> None:
@@ -313,7 +303,7 @@ def test_another_length_of_a_resumed_cosine_is_noted(runs: Path, capsys: pytest.
         length = 3 if options else 2
         capsys.readouterr()
         run("fit", "--ckpt_path", "last", "--trainer.max_epochs", length, *options)
-        assert ("note: trainer.max_epochs was 1 and is now 2" in capsys.readouterr().out) == noted
+        assert ("note: trainer.max_epochs was " in capsys.readouterr().out) == noted
 
 
 @pytest.mark.parametrize(

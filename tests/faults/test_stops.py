@@ -103,7 +103,7 @@ def test_stopped_anywhere(name: str, how: str, tmp_path: Path) -> None:
     fit(tmp_path / "uninterrupted", **settings)
     uninterrupted, stops = outcome(tmp_path / "uninterrupted"), 0
     for hook in ("on_train_batch_start", "on_validation_batch_start"):
-        for number in range(1, 20):
+        for number in range(1, 20, 1 if how == "error" else 2):
             folder = tmp_path / f"{hook}{number}"
             stop = Stop(how, hook, number)
             try:
@@ -114,7 +114,7 @@ def test_stopped_anywhere(name: str, how: str, tmp_path: Path) -> None:
             if stop.remaining > 0:
                 break
             assert first_difference(outcome(folder), uninterrupted) is None, f"stopped at {hook} {number}"
-    assert stops >= 7
+    assert stops >= 4
 
 
 # Steps, with four batches per epoch and a validation after three of them.
