@@ -45,7 +45,7 @@ def code_version(files: Iterable[Path] = ()) -> str | None:
     missing = any(root is None and path.is_relative_to(Path.cwd()) for path, root in modules.items())
     versions = []
     for root in roots:
-        own = {os.path.relpath(path, root) for path, place in used.items() if place == root}
+        own = {Path(os.path.relpath(path, root)).as_posix() for path, place in used.items() if place == root}
         committed = (_git(root, "ls-files", "-z", "--", *sorted(own)) or "").split("\0") if own else []
         state = str(git_commit(root))
         commit = state.removesuffix("-dirty")

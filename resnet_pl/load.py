@@ -38,7 +38,7 @@ def config_file(config: Mapping[str, Any]) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.yaml"
-        path.write_text(to_yaml(dict(config)), encoding="utf-8")
+        path.write_text(to_yaml(dict(config), ascii_only=True), encoding="utf-8")
         yield str(path)
 
 

@@ -172,9 +172,14 @@ _Dumper.add_multi_representer(int, lambda dumper, number: dumper.represent_int(i
 _Dumper.add_multi_representer(float, lambda dumper, number: dumper.represent_float(float(number)))
 
 
-def to_yaml(config: dict[str, Any]) -> str:
-    """Returns a configuration as YAML that all readers parse in the same way."""
-    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def to_yaml(config: dict[str, Any], ascii_only: bool = False) -> str:
+    """Returns a configuration as YAML that all readers parse in the same way.
+
+    Args:
+        config: the configuration.
+        ascii_only: whether other characters are escaped, for readers that expect the encoding of the system.
+    """
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only)
 
 
 def get_init_args(section: Any) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def prog_name() -> str:
     program = Path(sys.argv[0])
     if program.stem == "resnet-pl":
         return "resnet-pl"
-    return "python -m resnet_pl" if program.parent.name == "resnet_pl" else "python cli.py"
+    # A clone of the project can be called resnet_pl too, with its cli.py.
+    in_package = program.parent.name == "resnet_pl" and program.name != "cli.py"
+    return "python -m resnet_pl" if in_package else "python cli.py"
 
 
 @contextmanager

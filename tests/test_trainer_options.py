@@ -197,6 +197,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None
         (SRUN, "2", "start 4, or use --trainer.devices 1 --trainer.num_nodes 2"),
         (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, "2", "start 2, or use --trainer.devices 1"),
         ({"WORLD_SIZE": "2"}, "auto", "start the command with torchrun"),
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, "auto", "srun --job-name train"),
     ],
 )
 def test_a_trainer_that_ignores_the_other_processes_is_refused(
@@ -209,7 +210,7 @@ def test_a_trainer_that_ignores_the_other_processes_is_refused(
     launched(monkeypatch, variables)
     options = ["--trainer.accelerator", "cpu", "--trainer.devices", devices]
     assert refused(capsys, "fit", *TINY, *options).endswith(message)
-    with pytest.raises(UserError, match=r"(was|were) started|WORLD_SIZE is 2"):
+    with pytest.raises(UserError, match=r"(was|were) started|WORLD_SIZE is 2|srun has started"):
         fit([*TINY, *options])
 
 

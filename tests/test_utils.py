@@ -65,6 +65,7 @@ def test_a_progress_bar_on_a_terminal(
     [
         ("/usr/bin/resnet-pl", "resnet-pl"),
         ("cli.py", "python cli.py"),
+        ("/there/resnet_pl/cli.py", "python cli.py"),
         ("/there/resnet_pl/__main__.py", "python -m resnet_pl"),
         ("/there/pytest/__main__.py", "python cli.py"),
     ],

@@ -59,7 +59,7 @@ def run(cli: ProjectCLI) -> None:
             "add --trainer.devices 1 --trainer.num_nodes 1 --trainer.strategy auto"
         )
     train.check_monitor(cli)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps files that are mapped
         cli.run_folder = Path(folder)
         Doctor(cli).examine()
 

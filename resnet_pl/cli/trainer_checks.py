@@ -153,8 +153,8 @@ def launched_processes() -> tuple[int, int] | None:
     None means that there is no launcher: Lightning starts the processes itself.
 
     Raises:
-        UserError: another launcher has started them, such as a PyTorchJob of Kubernetes: Lightning does not detect it,
-            and each process would train a model on its own.
+        UserError: another launcher has started them, such as a PyTorchJob of Kubernetes, or srun in an interactive job:
+            Lightning does not detect it, and each process would train a model on its own.
     """
     if TorchElasticEnvironment.detect():
         started = TorchElasticEnvironment().world_size()
@@ -163,6 +163,11 @@ def launched_processes() -> tuple[int, int] | None:
         # Only srun sets it: a script in a job of several tasks is one process.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         return started, started // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if (tasks := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":
+        raise UserError(
+            f"srun has started {tasks} processes, but Lightning ignores srun in jobs that are called bash or interactive\n"
+            "give the step another name: srun --job-name train"
+        )
     if "RANK" in os.environ and (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UserError(
             f"WORLD_SIZE is {count}, but neither torchrun nor srun is used\nstart the command with torchrun"
