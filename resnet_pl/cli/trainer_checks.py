@@ -165,7 +165,7 @@ def launched_processes() -> tuple[int, int] | None:
         return started, started // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
     if (tasks := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":
         raise UserError(
-            f"srun has started {tasks} processes, but Lightning ignores srun in jobs that are called bash or interactive\n"
+            f"srun has started {tasks} processes, but Lightning ignores it in a job called bash or interactive\n"
             "give the step another name: srun --job-name train"
         )
     if "RANK" in os.environ and (count := os.environ.get("WORLD_SIZE", "1")) != "1":
