@@ -92,7 +92,7 @@ def test_load_from_checkpoint_needs_no_data(trained: Path) -> None:
     assert model.eval()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 10)
 
 
-def test_old_names_of_options_work(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_names_of_options_work(capsys: pytest.CaptureFixture[str]) -> None:
     config = {
         "model": {"class_path": "ImageClassifier", "init_args": {"backbone": "resnet18"}},
         "data": {"class_path": "ImageFolder", "init_args": {"root": "photos", "scan": True}},

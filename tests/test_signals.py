@@ -20,8 +20,7 @@ from resnet_pl.cli import main
 PROJECT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("command", ["test", "predict"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("command", "number"), [("test", signal.SIGINT), ("predict", signal.SIGTERM)])
 def test_an_interrupted_evaluation_fails(
     command: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

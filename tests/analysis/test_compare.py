@@ -66,7 +66,8 @@ def test_seeds_are_aggregated_and_files_are_written(
 def test_a_seed_that_was_resumed_stays_in_its_group(
     working_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["fit", *SMALL[:4], *SMALL[6:], "--data.mix", "MixUp", "--name", "a", "--trainer.limit_train_batches", "2"]
+    line = ["fit", *SMALL[:4], *SMALL[6:], "--data.mix", "MixUp", "--name", "a", "--trainer.limit_train_batches", "1"]
+    line += ["--trainer.limit_val_batches", "1", "--dashboard", "false"]
     run(*line, "--seed_everything", 0, "--trainer.max_epochs", 2)
     for seed in (1, 2):
         run(*line, "--seed_everything", seed, "--trainer.max_epochs", 1)

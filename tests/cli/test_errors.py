@@ -135,7 +135,6 @@ BAD: dict[str, Sequence[str]] = {
     "--trainer.strategy fsdp --trainer.accelerator cpu": ["fsdp", "GPU"],
     "--trainer.accelerator cpu --trainer.devices 0": ["devices", "0"],
     "--trainer.accelerator cpu --trainer.devices -5": ["devices", "> 0"],
-    "--trainer.barebones true": ["trainer.barebones: not supported"],
     "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.mode maximum": ["mode", "maximum", "min"],
     "--model.loss torch.nn.CrossEntropyLoss": ["model.label_smoothing 0", "loss"],
 }

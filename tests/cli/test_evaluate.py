@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image
 
 from resnet_pl import ImageClassifier
 from resnet_pl.analysis.ensemble import EnsembleData
-from resnet_pl.cli.main import main
 from resnet_pl.data import Digits
 from resnet_pl.load import load_run
 from resnet_pl.models import cifar_resnet
@@ -174,17 +172,6 @@ def test_classes_that_look_like_numbers(place: Path) -> None:
     run("fit", "--data", "ImageFolder", "--data.root", "photos", *small, *model)
     run("test", "--ckpt_path", "best")
     assert set(read_results(Path("runs/numbers/version_0/results.json"))["per_class"]) == {"1e3", "007", "yes"}
-
-
-def test_ctrl_c_interrupts_a_test_without_results(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ImageClassifier, "test_step", stopped)
-    assert main(["test", "--ckpt_path", str(copy)]) == 130
-    assert "Traceback" not in capsys.readouterr().err and not list(copy.glob("results*"))
 
 
 # ------------------------------------------------------------------------------------ other data
@@ -392,7 +379,7 @@ def test_members_with_other_splits_are_rejected(
     assert str(place / "c/version_0") in message and "split_seed" in message
 
 
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("joined", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_data_options_apply_to_every_member(joined: bool, photo_folder: Path, place: Path) -> None:
     backbone = ["--model.backbone", "cifar_resnet", "--model.backbone.depth", 8, "--trainer.logger", "false"]
     data = ["--data", "ImageFolder", "--data.root", photo_folder, "--data.image_size", 16, "--data.batch_size", 4]

@@ -17,7 +17,7 @@ from resnet_pl.cli.main import main
 from resnet_pl.data import CIFAR10
 from resnet_pl.reports.results import read_results
 from resnet_pl.utils import UserError
-from tests.cli.commands import BARE, PROJECT, SMALL, failed, refused
+from tests.cli.commands import BARE, PROJECT, failed, refused
 
 
 def test_bare_call_and_help_list_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,9 +167,3 @@ def test_a_class_in_the_working_folder_is_found(place: Path) -> None:
         assert main(["fit", *BARE, *few]) == 0
     finally:
         sys.path[:] = [entry for entry in sys.path if entry != str(place)]
-
-
-def test_the_same_command_twice_in_a_process(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert main(["fit", *SMALL, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]) == 0
-    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == ["version_0", "version_1"]

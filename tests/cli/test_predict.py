@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 
 from resnet_pl import ImageClassifier, load_run
-from resnet_pl.cli.main import main
 from resnet_pl.data.decode import read_image
 from resnet_pl.reports.results import read_results
 from tests.cli.commands import refused, run
@@ -108,17 +106,6 @@ def test_a_submission_has_the_ids_and_labels_of_a_flat_folder(copy: Path, capsys
     ))]  # fmt: skip
     message = refused(capsys, *predict, "test", "more")
     assert "test/9.jpg" in message and "more/9.png" in message
-
-
-def test_ctrl_c_interrupts_a_prediction_without_a_file(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ImageClassifier, "predict_step", stopped)
-    assert main(["predict", "--ckpt_path", str(copy)]) == 130
-    assert "Traceback" not in capsys.readouterr().err and not list(copy.glob("predictions*"))
 
 
 def test_predict_writes_heat_maps_and_features(

@@ -199,6 +199,7 @@ def test_a_slow_loop_has_a_reason(monkeypatch: pytest.MonkeyPatch, extra: float,
     assert measured["loop"].startswith(figure) and ("cold CPU caches" in measured["loop"]) == (extra > 0.002)
 
 
+@pytest.mark.slow
 def test_overhead(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "run_in_subprocess", lambda script, one: overhead.step_seconds(**one))
     overhead.main(["--models", str(list(overhead.MODELS).index(overhead.LINEAR)), "--rounds", "1", "--steps", "10"])
@@ -244,6 +245,7 @@ def test_the_scripts_train_on_the_images_of_fit(tmp_path: Path) -> None:
     assert label == int(split.labels[7])
 
 
+@pytest.mark.slow
 def test_streaming(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("litdata")
     from benchmarks import streaming
@@ -255,6 +257,7 @@ def test_streaming(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert rows[0][2] == "1.00" and all(float(row[1].replace(",", "")) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_loader(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, photo_folder: Path) -> None:
     monkeypatch.setattr(loader, "run_in_subprocess", lambda script, one: loader.images_per_second(**one))
     loader.main(["--root", str(photo_folder), "--rounds", "1"])
@@ -375,6 +378,7 @@ def test_one_measurement_of_growth(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["seconds"] > 0 and result["peak"] >= 0
 
 
+@pytest.mark.slow
 def test_depth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depth, "run_in_subprocess", lambda script, one: depth.train_steps(**one))
     depth.main(["--depths", "8", "--batch", "2"])
