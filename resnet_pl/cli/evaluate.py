@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,7 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     name, settings, model, data = cli.command_line.subcommand, cli.config, cli.model, cli.datamodule
     split = "val" if name == "validate" else "test"
     _check_options(settings, model, data)
+    check_output(cli.output)
     prepare_split(cli, split)
     others = other_members(cli)
     pairs: list[Any] = [(model, data), *((network, own) for _, network, own in others)]
@@ -110,6 +112,13 @@ def run(cli: ProjectCLI) -> dict[str, Any]:
     if settings["save_to"]:
         run_on_rank_zero(_save, model, checkpoint, Path(settings["save_to"]))
     return results
+
+
+def check_output(folder: Path) -> None:
+    """Raises UserError if a folder cannot be written to; after the evaluation, its results would be lost."""
+    nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{nearest} cannot be written to\nchoose another folder with --output")
 
 
 def results_per_class(model: Any, confusion: Tensor | None, classes: Tensor | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from resnet_pl.callbacks import GracefulStop, PredictionWriter
 from resnet_pl.callbacks.features_npz import FeatureWriter
 from resnet_pl.callbacks.heatmap_files import HeatmapWriter
 from resnet_pl.cli.averaging import add_averaging_arguments, build_ensemble, check_kinds, other_members, set_views
-from resnet_pl.cli.evaluate import OUTPUT, prepare_split
+from resnet_pl.cli.evaluate import OUTPUT, check_output, prepare_split
 from resnet_pl.data import ImageDataModule
 from resnet_pl.data.bad_images import printable_path
 from resnet_pl.data.image_files import find_images
@@ -65,6 +65,7 @@ def run(cli: ProjectCLI) -> None:
     settings, data, files = cli.config, cli.datamodule, None
     check_kinds(settings, cli.model, data, "heatmaps", "features")
     _check_one_view(settings)
+    check_output(cli.output)
     if settings["images"]:
         if not isinstance(data, ImageDataModule):
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def test_the_command_line_overrides_the_checkpoint(copy: Path) -> None:
     run("test", "--ckpt_path", copy / "checkpoints/best.ckpt", *words)
     results = read_results(copy / "results.json")
     assert (results["precision"], results["images"]) == ("bf16-mixed", 100)
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_folder_without_write_permission_is_refused_before_the_evaluation(
+    command: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copy.absolute())
+    monkeypatch.setattr(ImageClassifier, f"{command}_step", lambda *args: pytest.fail("it evaluates"))
+    assert "--output" in refused(capsys, command, "--ckpt_path", copy)
 
 
 def test_precision_comes_from_the_checkpoint(place: Path) -> None:
