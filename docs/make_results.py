@@ -112,7 +112,7 @@ def study_section(record: dict[str, Any]) -> str:
     if most < PAPER_ITERATIONS and any(row["paper"] for row in rows):
         short = (
             f"\nThe schedules are short: {most:,} iterations compared with {PAPER_ITERATIONS:,} in the paper. The errors are "
-            "therefore far above the paper's. Only the order of the models can be compared.\n"
+            "therefore above the paper's. Only the order of the models can be compared.\n"
         )
     data = " and ".join(dict.fromkeys(row["data"] for row in rows))
     command = record["command"] or f"# the first of {record['runs']} similar commands\n{record['first']}"

@@ -60,12 +60,14 @@ def training_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
     Args:
         runs: runs by label, for example the seeds of one configuration. They are drawn as their mean, in a band from
-            minimum to maximum. If there are plain and residual networks, plain ones have a separate panel.
+            minimum to maximum, in the order of their depth. If there are plain and residual networks, plain ones have a
+            separate panel.
         path: PNG file to write.
 
     Raises:
         UserError: a run did not log its error, or `path` cannot be written.
     """
+    runs = dict(sorted(runs.items(), key=lambda item: item[1][0].depth or 0))  # a depth has one color in both panels
     bands = {name: _bands(same) for name, same in runs.items()}
     panels = [{name: bands[name] for name in runs if runs[name][0].plain == plain} for plain in (True, False)]
     panels = [panel for panel in panels if panel]
