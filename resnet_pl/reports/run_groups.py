@@ -19,8 +19,7 @@ from resnet_pl.reports.run_reader import Run
 from resnet_pl.run_dir import BUILT_IN_PYTHON, TOP1, class_name, get_init_args
 
 # Settings that do not change what is trained, the seed, and the classes, which are read from the data.
-IGNORED_KEYS = {"seed_everything", "name", "trainer.default_root_dir", "trainer.logger", "dashboard", "checkpoint"}
-IGNORED_KEYS |= {BUILT_IN_PYTHON}
+IGNORED_KEYS = {"seed_everything", "name", "trainer.default_root_dir", "dashboard", "checkpoint", BUILT_IN_PYTHON}
 IGNORED_KEYS |= {"data.root", "data.num_workers", "model.class_names", "model.multi_label"}
 IGNORED_KEYS |= {"model.num_classes", "model.backbone.num_classes"}
 # Settings that the columns `model` and `data` show.
@@ -136,6 +135,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """The configuration by dotted option, without what does not change the training, and digests of the images."""
     model = run.config["model"]
     flat = flatten_config({**run.config, "model": get_init_args(model)})
+    flat = {key: value for key, value in flat.items() if not key.startswith("trainer.logger")}
     flat["model.class_path"] = class_name(model) or "ImageClassifier"
     digests = run.sessions[-1].get("data") if run.sessions else None
     flat |= {"checkpoint.monitor": run.monitor} if run.monitor != TOP1 else {}

@@ -221,3 +221,17 @@ def test_labels_for_plots_name_what_distinguishes_the_groups(tmp_path: Path) -> 
     assert set(label_groups(group_runs(rates))) == {"cifar_plain 56, lr 0.1", "cifar_plain 56, lr 0.2"}
     repeated = [one(tmp_path, "r/version_0"), one(tmp_path, "r/version_1")]
     assert set(label_groups(group_runs(repeated))) == {"cifar_resnet 20 (A)", "cifar_resnet 20 (A), r/version_1"}
+
+
+def test_loggers_with_the_name_of_the_seed_are_no_difference(tmp_path: Path) -> None:
+    logger = "trainer.logger"
+    runs = [
+        one(
+            tmp_path,
+            f"{seed}/version_0",
+            seed=seed,
+            options={logger: [{"class_path": "X", "init_args": {"name": seed}}]},
+        )
+        for seed in (0, 1)
+    ]
+    assert [len(group.runs) for group in group_runs(runs)] == [2]
