@@ -97,7 +97,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarr
     figure = new_figure(side, side, dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot()
-    # A picture cannot show more cells than it has pixels.
+    # A plot cannot show more cells than it has pixels.
     edges = np.arange(0, max(classes, 1), math.ceil(max(classes, 1) / MAX_CELLS))
     blocks = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1) if len(edges) < classes else counts
     fractions = blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)

@@ -224,14 +224,9 @@ def test_labels_for_plots_name_what_distinguishes_the_groups(tmp_path: Path) -> 
 
 
 def test_loggers_with_the_name_of_the_seed_are_no_difference(tmp_path: Path) -> None:
-    logger = "trainer.logger"
+    loggers = [[{"class_path": "WandbLogger", "init_args": {"name": f"seed{seed}"}}] for seed in (0, 1)]
     runs = [
-        one(
-            tmp_path,
-            f"{seed}/version_0",
-            seed=seed,
-            options={logger: [{"class_path": "X", "init_args": {"name": seed}}]},
-        )
-        for seed in (0, 1)
+        one(tmp_path, f"{seed}/version_0", seed=seed, options={"trainer.logger": own})
+        for seed, own in enumerate(loggers)
     ]
     assert [len(group.runs) for group in group_runs(runs)] == [2]
