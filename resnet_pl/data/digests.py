@@ -113,14 +113,12 @@ def describe_trained(digests: Mapping[str, str], trained: str) -> str | None:
     known = readable(split_fingerprints(trained))
     now = {split: split_fingerprints(digests[split]) for split in ("val", "test") if digests.get(split)}
     seen = {split: sum(each in known for each in found) for split, found in now.items()}
+    if not any(seen.values()):
+        return None
     counts = " and ".join(f"{count:,} of {len(now[split]):,} {split} images" for split, count in seen.items() if count)
     return (
-        (
-            f"note: these weights were trained on {counts}, so the results will be too good\n"
-            "keep the test images in a folder of their own: test/ next to train/"
-        )
-        if counts
-        else None
+        f"note: these weights were trained on {counts}, so the results will be too good\n"
+        "keep the test images in a folder of their own: test/ next to train/"
     )
 
 

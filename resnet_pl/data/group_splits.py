@@ -153,7 +153,7 @@ class _Splitter:
             np.concatenate([folds[(first + shift + part) % number] for part in range(parts)]) for shift in range(number)
         ]
         taken = min(candidates, key=lambda each: max(abs(len(each) - count), SIZE_TOLERANCE * count))
-        if len(taken) > (1 + SIZE_TOLERANCE) * count:  # less than the smallest fold: as many groups, in random order
+        if len(taken) > (1 + SIZE_TOLERANCE) * count:  # less than the smallest fold: groups in random order
             numbers = self.groups[taken]
             taken = taken[numbers <= np.sort(numbers)[count - 1]]
         chosen = self.adjust(images, set(self.groups[taken].tolist()), reserved)
