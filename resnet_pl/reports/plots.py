@@ -97,10 +97,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarr
     figure = new_figure(side, side, dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot()
-    # A plot cannot show more cells than it has pixels.
-    edges = np.arange(0, max(classes, 1), math.ceil(max(classes, 1) / MAX_CELLS))
-    blocks = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1) if len(edges) < classes else counts
-    fractions = blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)
+    cells = counts
+    if classes > MAX_CELLS:  # a plot cannot show more cells than it has pixels
+        edges = np.arange(0, classes, math.ceil(classes / MAX_CELLS))
+        cells = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
+    fractions = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     axes.imshow(_confusion_colors(fractions), extent=(-0.5, classes - 0.5, classes - 0.5, -0.5))
     if counted:
         _write_counts(axes, counts, fractions)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_pl.reports import plots
 from resnet_pl.reports.plots import (
     BACKGROUND,
     CELL,
@@ -68,6 +69,13 @@ def test_a_perfect_matrix_has_no_red_and_an_all_wrong_one_no_blue():
     perfect, hopeless = np.diag([5, 5, 5]), 5 * np.roll(np.eye(3, dtype=int), 1, axis=1)
     assert blue(confusion_matrix(perfect, names(3))).any() and not red(confusion_matrix(perfect, names(3))).any()
     assert red(confusion_matrix(hopeless, names(3))).any() and not blue(confusion_matrix(hopeless, names(3))).any()
+
+
+def test_blocks_of_many_classes_have_the_colors_of_their_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "MAX_CELLS", 40)
+    perfect, hopeless = np.eye(100, dtype=int), np.roll(np.eye(100, dtype=int), 50, axis=1)
+    assert blue(confusion_matrix(perfect, names(100))).any() and not red(confusion_matrix(perfect, names(100))).any()
+    assert red(confusion_matrix(hopeless, names(100))).any() and not blue(confusion_matrix(hopeless, names(100))).any()
 
 
 def test_a_larger_fraction_of_the_row_is_darker():
